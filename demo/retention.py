@@ -27,7 +27,7 @@ from otel_audit_postgres.ledger.keys import SigningKey, generate
 from otel_audit_postgres.ledger.sealer import Sealer
 from otel_audit_postgres.personal.key_store import FileWrapper, KeyStore, Subject
 from otel_audit_postgres.personal.protect import Protector, read_fields
-from otel_audit_postgres.retention.holds import Conditions, place_hold, release_hold
+from otel_audit_postgres.retention.holds import HoldConditions, place_hold, release_hold
 from otel_audit_postgres.retention.policy import read_policy
 from otel_audit_postgres.retention.run import RunReport, Setting, run
 from otel_audit_postgres.retention.subject import erase, export_subject
@@ -122,7 +122,7 @@ async def live(year: Year) -> bool:
         if number == 4:
             hold, _ = await place_hold(
                 year.dsn, "case 7", "a letter of a lawyer",
-                Conditions(actor="dan", since=datetime(YEAR, 3, 1, tzinfo=UTC),
+                HoldConditions(actor="dan", since=datetime(YEAR, 3, 1, tzinfo=UTC),
                            until=datetime(YEAR, 4, 1, tzinfo=UTC)),
                 year.archive,
             )  # fmt: skip

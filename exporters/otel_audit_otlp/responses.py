@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
 
+from otel_audit._util.http_response import HttpResponse
 from otel_audit._util.retry_after import retry_after
 from otel_audit.errors import MissingExtraError, StoreError, StoreUnavailableError
 
@@ -38,16 +37,7 @@ _JSON: Final = "application/json"
 _PROTOBUF: Final = "application/x-protobuf"
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """An HTTP answer, as far as we look at it; header names in lower case."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-
-def objection_of(answer: Answer) -> str | None:
+def objection_of(answer: HttpResponse) -> str | None:
     """Return what an answer says about the sent records.
 
     Args:
@@ -75,7 +65,7 @@ def objection_of(answer: Answer) -> str | None:
     return f"the receiver answered with status {status}{_in_its_words(answer)}"
 
 
-def _objection_in_success(answer: Answer) -> str | None:
+def _objection_in_success(answer: HttpResponse) -> str | None:
     response = ExportTraceServiceResponse()
     if not _read_into(response, answer):
         raise StoreError(
@@ -87,7 +77,7 @@ def _objection_in_success(answer: Answer) -> str | None:
     return f"the receiver rejected it in a partial success{_quoted(partial.error_message)}"
 
 
-def _in_its_words(answer: Answer) -> str:
+def _in_its_words(answer: HttpResponse) -> str:
     """The message of the ``google.rpc.Status`` in the body, if there is one."""
     if _media_type(answer) == _JSON:
         try:
@@ -100,13 +90,13 @@ def _in_its_words(answer: Answer) -> str:
     return _quoted(status.message) if is_status else ""
 
 
-def _read_into(message: Message, answer: Answer) -> bool:
+def _read_into(message: Message, answer: HttpResponse) -> bool:
     """Read the body, in the encoding that the answer names; False where it is no such message."""
     kind = _media_type(answer)
     try:
         if kind == _JSON:
-            said = msgspec.json.decode(answer.body, type=dict[str, Any])
-            ParseDict(said, message, ignore_unknown_fields=True)
+            decoded = msgspec.json.decode(answer.body, type=dict[str, Any])
+            ParseDict(decoded, message, ignore_unknown_fields=True)
         elif kind == _PROTOBUF:
             message.ParseFromString(answer.body)
         else:
@@ -121,5 +111,5 @@ def _quoted(message: str) -> str:
     return f": {printable}" if printable else ""
 
 
-def _media_type(answer: Answer) -> str:
+def _media_type(answer: HttpResponse) -> str:
     return answer.headers.get("content-type", "").partition(";")[0].strip().lower()

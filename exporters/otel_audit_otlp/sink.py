@@ -11,6 +11,7 @@ from typing import Final
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
+from otel_audit._util.http_response import HttpResponse
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.delivery.halving import write_by_halves
 from otel_audit.delivery.sink import Refused, Written
@@ -18,7 +19,7 @@ from otel_audit.errors import MissingExtraError, StoreError, StoreUnavailableErr
 from otel_audit.record import AuditRecord, to_json
 from otel_audit_otlp.encoding import Carried, carry, parts_of, to_request
 from otel_audit_otlp.endpoint import Endpoint
-from otel_audit_otlp.responses import Answer, objection_of
+from otel_audit_otlp.responses import objection_of
 
 try:
     import httpx
@@ -119,7 +120,7 @@ class OtlpSink:
     async def _send(self, part: Sequence[Carried]) -> str | None:
         return objection_of(await self._post(to_request(part)))
 
-    async def _post(self, body: bytes) -> Answer:
+    async def _post(self, body: bytes) -> HttpResponse:
         if self._endpoint.compression == "gzip":
             body = gzip.compress(body, _COMPRESSION_LEVEL)
         request = httpx.Request("POST", self._endpoint.url, headers=self._headers, content=body)
@@ -132,11 +133,12 @@ class OtlpSink:
             except (httpx.HTTPError, OSError) as error:
                 raise _as_store_error(error) from None
 
-    async def _answer(self, request: httpx.Request) -> Answer:
+    async def _answer(self, request: httpx.Request) -> HttpResponse:
         response = await self._transport.handle_async_request(request)
         try:
             headers = {name.lower(): value for name, value in response.headers.items()}
-            return Answer(response.status_code, headers, await _bounded(response.aiter_bytes()))
+            body = await _bounded(response.aiter_bytes())
+            return HttpResponse(response.status_code, headers, body)
         finally:
             await response.aclose()
 

@@ -57,11 +57,11 @@ __all__ = [
     "Connection",
     "InsufficientPrivilegeError",
     "InterfaceError",
-    "Limits",
     "LockNotAvailableError",
     "OwnConnection",
     "PostgresError",
     "QueryCanceledError",
+    "TimeLimits",
     "UndefinedFunctionError",
     "connect",
     "disconnect",
@@ -101,7 +101,7 @@ _leaving: set[asyncio.Task[None]] = set()
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class TimeLimits:
     """Time limits of one connection in the server, in seconds. Stricter ones of the server stay.
 
     Attributes:
@@ -117,7 +117,7 @@ class Limits:
     settings: tuple[str, ...] = ()
 
     @classmethod
-    def of_statements(cls, seconds: float) -> Limits:
+    def of_statements(cls, seconds: float) -> TimeLimits:
         """For statements that wait for this long here, too."""
         # a lock's limit first, which says what it waited for
         return cls(seconds, seconds * 0.75, max(seconds * 2, 10.0))
@@ -187,7 +187,7 @@ class OwnConnection(_Connection):
             if wanted.get(name) and hasattr(socket, option):
                 link.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), wanted[name])
 
-    async def limit(self, limits: Limits) -> None:
+    async def limit(self, limits: TimeLimits) -> None:
         """Set limits, and that COMMIT waits until what it commits is durable."""
         found: list[bytes] = []
 
@@ -226,7 +226,7 @@ class OwnConnection(_Connection):
 async def connect(
     dsn: str,
     timeout: float,  # noqa: ASYNC109 - said in the error
-    limits: Limits = Limits(),
+    limits: TimeLimits = TimeLimits(),
 ) -> OwnConnection:
     """Open a connection of our own.
 
@@ -260,7 +260,7 @@ async def connect(
             raise as_connect_error(error, target.settings) from None
 
 
-async def _connected(target: PostgresDsn, limits: Limits) -> OwnConnection:
+async def _connected(target: PostgresDsn, limits: TimeLimits) -> OwnConnection:
     if target.url in _known_poolers:
         target.is_pooled = True
     connection = await _opened(target)
@@ -367,7 +367,7 @@ def _on_log_message(connection: object, message: PostgresLogMessage) -> None:
 
 
 def _settings(
-    limits: Limits, commit: str, statement: float, lock: float, idle: float
+    limits: TimeLimits, commit: str, statement: float, lock: float, idle: float
 ) -> Iterator[str]:
     for name, ours, theirs in (
         ("statement_timeout", limits.statement, statement),

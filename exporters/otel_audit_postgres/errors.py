@@ -176,7 +176,7 @@ def as_store_error(  # noqa: PLR0911 - a kind of error each
     state = sqlstate(error)
     seen = f"{type(error).__name__} {state}".strip()
     if state.startswith(OUR_CLASS):
-        return StoreError(f"could not {doing}: {_said(error)}")
+        return StoreError(f"could not {doing}: {_reason_of(error)}")
     if state:
         passing = _PASSING.get(state) or _PASSING.get(state[:2])
         if passing:
@@ -264,7 +264,7 @@ def _remedy(state: str, doing: str, *, asks: bool, sets_up: bool) -> str:
     return _REMEDIES.get(state) or _REMEDIES.get(state[:2]) or "see the server's log"
 
 
-def _said(error: BaseException) -> str:
+def _reason_of(error: BaseException) -> str:
     hint = getattr(error, "hint", None)
     text = str(getattr(error, "message", None) or error).partition("\n")[0]
     return f"{text}; {hint}" if hint else text

@@ -43,7 +43,7 @@ _BACKOFF: Final = Backoff(first=0.1, longest=2.0)
 _LAST_GRACE: Final = 2.0
 """Seconds that closing the connection and the thread may take at shutdown."""
 
-_best_effort_said = threading.Event()
+_best_effort_logged = threading.Event()
 
 
 class PostgresAuditSpanExporter(SpanExporter):
@@ -85,8 +85,8 @@ class PostgresAuditSpanExporter(SpanExporter):
         self._connect_timeout = connect_timeout
         self._background = LoopThread("otel-audit-exporter")
         self._ended = False
-        if not _best_effort_said.is_set():
-            _best_effort_said.set()
+        if not _best_effort_logged.is_set():
+            _best_effort_logged.set()
             _logger.warning(
                 "The exporter audit_postgres is best effort: under a BatchSpanProcessor spans that "
                 "are not sampled, or do not fit its queue, are not stored. Records that otel-audit "

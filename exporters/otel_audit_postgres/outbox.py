@@ -20,10 +20,10 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.delivery.outbox_relay import OutboxState, Waiting
 from otel_audit.errors import ConfigurationError, OtelAuditError, StoreError, StoreUnavailableError
-from otel_audit_postgres.checks.inspect import Finding
+from otel_audit_postgres.checks.inspect import CheckResult
 from otel_audit_postgres.connection import (
     Connection,
-    Limits,
+    TimeLimits,
     connect,
     disconnect,
     disconnect_later,
@@ -307,7 +307,7 @@ class PostgresOutbox:
             await disconnect(connection)
         await disconnected()
 
-    async def _findings(self) -> list[Finding]:
+    async def _findings(self) -> list[CheckResult]:
         async with self._session() as connection:
             with _explained("look at the outbox"):
                 found = await connection.fetchrow(_RIGHTS, timeout=self._timeout)
@@ -319,7 +319,7 @@ class PostgresOutbox:
             try:
                 if self._connection is None or self._connection.is_closed():
                     with _explained("connect to the outbox"):
-                        limits = Limits.of_statements(self._timeout)
+                        limits = TimeLimits.of_statements(self._timeout)
                         self._connection = await connect(self._dsn, self._connect_timeout, limits)
                 yield self._connection
             except BaseException:
@@ -330,7 +330,7 @@ class PostgresOutbox:
                 raise
 
 
-async def inspect_outbox(dsn: str, *, app_dsn: str | None = None) -> list[Finding]:
+async def inspect_outbox(dsn: str, *, app_dsn: str | None = None) -> list[CheckResult]:
     """Look at an outbox; for ``otel-audit doctor``.
 
     Args:
@@ -354,15 +354,17 @@ async def inspect_outbox(dsn: str, *, app_dsn: str | None = None) -> list[Findin
                 async with outbox._session() as connection:  # noqa: SLF001 - its own module
                     findings.append(_judge_application(await connection.fetchrow(_RIGHTS)))
         except OtelAuditError as error:
-            findings.append(Finding(name, ok=False, detail=str(error), remedy=_REMEDY))
+            findings.append(CheckResult(name, ok=False, detail=str(error), remedy=_REMEDY))
         finally:
             await outbox.close()
     return findings
 
 
-def _judge_relay(found: Any) -> Finding:
+def _judge_relay(found: Any) -> CheckResult:
     if found is None:
-        return Finding("outbox", ok=False, detail="there is no table audit.outbox", remedy=_REMEDY)
+        return CheckResult(
+            "outbox", ok=False, detail="there is no table audit.outbox", remedy=_REMEDY
+        )
     missing = [
         right
         for right, has in (
@@ -375,41 +377,41 @@ def _judge_relay(found: Any) -> Finding:
     ]
     if missing:
         detail = f"role {found['rolname']} lacks {', '.join(missing)} on audit.outbox"
-        return Finding("outbox", ok=False, detail=detail, remedy=_REMEDY)
+        return CheckResult("outbox", ok=False, detail=detail, remedy=_REMEDY)
     if found["read_only"]:
-        return Finding(
+        return CheckResult(
             "outbox", ok=False, detail="the application's database is read-only: a standby?",
             remedy="let OTEL_AUDIT_OUTBOX_DSN name the primary",
         )  # fmt: skip
     detail = f"role {found['rolname']} may take records out"
     if found["encoding"] != "UTF8":
         detail += f"; the database has encoding {found['encoding']}: {_ANY_ENCODING}"
-    return Finding("outbox", ok=True, detail=detail)
+    return CheckResult("outbox", ok=True, detail=detail)
 
 
-def _judge_application(found: Any) -> Finding:
+def _judge_application(found: Any) -> CheckResult:
     name = "outbox, as the application"
     if found is None:
-        return Finding(name, ok=False, detail="there is no table audit.outbox", remedy=_REMEDY)
+        return CheckResult(name, ok=False, detail="there is no table audit.outbox", remedy=_REMEDY)
     role = found["rolname"]
     if not (found["may_insert"] and found["may_use"]):
-        return Finding(
+        return CheckResult(
             name, ok=False, detail=f"role {role} may not write to audit.outbox", remedy=_REMEDY
         )
     if found["may_delete"] or found["may_lock"]:
-        return Finding(
+        return CheckResult(
             name,
             ok=None,
             detail=f"role {role} may also change or delete what waits there",
             remedy="let the application log in as a role that may only INSERT into it",
         )
-    return Finding(name, ok=True, detail=f"role {role} may write to it, and nothing else")
+    return CheckResult(name, ok=True, detail=f"role {role} may write to it, and nothing else")
 
 
-def _judge_state(state: OutboxState) -> Finding:
+def _judge_state(state: OutboxState) -> CheckResult:
     detail = f"{state.depth} records wait, the oldest for {state.oldest_age:.0f} s"
     late = state.oldest_age > 300  # noqa: PLR2004 - as the health report's default
-    return Finding(
+    return CheckResult(
         "outbox backlog",
         ok=None if late else True,
         detail=detail,

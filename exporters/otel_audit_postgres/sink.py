@@ -25,7 +25,7 @@ from otel_audit.record import ANONYMOUS, AuditRecord
 from otel_audit_postgres.connection import (
     Connection,
     InsufficientPrivilegeError,
-    Limits,
+    TimeLimits,
     UndefinedFunctionError,
     connect,
     disconnect,
@@ -45,7 +45,7 @@ from otel_audit_postgres.errors import (
 from otel_audit_postgres.personal.protect import Protector
 from otel_audit_postgres.row_feed import RowFeed, can_be_fed, to_rows, to_rows_by_turns
 from otel_audit_postgres.rows import COLUMNS, Row, record_from_payload, to_row
-from otel_audit_postgres.schema import catalog
+from otel_audit_postgres.schema import pg_catalog
 from otel_audit_postgres.schema.readiness import refuse_encoding, refuse_unready
 
 _logger = logging.getLogger(__name__)
@@ -390,7 +390,7 @@ class PostgresSink:
             await _process_incoming()
         if self._connection is None or self._connection.is_closed():
             self._connection = await connect(
-                self._dsn, self._connect_timeout, Limits.of_statements(self._statement_timeout)
+                self._dsn, self._connect_timeout, TimeLimits.of_statements(self._statement_timeout)
             )
             self._loader = Loader(self._connection, self._statement_timeout)
             self._upkept_on = None
@@ -418,7 +418,7 @@ class PostgresSink:
             )
             return
         except UndefinedFunctionError:
-            if await catalog.missing_tables(connection):
+            if await pg_catalog.missing_tables(connection):
                 raise
             log_limited(
                 _logger,
@@ -559,7 +559,7 @@ class PostgresSink:
         in any case: such records are sound, and are stored once the cause is fixed.
         """
         at_fault = is_poison(error) or (
-            is_data_error(error) and not await catalog.additions(connection)
+            is_data_error(error) and not await pg_catalog.additions(connection)
         )
         if at_fault and await self._takes_sound_ones(connection, became):
             became.refused.append(_refused(row, refusal_reason(error)))

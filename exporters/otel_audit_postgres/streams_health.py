@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from otel_audit_postgres import streams
-from otel_audit_postgres.checks.inspect import Finding
+from otel_audit_postgres import stream_positions
+from otel_audit_postgres.checks.inspect import CheckResult
 from otel_audit_postgres.connection import Connection, InsufficientPrivilegeError
 from otel_audit_postgres.ledger.sealed_rows import horizon
 from otel_audit_postgres.query.queries import opened
@@ -14,7 +14,7 @@ LATE: Final = 300.0
 """Seconds that a sealed record may wait for its stream before the health check reports it."""
 
 
-async def inspect_streams(dsn: str) -> list[Finding]:
+async def inspect_streams(dsn: str) -> list[CheckResult]:
     """Look at each stream's position, and at what its destination refused.
 
     Args:
@@ -28,51 +28,51 @@ async def inspect_streams(dsn: str) -> list[Finding]:
     """
     async with opened(dsn) as connection:
         try:
-            found = await streams.positions(connection)
+            found = await stream_positions.positions(connection)
         except InsufficientPrivilegeError:
             return [
-                Finding(
+                CheckResult(
                     "streams", ok=True, detail="not seen: this role may not read (--reader-dsn)"
                 )
             ]
         return [await _inspect(connection, one) for one in found]
 
 
-async def _inspect(connection: Connection[Any], at: streams.Position) -> Finding:
+async def _inspect(connection: Connection[Any], at: stream_positions.Position) -> CheckResult:
     name = f"stream {at.name}"
     try:
-        await streams.check_position(connection, at)
-    except streams.PositionError as error:
-        said = str(error).removeprefix(f"{name}: ")
-        return Finding(
+        await stream_positions.check_position(connection, at)
+    except stream_positions.PositionError as error:
+        reason = str(error).removeprefix(f"{name}: ")
+        return CheckResult(
             name,
             ok=False,
-            detail=said,
+            detail=reason,
             remedy=f"find out why; then otel-audit stream rewind {at.name}",
         )
     sealed = await horizon(connection)
     behind = sealed.size - at.next_leaf
-    lag = await streams.waiting_for(connection, at.next_leaf, sealed)
+    lag = await stream_positions.waiting_for(connection, at.next_leaf, sealed)
     if at.is_paused:
-        return Finding(
+        return CheckResult(
             name, ok=None, detail=f"is paused, {behind:,} leaves behind",
             remedy=f"otel-audit stream resume {at.name}",
         )  # fmt: skip
     if lag > LATE:
-        return Finding(
+        return CheckResult(
             name, ok=None,
             detail=f"is {behind:,} leaves behind; the oldest was sealed {_in_words(lag)} ago, and "
             f"the stream moved last at {at.moved_at.isoformat(timespec='seconds')}",
             remedy="see that `otel-audit stream run` runs; its log says what the destination does",
         )  # fmt: skip
-    parked = await streams.count_parked(connection, at)
+    parked = await stream_positions.count_parked(connection, at)
     if parked:
-        return Finding(
+        return CheckResult(
             name, ok=None, detail=f"its destination refused {parked:,} records, which are parked",
             remedy=f"see why: otel-audit stream parked {at.name}; correct it, and rewind to the "
             "first of them",
         )  # fmt: skip
-    return Finding(name, ok=True, detail=f"at leaf {at.next_leaf:,} of {sealed.size:,}")
+    return CheckResult(name, ok=True, detail=f"at leaf {at.next_leaf:,} of {sealed.size:,}")
 
 
 def _in_words(seconds: float) -> str:

@@ -322,11 +322,11 @@ def attach() -> None:
     try:
         with _lock:
             is_new = _runtime is None
-            runtime = _begin(None, None, said_by_environment=True)
+            runtime = _begin(None, None, by_environment=True)
             if runtime is not None:
                 _install(None, runtime)
                 if is_new:
-                    _say_begun(runtime.config)
+                    _log_begun(runtime.config)
     except OtelAuditError as error:
         not_audited(str(error))
     except KeyboardInterrupt:
@@ -335,7 +335,7 @@ def attach() -> None:
         not_audited(explained(error))
 
 
-def _say_begun(config: AuditConfig) -> None:
+def _log_begun(config: AuditConfig) -> None:
     """Say that auditing is on: once for each run, however many processes serve in it."""
     line = startup_line(config)
     if was_spawned():
@@ -350,7 +350,7 @@ def _begin(
     app_engine: Any,
     span_processors: Sequence[SpanProcessor] = (),
     *,
-    said_by_environment: bool = False,
+    by_environment: bool = False,
 ) -> Runtime | None:
     if _runtime is not None:
         if config is not None and config != _runtime.config:
@@ -362,7 +362,7 @@ def _begin(
         return _runtime
     settings = AuditConfig() if config is None else config
     if not settings.active:
-        _say_inactive(settings, said_by_environment=said_by_environment)
+        _log_inactive(settings, by_environment=by_environment)
         return None
     runtime = Runtime(settings, span_processors=span_processors)
     if settings.required:
@@ -399,11 +399,11 @@ def _start(runtime: Runtime, app_engine: Any) -> Runtime:
 
 def _adopt_left() -> None:
     if _runtime is not None:
-        _say_missed(_runtime.config)
+        _log_missed(_runtime.config)
         _runtime.adopt_left()
 
 
-def _say_missed(config: AuditConfig) -> None:
+def _log_missed(config: AuditConfig) -> None:
     """Say what was imported past the import hook, so that it was not audited."""
     missed = ["its applications"] if install.is_any_missed() else []
     if _orm is None and config.orm == "observed" and "sqlalchemy" in sys.modules:
@@ -523,13 +523,13 @@ def _end() -> None:
     _runtime = _orm = None
 
 
-def _say_inactive(settings: AuditConfig, *, said_by_environment: bool) -> None:
+def _log_inactive(settings: AuditConfig, *, by_environment: bool) -> None:
     if settings.enabled is False:
         current_runtime.leave_out()
         _logger.info("Auditing is off: %sENABLED=false", PREFIX)
         return
     message = f"{PREFIX}DSN: missing, so there is nowhere to keep audit records"
-    if not said_by_environment:
+    if not by_environment:
         raise ConfigurationError(f"{message}; set it, or pass config=AuditConfig(dsn=…)")
     not_audited(message)
 

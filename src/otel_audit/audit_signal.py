@@ -28,13 +28,13 @@ EARLIER_NAMES: Final = {"audit.sequence.prev_hash": PREVIOUS_HASH}
 """Names that the draft had before, and what they are now."""
 
 
-def named_anew(told: Mapping[str, Any], name: str) -> Any:
+def named_anew(attributes: Mapping[str, Any], name: str) -> Any:
     """Read an attribute by its newest name, or else by an earlier one; None: it has neither."""
-    if name in told:
-        return told[name]
+    if name in attributes:
+        return attributes[name]
     for old, new in EARLIER_NAMES.items():
-        if new == name and old in told:
-            return told[old]
+        if new == name and old in attributes:
+            return attributes[old]
     return None
 
 

@@ -50,7 +50,7 @@ _SHOWN = 200
 
 _LONGEST_PATH = 4096
 
-_SAY_BY_EMPTY = frozenset({"request_id_header"})
+_EMPTY_IS_A_VALUE = frozenset({"request_id_header"})
 """Settings of which an empty value in the environment has a meaning of its own: none."""
 
 _HOLD_PATHS = frozenset({
@@ -817,7 +817,7 @@ class _EnvironmentSource(EnvSettingsSource):
         return {
             name: value
             for name, value in super().__call__().items()
-            if name in _SAY_BY_EMPTY or not (isinstance(value, str) and not value.strip())
+            if name in _EMPTY_IS_A_VALUE or not (isinstance(value, str) and not value.strip())
         }
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:

@@ -74,6 +74,9 @@ class Actor(_Part, frozen=True, kw_only=True):
 ANONYMOUS = Actor(id="anonymous", type="user")
 """The actor if none was identified."""
 
+ACTOR_FAILED = Actor(id="anonymous", type="user", reason="actor_failed")
+"""The actor could not be determined: "not known" is never "nobody"."""
+
 
 class Tenant(_Part, frozen=True, kw_only=True):
     """For which tenant. ``id`` is stable, ``slug`` is the readable name.

@@ -24,10 +24,9 @@ from otel_audit._util.loop_thread import ThreadState, begin_thread, run_in_threa
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit._util.spill import Cipher, SpilledChanges
 from otel_audit.action.current_runtime import CurrentRuntime
-from otel_audit.action.lifecycle import record_outside
+from otel_audit.action.lifecycle import Watchdog, record_outside
 from otel_audit.action.ports import NoRecorder, Recorder
 from otel_audit.action.record_limit import OTLP_LIMIT
-from otel_audit.action.watchdog import Watchdog
 from otel_audit.config import PREFIX, AuditConfig
 from otel_audit.delivery.console import ConsoleSink
 from otel_audit.delivery.delivery import Delivery
@@ -42,11 +41,10 @@ from otel_audit.delivery.heartbeat import StreamOptions, configuration_hash
 from otel_audit.delivery.intent import Intents
 from otel_audit.delivery.metrics import Counters, publish
 from otel_audit.delivery.outbox_relay import Outbox
-from otel_audit.delivery.producer import Producer
+from otel_audit.delivery.producer import Producer, application_resource, make_resource
 from otel_audit.delivery.receipts import await_receipt
 from otel_audit.delivery.sink import Receipt, Sink, Store
 from otel_audit.delivery.spool import damaged_files, foreign_found
-from otel_audit.delivery.tracer_provider import application_resource, make_resource
 from otel_audit.errors import (
     ConfigurationError,
     MissingExtraError,
@@ -134,7 +132,7 @@ class Runtime:
         if recorder is None:
             self.delivery = make_delivery(
                 config,
-                sink_maker(config, self._tell_of_default),
+                sink_maker(config, self._warn_of_default_partition),
                 self.counters,
                 spooled=config.exporter != "console",
             )
@@ -169,6 +167,7 @@ class Runtime:
         self.settle_changes: Callable[[], None] = _nothing
         self._spans = ChildSpans() if config.child_spans else None
         self._sending = PropagatorInstaller() if config.baggage_send else None
+        self._attaches = self._spans is not None or self._sending is not None
         self.current = CurrentRuntime(
             recorder=recorder,
             redactor=self.redactor,
@@ -198,7 +197,8 @@ class Runtime:
         self, options: CaptureOptions, scope: MutableMapping[str, Any], path: str
     ) -> Exchange | UnrecordedRequest | None:
         """Begin to observe a request as the options say. Never raises."""
-        self._begins()
+        if self._attaches or not self._is_loaded:
+            self._begins()
         if scope["type"] == "http" and options.log is None:
             found = self._unrecorded(options, scope, path)
             if found is not None:
@@ -210,20 +210,16 @@ class Runtime:
     ) -> UnrecordedRequest | None:
         """Let a request pass that nothing but a write could have recorded; None: it is no such."""
         try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:  # trio, or none at all
-            return None
-        try:
             method = scope.get("method")
             if not isinstance(method, str) or len(method) > LONGEST_METHOD:
                 return None
             if options.policy.at_start(method, path).level != "none":
                 return None
-
-            def observe(begun: UnrecordedRequest) -> Exchange | None:
-                return self._observe(options, scope, begun)
-
-            return UnrecordedRequest(options, scope, path, loop, observe)
+            try:
+                loop = asyncio.get_running_loop()
+            except RuntimeError:  # trio, or none at all
+                return None
+            return UnrecordedRequest(options, scope, path, loop, self._observe)
         except Exception as error:  # noqa: BLE001 - then it is observed as any other
             self.count_error()
             log_limited(_logger, "pass", "A request was not let pass at once", error=error)
@@ -459,7 +455,7 @@ class Runtime:
             "thread_restarts": sum(one.restarts for one in threads.values()),
         }
 
-    def _tell_of_default(self, rows: int) -> None:
+    def _warn_of_default_partition(self, rows: int) -> None:
         self._in_default = rows
 
     def _damaged_files(self) -> int:

@@ -29,7 +29,7 @@ _HELPER: Final = "from multiprocessing.resource_tracker import main"
 _SPAWNED: Final = "--multiprocessing-fork"
 _NARROWEST: Final = 40
 _tried = False
-_said: Final[set[str]] = set()
+_logged: Final[set[str]] = set()
 _printed: Final[set[str]] = set()
 
 
@@ -101,8 +101,8 @@ def not_audited(why: str) -> None:
     if must_be_audited():
         refuse_to_start(message)
     # the entry point and the instrumentor both come here
-    if message not in _said:
-        _said.add(message)
+    if message not in _logged:
+        _logged.add(message)
         announce(message, logging.ERROR)
 
 
@@ -169,9 +169,9 @@ def must_be_audited() -> bool:
 
     What is neither yes nor no counts as yes: somebody wanted to say something.
     """
-    said = os.environ.get(REQUIRED)
-    if said is not None and said.strip():
-        return said.strip().lower() not in _NO
+    value = os.environ.get(REQUIRED)
+    if value is not None and value.strip():
+        return value.strip().lower() not in _NO
     file = Path(os.environ.get("OTEL_AUDIT_CONFIG_FILE", "").strip())
     try:
         file = file.expanduser()

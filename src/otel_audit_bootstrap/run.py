@@ -132,16 +132,16 @@ class _OneLine(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._said: list[BaseException] = []
+        self._printed: list[BaseException] = []
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Take the traceback out of a line; drop it if it says the same again."""
         error = record.exc_info[1] if record.exc_info else None
         if error is None:
             return True
-        if any(error is one for one in self._said):
+        if any(error is one for one in self._printed):
             return False
-        self._said.append(error)
+        self._printed.append(error)
         text = " ".join(str(error).split())
         record.msg = f"{record.getMessage()}: {type(error).__name__}: {text}".replace("%", "%%")
         record.args = ()

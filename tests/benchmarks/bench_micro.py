@@ -16,8 +16,8 @@ import otel_audit
 from otel_audit._util.ids import uuid7
 from otel_audit.attributes import record_from_attributes, to_attributes
 from otel_audit.config import AuditConfig
+from otel_audit.delivery.producer import make_audit_tracer, trace_record
 from otel_audit.delivery.spool import FrameKind, open_spool
-from otel_audit.delivery.tracer_provider import make_audit_tracer, trace_record
 from otel_audit.identity.jwt import JwtVerifier
 from otel_audit.policy import Policy
 from otel_audit.record import (

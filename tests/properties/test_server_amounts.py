@@ -17,7 +17,7 @@ from otel_audit.config import AuditConfig
 from otel_audit.server import decode_json, decode_protobuf, fair_turns
 from otel_audit.server.authentication import Authentication
 from otel_audit.server.credentials import NOBODY
-from otel_audit.server.errors import Problem
+from otel_audit.server.errors import RequestError
 from otel_audit.server.items import AT_ONCE, MOST_ITEMS
 from otel_audit.server.service import Service
 
@@ -56,7 +56,7 @@ def number_of(batch) -> int:
 @pytest.mark.parametrize(("read", "made"), WAYS)
 class TestItems:
     def test_beyond_the_bound_is_413(self, read, made):
-        with pytest.raises(Problem, match=f"more than {MOST_ITEMS}") as refused:
+        with pytest.raises(RequestError, match=f"more than {MOST_ITEMS}") as refused:
             list(read(made(MOST_ITEMS + 1)))
 
         assert refused.value.status == 413
@@ -84,7 +84,7 @@ class TestParts:
     )  # fmt: skip
     def test_too_many_are_refused(self, body, monkeypatch):
         monkeypatch.setattr(decode_protobuf, "MOST_PARTS", 1_000)
-        with pytest.raises(Problem, match="more than 1000 parts") as refused:
+        with pytest.raises(RequestError, match="more than 1000 parts") as refused:
             list(decode_protobuf.spans(body))
         assert refused.value.status == 413
 
@@ -100,7 +100,7 @@ class TestParts:
 def test_too_many_protobuf_items_are_refused_before_they_are_decoded(monkeypatch):
     monkeypatch.setattr(decode_protobuf, "decode_protobuf_lazily", None)
 
-    with pytest.raises(Problem, match=f"more than {MOST_ITEMS}"):
+    with pytest.raises(RequestError, match=f"more than {MOST_ITEMS}"):
         list(decode_protobuf.spans(protobuf_spans(MOST_ITEMS + 1)))
 
 
@@ -112,7 +112,7 @@ class TestObjects:
         monkeypatch.setattr(decode_json, "MOST_OBJECTS", 1_000)
         attributes = b'{"attributes":[' + b",".join([b"{}"] * 1_000) + b"]}"
 
-        with pytest.raises(Problem, match="more than 1000 JSON objects") as refused:
+        with pytest.raises(RequestError, match="more than 1000 JSON objects") as refused:
             list(decode_json.spans(json_spans(1, attributes)))
         assert refused.value.status == 413
 

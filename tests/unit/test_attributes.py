@@ -16,7 +16,7 @@ from strategies import a_record, records
 
 from otel_audit import attributes
 from otel_audit.attributes import record_from_attributes, record_from_span, to_attributes
-from otel_audit.delivery.tracer_provider import make_audit_tracer, trace_record
+from otel_audit.delivery.producer import make_audit_tracer, trace_record
 from otel_audit.errors import InvalidAuditSpanError
 from otel_audit.record import AuditRecord
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import date, datetime
 from typing import Any, Final, NamedTuple
 
-from otel_audit_postgres.archive.manifest import ArchivedObject, Manifest, read_manifest
+from otel_audit_postgres.archive.manifest import ArchivedObject, ArchiveManifest, read_manifest
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import store
 
@@ -42,7 +42,7 @@ def latest(archives: Sequence[RecordedArchive]) -> dict[date, RecordedArchive]:
     return {one.month: one for one in archives}
 
 
-async def record_archive(connection: Connection[Any], note: str, manifest: Manifest) -> int:
+async def record_archive(connection: Connection[Any], note: str, manifest: ArchiveManifest) -> int:
     """Record that a month was archived; return the record's step."""
     objects = [{"key": one.key, "rows": one.rows, "sha256": one.sha256} for one in manifest.objects]
     step: int = await connection.fetchval(

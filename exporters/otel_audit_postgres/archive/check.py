@@ -20,7 +20,7 @@ from otel_audit_postgres.archive.catalog import (
 )
 from otel_audit_postgres.archive.manifest import (
     ArchivedObject,
-    Manifest,
+    ArchiveManifest,
     is_signed,
     leaves_key,
     manifest_digest,
@@ -45,7 +45,7 @@ from otel_audit_postgres.ledger.malformed import read_flaws
 from otel_audit_postgres.ledger.verify.findings import (
     Findings,
     ProblemKind,
-    Report,
+    VerificationReport,
     in_order,
 )
 from otel_audit_postgres.ledger.verify.row_check import altered_columns, is_no_record
@@ -125,7 +125,7 @@ class Question:
 
 async def verify_with_archives(
     dsn: str, question: Question, **options: Any
-) -> tuple[Report, ArchiveReport]:
+) -> tuple[VerificationReport, ArchiveReport]:
     """Verify the store and its archives together.
 
     Args:
@@ -141,7 +141,7 @@ async def verify_with_archives(
     return together(report, archived), archived
 
 
-def together(report: Report, archived: ArchiveReport) -> Report:
+def together(report: VerificationReport, archived: ArchiveReport) -> VerificationReport:
     """One report on both, so that there is one verdict."""
     found = archived.findings
     counts = dict(report.counts)
@@ -258,7 +258,7 @@ def check_month(
 
 
 def _check_note(
-    question: Question, note: str, manifest: Manifest, origin: str | None, findings: Findings
+    question: Question, note: str, manifest: ArchiveManifest, origin: str | None, findings: Findings
 ) -> None:
     where = f"manifest of {manifest.month:%Y-%m}"
     if manifest.log != (origin or "-"):
@@ -298,7 +298,7 @@ def _check_object(
 
 
 def _check_tree(
-    question: Question, manifest: Manifest, findings: Findings, stack: contextlib.ExitStack
+    question: Question, manifest: ArchiveManifest, findings: Findings, stack: contextlib.ExitStack
 ) -> SparseTree | None:
     if manifest.tree is None:
         if manifest.objects:
@@ -330,7 +330,7 @@ def _check_tree(
 
 def _check_rows(
     question: Question,
-    manifest: Manifest,
+    manifest: ArchiveManifest,
     files: Sequence[tuple[ArchivedObject, Path]],
     tree: SparseTree | None,
     report: ArchiveReport,

@@ -59,7 +59,7 @@ class ArchivedObject:
 
 
 @dataclass(frozen=True, slots=True)
-class Manifest:
+class ArchiveManifest:
     """The content of a month's archive.
 
     Attributes:
@@ -123,7 +123,7 @@ def leaves_key(key: str) -> str:
     return f"{key}.leaves"
 
 
-def read_manifest(note: str) -> Manifest:
+def read_manifest(note: str) -> ArchiveManifest:
     """Read a manifest, without judging its signature.
 
     Raises:
@@ -134,14 +134,14 @@ def read_manifest(note: str) -> Manifest:
         if head != FORMAT:
             raise ArchiveError(f"not a manifest of this version: {head[:60]!r}")
         pairs = [line.split(": ", 1) for line in lines]
-        said = {name: value for name, value in pairs if name in _FIELDS}
+        values = {name: value for name, value in pairs if name in _FIELDS}
         trees = [value.split(" ") for name, value in pairs if name == "tree"]
-        found = Manifest(
-            said["log"],
-            date.fromisoformat(f"{said['month']}-01"),
-            None if said["previous"] == "none" else _digest(said["previous"]),
-            int(said["rows"]),
-            said["policy"],
+        found = ArchiveManifest(
+            values["log"],
+            date.fromisoformat(f"{values['month']}-01"),
+            None if values["previous"] == "none" else _digest(values["previous"]),
+            int(values["rows"]),
+            values["policy"],
             tuple(_object(value) for name, value in pairs if name == "object"),
             (_key(trees[0][0]), int(trees[0][1]), _digest(trees[0][2])) if trees else None,
             tuple(

@@ -149,7 +149,9 @@ class FolderArchive:
                     os.link(part.name, target)
             _bring_to_disk(target.parent)
         except OSError as error:
-            raise ArchiveError(f"{self.name}: {key} cannot be written ({_said(error)})") from None
+            raise ArchiveError(
+                f"{self.name}: {key} cannot be written ({_reason_of(error)})"
+            ) from None
         return _refuse_other(key, digest_of(target), sha256)
 
     @contextmanager
@@ -161,7 +163,7 @@ class FolderArchive:
         try:
             yield target
         except OSError as error:
-            raise ArchiveError(f"{self.name}: {key} cannot be read ({_said(error)})") from None
+            raise ArchiveError(f"{self.name}: {key} cannot be read ({_reason_of(error)})") from None
 
     @contextmanager
     def copy(self, key: str, sha256: str) -> Iterator[Path]:  # noqa: ARG002
@@ -186,7 +188,9 @@ class FolderArchive:
         try:
             (self._folder / key).unlink(missing_ok=True)
         except OSError as error:
-            raise ArchiveError(f"{self.name}: {key} cannot be deleted ({_said(error)})") from None
+            raise ArchiveError(
+                f"{self.name}: {key} cannot be deleted ({_reason_of(error)})"
+            ) from None
 
     def hold(self, key: str, *, on: bool) -> None:
         """Do nothing: a folder knows no holds; `otel-audit` itself refuses what is held."""
@@ -322,7 +326,8 @@ class S3Archive:
             Path(part.name).rename(kept)
         except OSError as error:
             raise ArchiveError(
-                f"{self.name}: cache={kept.parent}: {_said(error)}; name another directory, or none"
+                f"{self.name}: cache={kept.parent}: {_reason_of(error)}; name another directory, "
+                "or none"
             ) from None
 
     def tidy(self) -> None:
@@ -430,5 +435,5 @@ def _bring_to_disk(folder: Path) -> None:
         os.close(opened)
 
 
-def _said(error: OSError) -> str:
+def _reason_of(error: OSError) -> str:
     return f"{type(error).__name__}: {os.strerror(error.errno)}" if error.errno else "OSError"

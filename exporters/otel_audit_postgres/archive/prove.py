@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from otel_audit_postgres.archive.manifest import (
-    Manifest,
+    ArchiveManifest,
     is_signed,
     leaves_key,
     read_manifest,
@@ -61,7 +61,9 @@ def month_of(record_id: uuid.UUID) -> date:
     return date(moment.year, moment.month, 1)
 
 
-def _manifests(archive: ArchiveStore, month: date, keys: Sequence[PublicKey]) -> list[Manifest]:
+def _manifests(
+    archive: ArchiveStore, month: date, keys: Sequence[PublicKey]
+) -> list[ArchiveManifest]:
     """The manifests of a month that one of the keys signed, the one with the most rows first."""
     beginning = f"{month:%Y-%m}/manifest-"
     found = []
@@ -75,7 +77,9 @@ def _manifests(archive: ArchiveStore, month: date, keys: Sequence[PublicKey]) ->
     return sorted(found, key=lambda one: -one.rows)
 
 
-def _found(archive: ArchiveStore, manifest: Manifest, record_id: uuid.UUID) -> list[dict[str, Any]]:
+def _found(
+    archive: ArchiveStore, manifest: ArchiveManifest, record_id: uuid.UUID
+) -> list[dict[str, Any]]:
     rows = []
     for entry in manifest.objects:
         with contextlib.suppress(ArchiveError), archive.fetch(entry.key) as file:
@@ -85,7 +89,7 @@ def _found(archive: ArchiveStore, manifest: Manifest, record_id: uuid.UUID) -> l
 
 def _bundle(
     archive: ArchiveStore,
-    manifest: Manifest,
+    manifest: ArchiveManifest,
     rows: Sequence[dict[str, Any]],
     keys: Sequence[PublicKey],
 ) -> Bundle:

@@ -22,7 +22,7 @@ from otel_audit_postgres.connection import (
 )
 from otel_audit_postgres.errors import INIT, as_store_error, refusal_reason
 from otel_audit_postgres.rows import COLUMNS, to_row
-from otel_audit_postgres.schema import catalog
+from otel_audit_postgres.schema import pg_catalog
 from otel_audit_postgres.schema.migrations import latest_version
 from otel_audit_postgres.schema.readiness import WRITER_NEEDED, only_reads, refuse_version
 
@@ -62,7 +62,7 @@ _LISTED: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CheckResult:
     """One thing that was looked at.
 
     Attributes:
@@ -78,7 +78,7 @@ class Finding:
     remedy: str = ""
 
 
-async def inspect(dsn: str, *, app_dsn: str | None = None) -> list[Finding]:
+async def inspect(dsn: str, *, app_dsn: str | None = None) -> list[CheckResult]:
     """Look at the store through the eyes of the role that writes to it. Changes nothing.
 
     Args:
@@ -98,27 +98,27 @@ async def inspect(dsn: str, *, app_dsn: str | None = None) -> list[Finding]:
                 return found
         except StoreError as error:
             problem, _, remedy = str(error).partition(": ")
-            return [Finding("reachable", ok=False, detail=problem, remedy=remedy)]
+            return [CheckResult("reachable", ok=False, detail=problem, remedy=remedy)]
 
 
-async def _look(connection: Connection[Any]) -> list[Finding]:
+async def _look(connection: Connection[Any]) -> list[CheckResult]:
     try:
         return await _look_closely(connection)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is a finding
         raise as_store_error(error, "inspect the audit store") from None
 
 
-async def _look_closely(connection: Connection[Any]) -> list[Finding]:
+async def _look_closely(connection: Connection[Any]) -> list[CheckResult]:
     server = await connection.fetchrow(_SERVER)
     assert server is not None  # noqa: S101 - a SELECT without FROM has a row
     role = server["role"]
     found = [
-        Finding("reachable", ok=True, detail=f"as role {role}"),
+        CheckResult("reachable", ok=True, detail=f"as role {role}"),
         _server_version(server),
         _durability(server),
         _encoding(server),
     ]
-    missing = await catalog.missing_tables(connection)
+    missing = await pg_catalog.missing_tables(connection)
     found.append(
         _judged(
             "schema",
@@ -131,7 +131,7 @@ async def _look_closely(connection: Connection[Any]) -> list[Finding]:
     if missing:
         return found
     if await _is_current(connection):
-        parts = await catalog.missing_parts(connection, [name for name, _ in COLUMNS])
+        parts = await pg_catalog.missing_parts(connection, [name for name, _ in COLUMNS])
         if parts:
             found[-1] = _judged(
                 "schema", False, "",  # noqa: FBT003 - as above
@@ -143,36 +143,36 @@ async def _look_closely(connection: Connection[Any]) -> list[Finding]:
     found += [
         _none_of(
             "guards",
-            await catalog.unguarded(connection),
+            await pg_catalog.unguarded(connection),
             "UPDATE, DELETE and TRUNCATE are refused on every table",
             f"{INIT}; if that does not help, somebody removed guards: find out who",
         ),
         _none_of(
             "strangers",
-            await catalog.strangers(connection),
+            await pg_catalog.strangers(connection),
             "no triggers or rules but our own",
             "drop them: they can make records vanish",
         ),
         await _additions(connection),
         _none_of(
             "may_not_change",
-            await catalog.changing_rights(connection, role),
+            await pg_catalog.changing_rights(connection, role),
             f"role {role} may not UPDATE, DELETE or TRUNCATE",
             _ROLES,
         ),
         _none_of(
             "not_owner",
-            [f"role {role} {power}" for power in await catalog.powers(connection, role)],
+            [f"role {role} {power}" for power in await pg_catalog.powers(connection, role)],
             f"role {role} is neither owner nor superuser",
             _ROLES,
         ),
         *await _weaknesses(connection),
-        _partitions(await catalog.partitions(connection)),
+        _partitions(await pg_catalog.partitions(connection)),
     ]
     if not server["may_use"]:
         return [
             *found,
-            Finding(
+            CheckResult(
                 "may_insert",
                 ok=False,
                 remedy=_ROLES,
@@ -182,12 +182,14 @@ async def _look_closely(connection: Connection[Any]) -> list[Finding]:
     return [*found, *await _look_inside(connection, role)]
 
 
-async def _additions(connection: Connection[Any]) -> Finding:
+async def _additions(connection: Connection[Any]) -> CheckResult:
     """Additions to the schema that could refuse sound records."""
-    found = await catalog.additions(connection)
+    found = await pg_catalog.additions(connection)
     if not found:
-        return Finding("additions", ok=True, detail="nothing that was added looks at new records")
-    return Finding(
+        return CheckResult(
+            "additions", ok=True, detail="nothing that was added looks at new records"
+        )
+    return CheckResult(
         "additions",
         None,
         "; ".join(found[:_LISTED]),
@@ -195,7 +197,7 @@ async def _additions(connection: Connection[Any]) -> Finding:
     )
 
 
-async def _takes_records(connection: Connection[Any]) -> Finding:
+async def _takes_records(connection: Connection[Any]) -> CheckResult:
     """Store a record as a writer does, and take it back before it is committed."""
     name, row = "takes_records", _trial_row()
     transaction = connection.transaction()
@@ -204,13 +206,13 @@ async def _takes_records(connection: Connection[Any]) -> Finding:
         await connection.execute(_TRIAL, *row)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is a finding
         why = refusal_reason(error)
-        return Finding(
+        return CheckResult(
             name, ok=False, detail=f"a record that was tried is refused: {why}",
             remedy="fix what refuses it; until then records wait in the spools",
         )  # fmt: skip
     finally:
         await transaction.rollback()
-    return Finding(name, ok=True, detail="a test record, rolled back again, is accepted")
+    return CheckResult(name, ok=True, detail="a test record, rolled back again, is accepted")
 
 
 def _trial_row() -> tuple[Any, ...]:
@@ -222,7 +224,7 @@ def _trial_row() -> tuple[Any, ...]:
     )
 
 
-async def _weaknesses(connection: Connection[Any]) -> list[Finding]:
+async def _weaknesses(connection: Connection[Any]) -> list[CheckResult]:
     """Weaknesses of roles and rights, apart from those of the checking role."""
     found = [
         _none_of(
@@ -235,7 +237,7 @@ async def _weaknesses(connection: Connection[Any]) -> list[Finding]:
     if not await security.has_roles(connection):
         return [
             *found,
-            Finding(
+            CheckResult(
                 "roles",
                 None,
                 "there are no group roles: who owns the tables can switch the guards off",
@@ -264,17 +266,17 @@ async def _weaknesses(connection: Connection[Any]) -> list[Finding]:
             "readers see their tenants' rows alone, in the partitions too",
             again,
         ),
-        Finding("role_makers", ok=True, detail="no role but superusers can become the owner")
+        CheckResult("role_makers", ok=True, detail="no role but superusers can become the owner")
         if not makers
-        else Finding(
+        else CheckResult(
             "role_makers",
             None,
             "; ".join(makers[:_LISTED]),
             "let no application log in as one of these; PostgreSQL 16 closes this",
         ),
-        Finding("event_trigger", ok=True, detail="DDL in schema audit is refused")
+        CheckResult("event_trigger", ok=True, detail="DDL in schema audit is refused")
         if await security.has_event_triggers(connection)
-        else Finding(
+        else CheckResult(
             "event_trigger",
             None,
             "DDL is not refused: a member of otel_audit_owner can switch the guards off, which "
@@ -284,11 +286,11 @@ async def _weaknesses(connection: Connection[Any]) -> list[Finding]:
     ]
 
 
-async def _look_inside(connection: Connection[Any], role: str) -> list[Finding]:
+async def _look_inside(connection: Connection[Any], role: str) -> list[CheckResult]:
     """The checks that need rights on the schema."""
-    lacking = await catalog.lacking_rights(connection)
+    lacking = await pg_catalog.lacking_rights(connection)
     if lacking and await connection.fetchval(_READS):
-        return [Finding("may_insert", ok=False, detail=only_reads(role), remedy=_READER)]
+        return [CheckResult("may_insert", ok=False, detail=only_reads(role), remedy=_READER)]
     found = [
         _none_of(
             "may_insert",
@@ -298,13 +300,13 @@ async def _look_inside(connection: Connection[Any], role: str) -> list[Finding]:
         )
     ]
     if await connection.fetchval("SELECT has_table_privilege('audit.schema_version', 'SELECT')"):
-        found.insert(0, _schema_version(await catalog.schema_version(connection)))
+        found.insert(0, _schema_version(await pg_catalog.schema_version(connection)))
     else:
-        found.insert(0, Finding("schema_version", None, "this role may not see it", _ROLES))
+        found.insert(0, CheckResult("schema_version", None, "this role may not see it", _ROLES))
     if not await connection.fetchval(
         "SELECT has_function_privilege('audit.exceptional_rows()', 'EXECUTE')"
     ):
-        return [*found, Finding("exceptions", None, "this role may not see them", _ROLES)]
+        return [*found, CheckResult("exceptions", None, "this role may not see them", _ROLES)]
     if not lacking:
         found.append(await _takes_records(connection))
     rows = await connection.fetchrow("SELECT * FROM audit.exceptional_rows()")
@@ -312,7 +314,7 @@ async def _look_inside(connection: Connection[Any], role: str) -> list[Finding]:
     in_default, in_quarantine = rows
     return [
         *found,
-        Finding(
+        CheckResult(
             "default_partition",
             True if not in_default else None,
             f"{in_default} rows in audit.audit_logs_default",
@@ -321,7 +323,7 @@ async def _look_inside(connection: Connection[Any], role: str) -> list[Finding]:
             if in_default
             else "",
         ),
-        Finding(
+        CheckResult(
             "quarantine",
             True if not in_quarantine else None,
             f"{in_quarantine} rows in audit.quarantine",
@@ -330,13 +332,13 @@ async def _look_inside(connection: Connection[Any], role: str) -> list[Finding]:
     ]
 
 
-async def _look_at_app(connection: Connection[Any], app_dsn: str) -> Finding:
+async def _look_at_app(connection: Connection[Any], app_dsn: str) -> CheckResult:
     """Whether the application's own role stands above the guards of the store."""
     try:
         async with _opened(app_dsn) as app_connection:
             app = await app_connection.fetchrow(_SERVER)
     except StoreError:
-        return Finding(
+        return CheckResult(
             "app_role",
             None,
             "the application's database cannot be reached",
@@ -346,11 +348,11 @@ async def _look_at_app(connection: Connection[Any], app_dsn: str) -> Finding:
     assert app is not None  # noqa: S101 - a SELECT without FROM has a row
     assert store is not None  # noqa: S101 - a SELECT without FROM has a row
     if app["started"] != store["started"]:
-        return Finding("app_role", ok=True, detail="the application uses another server")
+        return CheckResult("app_role", ok=True, detail="the application uses another server")
     role = app["role"]
     rights = [
-        *await catalog.powers(connection, role),
-        *(f"may {right}" for right in await catalog.changing_rights(connection, role)),
+        *await pg_catalog.powers(connection, role),
+        *(f"may {right}" for right in await pg_catalog.changing_rights(connection, role)),
     ]
     return _none_of(
         "app_role",
@@ -370,28 +372,28 @@ async def _opened(dsn: str) -> AsyncIterator[Connection[Any]]:
         await disconnect(connection)
 
 
-def _server_version(server: Any) -> Finding:
+def _server_version(server: Any) -> CheckResult:
     detail, major = f"PostgreSQL {server['version']}", server["major"]
     if major < OLDEST_SERVER:
-        return Finding(
+        return CheckResult(
             "server_version",
             ok=False,
             detail=detail,
             remedy=f"upgrade to PostgreSQL {OLDEST_SERVER} or newer",
         )
     if major > NEWEST_SERVER:
-        return Finding(
+        return CheckResult(
             "server_version",
             None,
             detail,
             f"tested up to {NEWEST_SERVER}: look for a newer otel-audit",
         )
-    return Finding("server_version", ok=True, detail=detail)
+    return CheckResult("server_version", ok=True, detail=detail)
 
 
-def _durability(server: Any) -> Finding:
+def _durability(server: Any) -> CheckResult:
     if server["standby"]:
-        return Finding(
+        return CheckResult(
             "durability",
             ok=False,
             detail="the server is a read-only standby",
@@ -406,7 +408,7 @@ def _durability(server: Any) -> Finding:
     )
 
 
-def _encoding(server: Any) -> Finding:
+def _encoding(server: Any) -> CheckResult:
     return _judged(
         "encoding",
         server["encoding"] == "UTF8",
@@ -416,16 +418,16 @@ def _encoding(server: Any) -> Finding:
     )
 
 
-def _schema_version(version: int) -> Finding:
+def _schema_version(version: int) -> CheckResult:
     try:
         refuse_version(version)
     except StoreError as error:
         problem, _, remedy = str(error).rpartition(": ")
-        return Finding("schema_version", ok=False, detail=problem, remedy=remedy)
-    return Finding("schema_version", ok=True, detail=f"version {version}")
+        return CheckResult("schema_version", ok=False, detail=problem, remedy=remedy)
+    return CheckResult("schema_version", ok=True, detail=f"version {version}")
 
 
-def _partitions(present: set[str]) -> Finding:
+def _partitions(present: set[str]) -> CheckResult:
     this_month = datetime.now(UTC).replace(day=1)
     next_month = this_month + timedelta(days=32)
     wanted = [f"audit_logs_{month:%Y_%m}" for month in (this_month, next_month)]
@@ -440,22 +442,22 @@ def _partitions(present: set[str]) -> Finding:
     )
 
 
-def _none_of(name: str, problems: list[str], fine: str, remedy: str) -> Finding:
+def _none_of(name: str, problems: list[str], fine: str, remedy: str) -> CheckResult:
     listed = problems[:_LISTED]
     if len(problems) > _LISTED:
         listed.append(f"and {len(problems) - _LISTED} more")
     return _judged(name, not problems, fine, "; ".join(listed), remedy)
 
 
-def _judged(name: str, ok: bool, fine: str, wrong: str, remedy: str) -> Finding:  # noqa: FBT001
+def _judged(name: str, ok: bool, fine: str, wrong: str, remedy: str) -> CheckResult:  # noqa: FBT001
     if ok:
-        return Finding(name, ok=True, detail=fine)
-    return Finding(name, ok=False, detail=wrong, remedy=remedy)
+        return CheckResult(name, ok=True, detail=fine)
+    return CheckResult(name, ok=False, detail=wrong, remedy=remedy)
 
 
 async def _is_current(connection: Connection[Any]) -> bool:
     """Whether all migrations are applied; what is missing else comes with them."""
     try:
-        return await catalog.schema_version(connection) == latest_version()
+        return await pg_catalog.schema_version(connection) == latest_version()
     except InsufficientPrivilegeError:
         return False

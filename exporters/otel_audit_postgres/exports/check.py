@@ -16,7 +16,7 @@ from otel_audit_postgres.archive.row_files import read_rows
 from otel_audit_postgres.exports.formats import one_line
 from otel_audit_postgres.exports.proof import (
     ExportError,
-    Manifest,
+    ExportManifest,
     ProvedRow,
     read_manifest,
     read_proof,
@@ -40,7 +40,7 @@ class ExportCheck:
         signed_by: Names of the given keys that signed the checkpoint.
     """
 
-    manifest: Manifest
+    manifest: ExportManifest
     rows: int = 0
     problems: list[str] = field(default_factory=list)
     signed_by: tuple[str, ...] = ()
@@ -98,7 +98,9 @@ def _digest(path: Path) -> str:
         raise ExportError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _signers(manifest: Manifest, keys: Sequence[PublicKey], problems: list[str]) -> tuple[str, ...]:
+def _signers(
+    manifest: ExportManifest, keys: Sequence[PublicKey], problems: list[str]
+) -> tuple[str, ...]:
     try:
         read_checkpoint(manifest.checkpoint)
         signed = read_note(manifest.checkpoint).signed_by(keys)

@@ -27,7 +27,7 @@ class ExportError(OtelAuditError, ValueError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
+class ExportManifest:
     """What an export is, beside it as ``FILE.manifest.json``.
 
     Attributes:
@@ -123,7 +123,7 @@ class ProofFile:
         self._target.close()
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path) -> ExportManifest:
     """Read the manifest of an export.
 
     Raises:
@@ -131,7 +131,7 @@ def read_manifest(path: Path) -> Manifest:
     """
     beside = path.with_name(f"{path.name}.manifest.json")
     try:
-        found = msgspec.convert(json.loads(beside.read_bytes()), Manifest)
+        found = msgspec.convert(json.loads(beside.read_bytes()), ExportManifest)
     except FileNotFoundError:
         raise ExportError(f"{beside} is not there: without it nothing can be checked") from None
     except (OSError, ValueError, RecursionError) as error:

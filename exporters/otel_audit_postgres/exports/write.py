@@ -19,7 +19,7 @@ from otel_audit_postgres.archive.row_files import NAMES, RowFile, parquet, row_s
 from otel_audit_postgres.archive.sparse_tree import Complement, SparseTree
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.exports.formats import JSON, NDJSON, TextFormat, csv_format
-from otel_audit_postgres.exports.proof import Manifest, ProofFile
+from otel_audit_postgres.exports.proof import ExportManifest, ProofFile
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.leaves import Block, Leaf, content_hash
 from otel_audit_postgres.ledger.sealed_rows import Horizon, horizon
@@ -81,7 +81,7 @@ async def write_export(  # noqa: PLR0913 - each a choice of its own
     views: Views = "required",
     replace: bool = False,
     progress: Progress = lambda _done, _all: None,
-) -> Manifest:
+) -> ExportManifest:
     """Write what a query finds into a file, with its manifest and proof beside it.
 
     That it is taken out is recorded before the first byte. The files are there as a whole, or not
@@ -122,7 +122,7 @@ async def write_export(  # noqa: PLR0913 - each a choice of its own
                 waiting = await connection.fetchval(_WAITING)
                 tenants = await connection.fetchval(_SEES)
             role = await connection.fetchval("SELECT session_user::text")
-            manifest = Manifest(
+            manifest = ExportManifest(
                 file=out.name, data_format=data_format, query=str(query), tenants=tenants,
                 log=sealed.origin, checkpoint=sealed.checkpoint, rows=done.rows,
                 first_leaf=done.first, last_leaf=done.last, changed=done.changed,
@@ -193,7 +193,7 @@ class _Files:
         with path.open("rb") as source:
             return hashlib.file_digest(source, "sha256").hexdigest()
 
-    def keep(self, manifest: Manifest) -> None:
+    def keep(self, manifest: ExportManifest) -> None:
         """Give all files their names, the manifest last: where it is, the others are whole."""
         data, proof, beside = self._places()
         beside.unlink(missing_ok=True)

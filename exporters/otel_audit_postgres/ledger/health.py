@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from otel_audit.errors import ConfigurationError, StoreError
-from otel_audit_postgres.checks.inspect import Finding
+from otel_audit_postgres.checks.inspect import CheckResult
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.anchors import Anchor, AnchorError, ask, forgotten
 from otel_audit_postgres.ledger.checkpoints import NoteError, read_checkpoint, read_note
@@ -23,7 +23,7 @@ _ALONE: Final = "run `otel-audit seal` apart from the applications, as a role of
 
 async def inspect_ledger(
     dsn: str, *, keys: Sequence[PublicKey] = (), anchors: Sequence[Anchor] = ()
-) -> list[Finding]:
+) -> list[CheckResult]:
     """Look at queue, checkpoints and anchors. Changes nothing.
 
     Args:
@@ -41,14 +41,14 @@ async def inspect_ledger(
             holders = await store.holders(connection)
             place = await store.place(connection)
     except StoreError as error:
-        return [Finding("ledger", None, str(error))]
+        return [CheckResult("ledger", None, str(error))]
     found = [_lag(state, holders), _signature(state, keys), _place(place)]
     if not anchors:
         return [*found, _NO_ANCHOR]
     return [*found, *[await _anchor(anchor, state["size"]) for anchor in anchors]]
 
 
-_NO_ANCHOR: Final = Finding(
+_NO_ANCHOR: Final = CheckResult(
     "anchor",
     None,
     "none: an old copy of the whole store, put back, would pass as the original",
@@ -56,7 +56,7 @@ _NO_ANCHOR: Final = Finding(
 )
 
 
-def inspect_key_file(path: Path | None, *, seals_here: bool) -> list[Finding]:
+def inspect_key_file(path: Path | None, *, seals_here: bool) -> list[CheckResult]:
     """Look at the private key's file, where this environment names one.
 
     Args:
@@ -68,13 +68,13 @@ def inspect_key_file(path: Path | None, *, seals_here: bool) -> list[Finding]:
         try:
             key = read_key_file(path, "OTEL_AUDIT_SIGNING_KEY_FILE")
         except ConfigurationError as error:
-            found.append(Finding("signing_key", ok=False, detail=str(error), remedy=_KEYGEN))
+            found.append(CheckResult("signing_key", ok=False, detail=str(error), remedy=_KEYGEN))
         else:
             detail = f"{path} is for this process alone; the public key is {key.public.text()}"
-            found.append(Finding("signing_key", ok=True, detail=detail))
+            found.append(CheckResult("signing_key", ok=True, detail=detail))
     if seals_here:
         found.append(
-            Finding(
+            CheckResult(
                 "sealer_apart",
                 None,
                 "OTEL_AUDIT_SEAL is on: the application seals its own records, and whoever takes "
@@ -85,17 +85,21 @@ def inspect_key_file(path: Path | None, *, seals_here: bool) -> list[Finding]:
     return found
 
 
-def _place(place: store.DatabaseIdentity) -> Finding:
+def _place(place: store.DatabaseIdentity) -> CheckResult:
     if place.is_elsewhere:
-        return Finding("place", ok=False, detail=str(place), remedy="see docs/ledger.md, Copies")
-    return Finding("place", ok=True, detail="the log belongs to this database, or has not begun")
+        return CheckResult(
+            "place", ok=False, detail=str(place), remedy="see docs/ledger.md, Copies"
+        )
+    return CheckResult(
+        "place", ok=True, detail="the log belongs to this database, or has not begun"
+    )
 
 
-def _lag(state: Any, holders: Sequence[store.Holder]) -> Finding:
+def _lag(state: Any, holders: Sequence[store.Holder]) -> CheckResult:
     waiting, seconds = state["waiting"], state["waiting_for"] or 0.0
     who = "; ".join(map(str, holders))
     if waiting and seconds > WAITS_TOO_LONG:
-        return Finding(
+        return CheckResult(
             "sealing",
             ok=False,
             detail=f"{waiting} rows wait to be sealed, the oldest for {seconds:.0f} s: until then "
@@ -103,22 +107,24 @@ def _lag(state: Any, holders: Sequence[store.Holder]) -> Finding:
             + (f"; the lock of sealing is held by {who}" if who else ""),
             remedy=f"see that the sealer runs: {_ALONE}",
         )
-    return Finding("sealing", ok=True, detail=f"{state['size']} rows are sealed, {waiting} wait")
+    return CheckResult(
+        "sealing", ok=True, detail=f"{state['size']} rows are sealed, {waiting} wait"
+    )
 
 
-def _signature(state: Any, keys: Sequence[PublicKey]) -> Finding:
+def _signature(state: Any, keys: Sequence[PublicKey]) -> CheckResult:
     name = "signature"
     if state["note"] is None:
-        return Finding(name, None, "nothing is sealed yet", _ALONE)
+        return CheckResult(name, None, "nothing is sealed yet", _ALONE)
     try:
         note = read_note(state["note"])
         signers = note.signed_by(keys)
     except NoteError as error:
-        return Finding(
+        return CheckResult(
             name, ok=False, detail=f"the last checkpoint: {error}", remedy="run `otel-audit verify`"
         )
     if not note.signatures:
-        return Finding(
+        return CheckResult(
             name,
             None,
             "the last checkpoint is unsigned: whoever owns the database can write rows and ledger "
@@ -127,32 +133,34 @@ def _signature(state: Any, keys: Sequence[PublicKey]) -> Finding:
         )
     if not keys:
         names = ", ".join(signature[0] for signature in note.signatures)
-        return Finding(
+        return CheckResult(
             name,
             None,
             f"signed in the name of {names}, which was not checked: no public key is known here",
             "set OTEL_AUDIT_VERIFY_KEYS",
         )
     if not signers:
-        return Finding(
+        return CheckResult(
             name,
             ok=False,
             detail="the last checkpoint is not signed by a known key",
             remedy="run `otel-audit verify`; if the key was changed, add it to "
             "OTEL_AUDIT_VERIFY_KEYS",
         )
-    return Finding(name, ok=True, detail=f"signed by {signers[0].text()}")
+    return CheckResult(name, ok=True, detail=f"signed by {signers[0].text()}")
 
 
-async def _anchor(anchor: Anchor, size: int) -> Finding:
+async def _anchor(anchor: Anchor, size: int) -> CheckResult:
     name = f"anchor {anchor.name}"
     try:
         note = await ask(anchor)
     except AnchorError as error:
-        return Finding(name, None, str(error), "the sealer tries again; see that it can be reached")
+        return CheckResult(
+            name, None, str(error), "the sealer tries again; see that it can be reached"
+        )
     if note is None:
         why = forgotten(anchor, size)
-        return Finding(
+        return CheckResult(
             name,
             None if why is None else False,
             why or "holds no checkpoint, or cannot be asked",
@@ -161,16 +169,16 @@ async def _anchor(anchor: Anchor, size: int) -> Finding:
     try:
         seen = read_checkpoint(note).size
     except NoteError as error:
-        return Finding(name, ok=False, detail=str(error), remedy="find out who wrote there")
+        return CheckResult(name, ok=False, detail=str(error), remedy="find out who wrote there")
     if seen > size:
-        return Finding(
+        return CheckResult(
             name,
             ok=False,
             detail=f"has seen {seen} rows, the ledger has {size}",
             remedy="an old copy of the store was put back: run `otel-audit verify`",
         )
     if seen < size:
-        return Finding(
+        return CheckResult(
             name, None, f"is {size - seen} rows behind", "see the sealer's log; it tries again"
         )
-    return Finding(name, ok=True, detail=f"has the last checkpoint, of {seen} rows")
+    return CheckResult(name, ok=True, detail=f"has the last checkpoint, of {seen} rows")

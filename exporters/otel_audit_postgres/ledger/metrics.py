@@ -8,7 +8,7 @@ from typing import Final, Protocol
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 
-class Watched(Protocol):
+class MeasuredSealer(Protocol):
     """The measured sealer. Counts are since it was made."""
 
     @property
@@ -43,7 +43,7 @@ _GAUGES: Final = (
 )
 
 
-def publish(meter: Meter, watched: Watched) -> None:
+def publish(meter: Meter, watched: MeasuredSealer) -> None:
     """Offer the numbers; reading them costs sealing nothing.
 
     Args:
@@ -57,7 +57,7 @@ def publish(meter: Meter, watched: Watched) -> None:
 
 
 def _reader(
-    read: Callable[[Watched], float], watched: Watched
+    read: Callable[[MeasuredSealer], float], watched: MeasuredSealer
 ) -> Callable[[CallbackOptions], Iterable[Observation]]:
     def observe(_: CallbackOptions) -> Iterable[Observation]:
         yield Observation(read(watched))

@@ -24,7 +24,7 @@ PATIENCE: Final = 2.0
 """Seconds that one round waits for anchors, and no more, however many there are."""
 
 
-class Answer(NamedTuple):
+class AnchorCheckpoint(NamedTuple):
     """An anchor's last checkpoint; None if it has none."""
 
     anchor: Anchor
@@ -54,7 +54,9 @@ class Publishing:
         """Whether a checkpoint with leaves was published there by this process."""
         return self._published.get(id(anchor), 0) > 0
 
-    async def ask(self, anchors: Sequence[Anchor], *, begun_here: bool = False) -> list[Answer]:
+    async def ask(
+        self, anchors: Sequence[Anchor], *, begun_here: bool = False
+    ) -> list[AnchorCheckpoint]:
         """Read the last checkpoint of anchors.
 
         Args:
@@ -70,7 +72,7 @@ class Publishing:
         for one in anchors:
             late = self._late(one)
             if isinstance(late, str) or (late is None and begun_here):
-                answers.append(Answer(one, late))
+                answers.append(AnchorCheckpoint(one, late))
                 continue
             task = self._begun(one, partial(_asked, one))
             if task is not None:
@@ -80,7 +82,7 @@ class Publishing:
         for one in anchors:
             task = tasks.get(id(one))
             if task is not None and self._is_done(one, task):
-                answers.append(Answer(one, task.result()))
+                answers.append(AnchorCheckpoint(one, task.result()))
         return answers
 
     def _late(self, anchor: Anchor) -> object:

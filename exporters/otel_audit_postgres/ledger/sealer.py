@@ -33,7 +33,7 @@ from otel_audit_postgres.ledger.keys import Signer
 from otel_audit_postgres.ledger.leaves import Block, Pruned, grown, packed
 from otel_audit_postgres.ledger.malformed import MOST, write_flaws
 from otel_audit_postgres.ledger.merkle import Frontier
-from otel_audit_postgres.ledger.publish_anchors import Answer, Publishing
+from otel_audit_postgres.ledger.publish_anchors import AnchorCheckpoint, Publishing
 from otel_audit_postgres.ledger.queued_rows import QueuedRows, judge_first
 
 _logger = logging.getLogger(__name__)
@@ -283,7 +283,7 @@ class Sealer:
         if connection is not None:
             disconnect_later(connection)
 
-    async def _answers(self, anchors: Sequence[Anchor], size: int) -> list[Answer]:
+    async def _answers(self, anchors: Sequence[Anchor], size: int) -> list[AnchorCheckpoint]:
         """Read anchors, and empty ones once more: another sealer may just be writing to them."""
         answers = await self._publishing.ask(anchors, begun_here=self._began)
         if self._began or not size:
@@ -298,7 +298,7 @@ class Sealer:
         return answers
 
     async def _planned(
-        self, connection: Connection[Any], answers: Sequence[Answer]
+        self, connection: Connection[Any], answers: Sequence[AnchorCheckpoint]
     ) -> _Plan | Sealed:
         """Look at ledger and queue, and say what is to be appended; appends nothing."""
         async with connection.transaction():
@@ -309,7 +309,7 @@ class Sealer:
                 self._began = True
             await self._refuse_what_differs(connection, tree, answers)
             await _refuse_elsewhere(connection)
-            await store.tell_quarantined(connection)
+            await store.record_quarantined(connection)
             agreeing = [one.anchor for one in answers]
             last_note = await store.last_note(connection)
             waiting = await store.queued(connection, self._size.entries)
@@ -401,7 +401,7 @@ class Sealer:
         return tree
 
     async def _refuse_what_differs(
-        self, connection: Connection[Any], tree: Frontier, answers: Sequence[Answer]
+        self, connection: Connection[Any], tree: Frontier, answers: Sequence[AnchorCheckpoint]
     ) -> None:
         for anchor, note in answers:
             if note is not None:

@@ -44,11 +44,11 @@ _OUTLOOK: Final = """
 SELECT EXISTS (SELECT FROM audit.ledger_queue) AS waits,
        (SELECT coalesce(max(size), 0) FROM audit.ledger_checkpoints) AS size
 """
-_TELL_QUARANTINED: Final = "SELECT audit.tell_quarantined()"
-_TOLD_QUARANTINED: Final = """
+_RECORD_QUARANTINED: Final = "SELECT audit.record_quarantined()"
+_RECORDED_QUARANTINED: Final = """
 SELECT a.id, payload -> 'metadata' -> 'content_hashes' AS hashes,
        t.record_id IS NOT NULL AS is_recorded
-FROM audit.audit_logs a LEFT JOIN audit.quarantine_told t ON t.record_id = a.id
+FROM audit.audit_logs a LEFT JOIN audit.quarantine_records t ON t.record_id = a.id
 WHERE a.event_name = 'audit.records.quarantined' ORDER BY a.id
 """
 _UNKEPT: Final = "SELECT audit.unkept_quarantine($1::text[])"
@@ -58,7 +58,7 @@ _HOLDERS: Final = "SELECT pid, role, application, seconds FROM audit.sealing_hol
 _INSTALLED: Final = """
 SELECT EXISTS (
     SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-    WHERE n.nspname = 'audit' AND c.relname = 'quarantine_told')
+    WHERE n.nspname = 'audit' AND c.relname = 'quarantine_records')
 """
 # a role whose view is limited to some tenants; roles exist where row security is active
 _SEES_ALL: Final = """
@@ -417,9 +417,9 @@ async def queued(connection: Connection[Any], most: int, after: int = -1) -> lis
     ]
 
 
-async def tell_quarantined(connection: Connection[Any]) -> None:
+async def record_quarantined(connection: Connection[Any]) -> None:
     """Record which rows came into quarantine since, so that they are sealed with the others."""
-    while await connection.fetchval(_TELL_QUARANTINED):
+    while await connection.fetchval(_RECORD_QUARANTINED):
         pass
 
 
@@ -430,7 +430,7 @@ async def unkept_quarantine(
 
     Every writer can insert records about rows that never were; such a record is not the store's.
     """
-    for row in await connection.fetch(_TOLD_QUARANTINED):
+    for row in await connection.fetch(_RECORDED_QUARANTINED):
         try:
             hashes = msgspec.json.decode(row["hashes"] or b"[]", type=list[str])
         except msgspec.MsgspecError:

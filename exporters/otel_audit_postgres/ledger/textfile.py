@@ -35,7 +35,7 @@ async def store_metrics(dsn: str, *, verified: bool) -> str:
         partitions = {row["relname"] for row in await connection.fetch(_PARTITIONS)}
     streams = await find_gaps(dsn)
     missing = sum(one.missing_count for one in streams if one.is_first)
-    told = (
+    values = (
         ("audit_verify_ok", "Whether the last verification found nothing.", int(verified)),
         ("audit_verify_timestamp_seconds", "When the last verification ended.", int(time.time())),
         ("audit_store_missing_numbers", "Numbers of producers that are not in the trail.", missing),
@@ -48,7 +48,7 @@ async def store_metrics(dsn: str, *, verified: bool) -> str:
     )
     return "".join(
         f"# HELP {name} {about}\n# TYPE {name} gauge\n{name} {value}\n"
-        for name, about, value in told
+        for name, about, value in values
     )
 
 

@@ -60,7 +60,7 @@ COMMENT ON TABLE audit_keys.subject_keys IS
 CREATE TABLE IF NOT EXISTS audit_keys.destroyed_keys (
     key_id        bytea PRIMARY KEY,
     subject       bytea NOT NULL,
-    is_told       boolean NOT NULL DEFAULT false,
+    is_recorded   boolean NOT NULL DEFAULT false,
     destroyed_at  timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 CREATE INDEX IF NOT EXISTS destroyed_keys_subject ON audit_keys.destroyed_keys (subject);
@@ -101,15 +101,15 @@ ON CONFLICT DO NOTHING
 _REPLAY: Final = """
 WITH gone AS (
     DELETE FROM audit_keys.subject_keys WHERE key_id = ANY($1::bytea[]) RETURNING key_id, subject)
-INSERT INTO audit_keys.destroyed_keys (key_id, subject, is_told)
+INSERT INTO audit_keys.destroyed_keys (key_id, subject, is_recorded)
 SELECT key_id, subject, true FROM gone ON CONFLICT DO NOTHING
 """
 _DESTROYED: Final = (
-    "SELECT key_id, is_told, destroyed_at FROM audit_keys.destroyed_keys WHERE subject = $1 "
+    "SELECT key_id, is_recorded, destroyed_at FROM audit_keys.destroyed_keys WHERE subject = $1 "
     "ORDER BY destroyed_at"
 )
 _LATEST: Final = "SELECT max(destroyed_at) FROM audit_keys.destroyed_keys WHERE subject = $1"
-_TELL: Final = "UPDATE audit_keys.destroyed_keys SET is_told = true WHERE subject = $1"
+_MARK_RECORDED: Final = "UPDATE audit_keys.destroyed_keys SET is_recorded = true WHERE subject = $1"
 _TIDY: Final = "VACUUM audit_keys.subject_keys"
 _NOT_SET_UP: Final = "the database of keys is not set up: run `otel-audit subject init`"
 # no schema, no table
@@ -174,7 +174,7 @@ class Destroyed(NamedTuple):
     """A key that is gone."""
 
     key_id: bytes
-    is_told: bool
+    is_recorded: bool
     destroyed_at: datetime
 
 
@@ -199,7 +199,7 @@ def read_wrapper(path: Path, setting: str = "OTEL_AUDIT_KEYS_KEK_FILE") -> FileW
 
 
 @dataclass(slots=True)
-class _Remembered:
+class _CachedKey:
     key: SubjectKey
     until: float
 
@@ -221,7 +221,7 @@ class KeyStore:
         """
         self._dsn, self._wrapper, self._pending, self._timeout = dsn, wrapper, pending, timeout
         self._connection: Connection[Any] | None = None
-        self._known: OrderedDict[bytes, _Remembered] = OrderedDict()
+        self._known: OrderedDict[bytes, _CachedKey] = OrderedDict()
         self._away_until = 0.0
 
     async def init(self) -> None:
@@ -354,14 +354,16 @@ class KeyStore:
         """Make a key that the database has not seen yet; it is on disk before it is used."""
         assert self._pending is not None  # noqa: S101 - asked before
         key_id, key = secrets.token_bytes(KEY_ID_BYTES), secrets.token_bytes(KEY_BYTES)
-        told = {
+        pending = {
             "key_id": key_id.hex(), "subject": subject.hex(),
             "wrapped": self._wrapper.wrap(key, key_id).hex(),
             "created_at": datetime.now(UTC).isoformat(),
         }  # fmt: skip
         try:
             self._pending.mkdir(parents=True, exist_ok=True, mode=0o700)
-            create_durably(self._pending / f"{key_id.hex()}.key", json.dumps(told).encode(), 0o600)
+            create_durably(
+                self._pending / f"{key_id.hex()}.key", json.dumps(pending).encode(), 0o600
+            )
         except OSError as error:
             raise StoreUnavailableError(
                 f"the database of keys cannot be reached, and no key can be kept in {self._pending}"
@@ -374,13 +376,13 @@ class KeyStore:
         if self._pending is None or not self._pending.is_dir():
             return
         for file in sorted(self._pending.glob("*.key")):
-            told = json.loads(file.read_text("utf-8"))
-            subject, key_id = bytes.fromhex(told["subject"]), bytes.fromhex(told["key_id"])
-            created = datetime.fromisoformat(told["created_at"])
+            pending = json.loads(file.read_text("utf-8"))
+            subject, key_id = bytes.fromhex(pending["subject"]), bytes.fromhex(pending["key_id"])
+            created = datetime.fromisoformat(pending["created_at"])
             erased = await connection.fetchval(_LATEST, subject)
             await connection.execute(
                 _MAKE, [key_id], [subject], [1 + secrets.randbelow(2**31 - 2)],
-                [bytes.fromhex(told["wrapped"])],
+                [bytes.fromhex(pending["wrapped"])],
             )  # fmt: skip
             if erased is not None and erased >= created:
                 # whom it is about was erased meanwhile
@@ -411,9 +413,9 @@ class KeyStore:
         await self._rows(_DESTROY, self.subject_hash(subject))
         self._known.pop(self.subject_hash(subject), None)
 
-    async def told(self, subject: Subject) -> None:
+    async def mark_recorded(self, subject: Subject) -> None:
         """Note that the trail has recorded it, and let the database delete the old rows."""
-        await self._rows(_TELL, self.subject_hash(subject))
+        await self._rows(_MARK_RECORDED, self.subject_hash(subject))
         await self._rows(_TIDY)
 
     async def replay(self, key_ids: Sequence[bytes]) -> None:
@@ -446,16 +448,16 @@ class KeyStore:
                 with suppress_instrumentation():
                     self._connection = await connect(self._dsn, self._timeout)
             except StoreError as error:
-                said = str(error).replace("OTEL_AUDIT_DSN", "OTEL_AUDIT_KEYS_DSN")
+                message = str(error).replace("OTEL_AUDIT_DSN", "OTEL_AUDIT_KEYS_DSN")
                 kind = type(error) if isinstance(error, StoreUnavailableError) else StoreError
-                raise kind(f"the database of keys: {said}") from None
+                raise kind(f"the database of keys: {message}") from None
         return self._connection
 
     def _unwrapped(self, row: Mapping[str, Any]) -> bytes:
         return self._wrapper.unwrap(row["wrapped"], row["key_id"])
 
     def _remember(self, subject: bytes, key: SubjectKey, now: float) -> None:
-        self._known[subject] = _Remembered(key, now + REMEMBERED_FOR)
+        self._known[subject] = _CachedKey(key, now + REMEMBERED_FOR)
         self._known.move_to_end(subject)
         while len(self._known) > _MOST_REMEMBERED:
             self._known.popitem(last=False)

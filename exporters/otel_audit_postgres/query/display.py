@@ -191,16 +191,16 @@ def _columns(change: Change) -> tuple[ColumnChange, ...]:
     found = []
     for column, pair in change.values.items():
         before, after = (pair[0], pair[1]) if len(pair) > 1 else (None, pair[0] if pair else None)
-        told = ColumnChange(column, as_cell(before), as_cell(after), _patch(change, column))
+        shown = ColumnChange(column, as_cell(before), as_cell(after), _patch(change, column))
         if change.operation == "insert":
-            told = replace(told, before=Cell("none", ""))
+            shown = replace(shown, before=Cell("none", ""))
         elif column in change.unknown_before:
-            told = replace(told, before=Cell("unknown", _UNKNOWN_BEFORE))
+            shown = replace(shown, before=Cell("unknown", _UNKNOWN_BEFORE))
         if change.operation == "delete":
-            told = replace(told, after=Cell("none", ""))
+            shown = replace(shown, after=Cell("none", ""))
         elif column in change.unknown_after:
-            told = replace(told, after=Cell("unknown", _UNKNOWN_AFTER))
-        found.append(told)
+            shown = replace(shown, after=Cell("unknown", _UNKNOWN_AFTER))
+        found.append(shown)
     for column in change.unknown_after:
         if column not in change.values:
             unknown = Cell("unknown", _UNKNOWN_AFTER)

@@ -71,7 +71,7 @@ Key = tuple[str, str | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
+class ProducerStream:
     """One producer's stream, as the store knows it.
 
     A stream is all records under a producer's id by one credential. So no other sender can fill
@@ -117,7 +117,7 @@ class Stream:
         return max(self.missing_count - self.unnumbered, 0)
 
 
-async def find_gaps(dsn: str, *, since: datetime | None = None) -> list[Stream]:
+async def find_gaps(dsn: str, *, since: datetime | None = None) -> list[ProducerStream]:
     """Look through the streams of all producers.
 
     Args:
@@ -163,9 +163,9 @@ def _key(row: Any) -> Key:
     return row["producer_id"], row["received_by"]
 
 
-def _stream(row: Any, missing: tuple[tuple[int, int], ...], *, is_first: bool) -> Stream:
+def _stream(row: Any, missing: tuple[tuple[int, int], ...], *, is_first: bool) -> ProducerStream:
     highest = row["highest"] or 0
-    return Stream(
+    return ProducerStream(
         producer_id=row["producer_id"],
         service=row["service"],
         highest=highest,

@@ -32,7 +32,7 @@ Key = tuple[uuid.UUID, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Names:
+class DisplayNames:
     """What people call those that a record is by and for, where it says so.
 
     Attributes:
@@ -44,11 +44,11 @@ class Names:
     tenant: str | None
 
 
-async def names(connection: Connection[Any], records: Sequence[Found]) -> dict[Key, Names]:
+async def names(connection: Connection[Any], records: Sequence[Found]) -> dict[Key, DisplayNames]:
     """What actors and tenants are called, by the id and tenant of a record."""
     rows = await connection.fetch(_NAMES, [record.id for record in records])
     return {
-        (row["id"], row["tenant_id"]): Names(row["email"] or None, row["slug"] or None)
+        (row["id"], row["tenant_id"]): DisplayNames(row["email"] or None, row["slug"] or None)
         for row in rows
         if row["email"] or row["slug"]
     }

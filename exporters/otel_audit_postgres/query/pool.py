@@ -14,8 +14,8 @@ from otel_audit.errors import StoreError, StoreUnavailableError
 from otel_audit_postgres.connection import (
     BROKEN,
     Connection,
-    Limits,
     QueryCanceledError,
+    TimeLimits,
     connect,
     disconnect,
 )
@@ -65,7 +65,9 @@ class TrailPool:
             views: As for `otel_audit_postgres.query.trail.open_trail`.
         """
         self._dsn = dsn
-        self._limits = Limits(statement=statement_timeout, lock=statement_timeout, settings=PLANS)
+        self._limits = TimeLimits(
+            statement=statement_timeout, lock=statement_timeout, settings=PLANS
+        )
         self._patience = statement_timeout
         self._views: Views = views
         self._turns = asyncio.Semaphore(size)
@@ -97,8 +99,8 @@ class TrailPool:
             except QueryCanceledError:
                 raise TookTooLongError(self._patience) from None
             except BROKEN as error:
-                told = as_store_error(error, "read the audit store", asks=True)
-                raise await _older_schema(connection, error) or told from None
+                failed = as_store_error(error, "read the audit store", asks=True)
+                raise await _older_schema(connection, error) or failed from None
             finally:
                 await self._given_back(connection)
 

@@ -17,7 +17,7 @@ from otel_audit.record import ANONYMOUS
 from otel_audit_postgres.connection import (
     BROKEN,
     Connection,
-    Limits,
+    TimeLimits,
     connect,
     disconnect,
 )
@@ -244,7 +244,7 @@ async def opened(dsn: str) -> AsyncIterator[Connection[Any]]:
         StoreError: The schema is missing, or the role lacks a right.
     """
     with suppress_instrumentation():
-        connection = await connect(dsn, _CONNECT_TIMEOUT, Limits(settings=PLANS))
+        connection = await connect(dsn, _CONNECT_TIMEOUT, TimeLimits(settings=PLANS))
         try:
             yield connection
         except BROKEN as error:

@@ -241,13 +241,13 @@ class Trail:
         """
         if self._views == "off" and self._scope is None:
             return await answer(self._connection)
-        said = {key: value for key, value in asked.items() if value is not None}
+        given = {key: value for key, value in asked.items() if value is not None}
         async with self._connection.transaction():
             await look_as(self._connection, self._scope)
             found = await answer(self._connection)
-            look = (self._viewer, self._scope, question, str(said), count(found))
+            look = (self._viewer, self._scope, question, str(given), count(found))
             if self._views != "off" and not self._is_repeated(look):
-                await self._record(question, said, count(found), target)
+                await self._record(question, given, count(found), target)
         return found
 
     async def _record(

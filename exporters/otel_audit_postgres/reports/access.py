@@ -46,21 +46,21 @@ _OWN_EVENTS: Final = "event_name NOT LIKE 'audit.%'"
 
 
 async def _rights(snapshot: Snapshot) -> AsyncIterator[Row]:
-    async for row, told in snapshot.records(_MAY_BE_RIGHTS, _OWN_EVENTS):
-        for subject, before, after in _rights_changed(row, told):
+    async for row, record in snapshot.records(_MAY_BE_RIGHTS, _OWN_EVENTS):
+        for subject, before, after in _rights_changed(row, record):
             yield (
                 moment(row["occurred_at"]), row["actor_id"], row["actor_role"],
-                text(part(told, "actor", "on_behalf_of")), subject, before, after, row["outcome"],
+                text(part(record, "actor", "on_behalf_of")), subject, before, after, row["outcome"],
                 row["source_address"], row["request_id"], str(row["id"]),
             )  # fmt: skip
 
 
 def _rights_changed(
-    row: Mapping[str, Any], told: dict[str, Any]
+    row: Mapping[str, Any], record: dict[str, Any]
 ) -> Iterator[tuple[str | None, str | None, str | None]]:
     """Each right that a record changes: whose, before, after."""
     found = False
-    for change in changes_of(told):
+    for change in changes_of(record):
         is_right = _RIGHTS_NOUNS.search(noun_of(change)) is not None
         for column, (before, after) in values_of(change):
             if is_right or column.lower() in _RIGHTS:
@@ -114,15 +114,15 @@ async def _sign_ins(snapshot: Snapshot) -> AsyncIterator[Row]:
 
 
 async def _sensitive(snapshot: Snapshot) -> AsyncIterator[Row]:
-    async for row, told in snapshot.records(
+    async for row, record in snapshot.records(
         "action IN ('READ', 'EXPORT', 'DOWNLOAD')", _OWN_EVENTS
     ):
-        body = part(told, "response", "body")
-        seen = part(told, "metadata", "seen") or _shown(part(body, "content"))
-        volume = part(told, "metadata", "records")
+        body = part(record, "response", "body")
+        seen = part(record, "metadata", "seen") or _shown(part(body, "content"))
+        volume = part(record, "metadata", "records")
         yield (
             moment(row["occurred_at"]), row["actor_id"], row["actor_role"],
-            row["tenant_id"] or None, text(part(told, "metadata", "subject")),
+            row["tenant_id"] or None, text(part(record, "metadata", "subject")),
             ":".join(filter(None, (row["target_type"], row["target_id"]))) or None,
             text(seen), text(volume if volume is not None else _bytes(part(body, "size"))),
             "yes" if row["action"] != "READ" or _is_export(row) else "no", str(row["id"]),
@@ -158,13 +158,13 @@ _WATCHING: Final = (
 
 
 async def _watchers(snapshot: Snapshot) -> AsyncIterator[Row]:
-    async for row, told in snapshot.records(_WATCHING):
-        facts = told.get("metadata")
+    async for row, record in snapshot.records(_WATCHING):
+        facts = record.get("metadata")
         facts = facts if isinstance(facts, dict) else {}
         asked = facts.get("asked")
         asked = asked if isinstance(asked, dict) else {}
-        behalf = part(told, "actor", "on_behalf_of")
-        sender = part(told, "received", "by")
+        behalf = part(record, "actor", "on_behalf_of")
+        sender = part(record, "received", "by")
         is_look = row["event_name"] in {"audit.viewed", "audit.exported"}
         yield (
             moment(row["occurred_at"]), text(behalf) or row["actor_id"],

@@ -20,7 +20,7 @@ from otel_audit_postgres.reports.payload_parts import (
     text,
     values_of,
 )
-from otel_audit_postgres.reports.policy import month_end, policy_in_force
+from otel_audit_postgres.reports.retention_policy import month_end, policy_in_force
 from otel_audit_postgres.reports.snapshot import (
     CHANGES,
     OF_THE_STORE,
@@ -94,13 +94,13 @@ async def _subject(snapshot: Snapshot) -> AsyncIterator[Row]:
     erased = await _erased_keys(snapshot)
     _, keep = await policy_in_force(snapshot)
     sql = selected(columns, asked, tail="ORDER BY id, tenant_id")
-    async for row, told in snapshot.decoded(sql, asked.values):
-        is_actor = subject in {row["actor_id"], part(told, "actor", "on_behalf_of")}
+    async for row, record in snapshot.decoded(sql, asked.values):
+        is_actor = subject in {row["actor_id"], part(record, "actor", "on_behalf_of")}
         is_target = row["target_id"] == subject
         played = " and ".join(
             name for name, does in (("actor", is_actor), ("target", is_target)) if does
         )
-        fields = sorted({column for one in changes_of(told) for column, _ in values_of(one)})
+        fields = sorted({column for one in changes_of(record) for column, _ in values_of(one)})
         yield (
             str(row["id"]), moment(row["occurred_at"]), played or "mentioned", row["event_name"],
             ", ".join(fields)[:500] or None,
@@ -124,8 +124,8 @@ async def _erased_keys(snapshot: Snapshot) -> frozenset[str] | None:
     found: set[str] = set()
     condition = "event_name = 'audit.subject.erased'"
     # what was erased is no query's, and no tenant's
-    async for _, told in snapshot.whole().records(condition, OF_THE_STORE, in_period=False):
-        keys = part(told, "metadata", "keys")
+    async for _, record in snapshot.whole().records(condition, OF_THE_STORE, in_period=False):
+        keys = part(record, "metadata", "keys")
         found.update(map(str, keys if isinstance(keys, list) else ()))
     return frozenset(found)
 
@@ -213,13 +213,13 @@ async def _sign_offs(snapshot: Snapshot) -> dict[str, tuple[str | None, str | No
         "begin": moment(options.begin), "end": moment(options.end), "seed": options.seed,
         "sample": options.sample, "tenant": options.tenant, "query": options.query or None,
     }  # fmt: skip
-    async for row, told in snapshot.whole().records(condition, in_period=False):
-        asked = part(told, "metadata", "asked")
+    async for row, record in snapshot.whole().records(condition, in_period=False):
+        asked = part(record, "metadata", "asked")
         if not isinstance(asked, dict) or any(
             asked.get(key) != value for key, value in same.items()
         ):
             continue
-        who = text(part(told, "actor", "on_behalf_of")) or row["actor_id"]
+        who = text(part(record, "actor", "on_behalf_of")) or row["actor_id"]
         about = asked.get("record")
         found[about if isinstance(about, str) else ""] = (
             who, text(asked.get("finding")), f"{moment(row['occurred_at'])}, record {row['id']}",

@@ -54,15 +54,15 @@ _KINDS: Final = {
 }
 
 
-def _differs(column: str, told: str) -> str:
-    return f"l.{column} IS DISTINCT FROM {told}"
+def _differs(column: str, expected: str) -> str:
+    return f"l.{column} IS DISTINCT FROM {expected}"
 
 
-def _searchable(told: str) -> str:
+def _searchable(value: str) -> str:
     """What a column has of an encrypted value is its beginning."""
     return (
-        f"CASE WHEN starts_with({told}, '{MARK}') THEN left({told}, {SEARCHABLE_LENGTH}) "
-        f"ELSE {told} END"
+        f"CASE WHEN starts_with({value}, '{MARK}') THEN left({value}, {SEARCHABLE_LENGTH}) "
+        f"ELSE {value} END"
     )
 
 
@@ -173,7 +173,7 @@ AND NOT EXISTS (SELECT FROM audit.audit_logs l WHERE l.id = s.id)
 
 
 @dataclass(slots=True)
-class Part:
+class PeriodEvidence:
     """One stretch of time, and what is found of its records.
 
     Attributes:
@@ -229,7 +229,7 @@ class Evidence:
         signed: Who has signed the checkpoint.
     """
 
-    parts: list[Part]
+    parts: list[PeriodEvidence]
     against: list[str] = field(default_factory=list)
     is_collapsed: bool = False
     anchors: str = NO_ANCHOR
@@ -256,7 +256,7 @@ async def gather(
         witnesses: Keys and anchors.
         is_deep: Whether each record's text is hashed again, too, and its columns compared with it.
     """
-    found = Evidence([Part(begin, end) for begin, end in periods])
+    found = Evidence([PeriodEvidence(begin, end) for begin, end in periods])
     dropped = [] if snapshot.is_part else await _dropped_in_order(snapshot, found)
     comparisons = [_comparison(part, dropped) for part in found.parts]
     collapsed = await _climb(snapshot, found, comparisons, witnesses)
@@ -282,7 +282,7 @@ class _Comparison:
         suspects: Records whose columns seem not to follow from their text.
     """
 
-    part: Part
+    part: PeriodEvidence
     low: uuid.UUID
     high: uuid.UUID
     dropped: Sequence[store.Pruning]
@@ -327,7 +327,7 @@ async def _account(
         )
 
 
-def _comparison(part: Part, dropped: Sequence[store.Pruning]) -> _Comparison:
+def _comparison(part: PeriodEvidence, dropped: Sequence[store.Pruning]) -> _Comparison:
     low, high = lowest_id(part.begin - _SLACK), lowest_id(part.end + _SLACK)
     within = [one for one in dropped if one.lowest < high and one.above > low]
     return _Comparison(part, low, high, within, secrets.token_bytes(32))
@@ -379,7 +379,7 @@ async def _climb(
     found.signed = _signed(snapshot, witnesses, found)
     heard.judge_silence(walk.tree.size, findings)
     judge_testimonies(walk, snapshot.origin, heard.testimonies, findings)
-    _tell_anchors(snapshot, found, witnesses, heard, findings)
+    _add_anchors(snapshot, found, witnesses, heard, findings)
     return collapsed
 
 
@@ -421,7 +421,7 @@ def _signed(snapshot: Snapshot, witnesses: Witnesses, found: Evidence) -> str:
     return ", ".join(f"{key.name}, checked" for key in keys)
 
 
-def _tell_anchors(
+def _add_anchors(
     snapshot: Snapshot,
     found: Evidence,
     witnesses: Witnesses,
@@ -432,17 +432,17 @@ def _tell_anchors(
         return
     # how much all tenants record, and where it is anchored, is not told to one of them
     hides = snapshot.is_narrow
-    told = [f"{'the anchor' if hides else one.anchor}: agrees" for one in heard.testimonies]
+    lines = [f"{'the anchor' if hides else one.anchor}: agrees" for one in heard.testimonies]
     if findings.problems:
         first = findings.problems[0].detail
         against = "an anchor contradicts the store" + ("" if hides else f": {first}")
         found.against.append(against)
-        told = [f"TAMPERED: {against}"]
+        lines = [f"TAMPERED: {against}"]
     elif hides:
-        told += ["an anchor knows nothing, or could not be asked"] if findings.warnings else []
+        lines += ["an anchor knows nothing, or could not be asked"] if findings.warnings else []
     else:
-        told += findings.warnings
-    found.anchors = "; ".join(dict.fromkeys(told)) or NO_ANCHOR
+        lines += findings.warnings
+    found.anchors = "; ".join(dict.fromkeys(lines)) or NO_ANCHOR
 
 
 async def _compare(snapshot: Snapshot, one: _Comparison, *, is_deep: bool) -> None:
@@ -512,7 +512,7 @@ def _astray(snapshot: Snapshot, one: _Comparison) -> Conditions:
     return asked
 
 
-def _of_part(snapshot: Snapshot, part: Part) -> Conditions:
+def _of_part(snapshot: Snapshot, part: PeriodEvidence) -> Conditions:
     asked = snapshot.asked()
     asked.columns.append(f"occurred_at >= {asked.bind(part.begin)}::timestamptz")
     asked.columns.append(f"occurred_at < {asked.bind(part.end)}::timestamptz")

@@ -9,11 +9,11 @@ from typing import Any
 import msgspec
 
 
-def part(told: Any, *names: str) -> Any:
+def part(record: Any, *names: str) -> Any:
     """A part of a payload; None where it is not there."""
     for name in names:
-        told = told.get(name) if isinstance(told, dict) else None
-    return told
+        record = record.get(name) if isinstance(record, dict) else None
+    return record
 
 
 def text(value: Any, most: int = 500) -> str | None:
@@ -24,9 +24,9 @@ def text(value: Any, most: int = 500) -> str | None:
     return found if len(found) <= most else f"{found[: most - 1]}…"
 
 
-def changes_of(told: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def changes_of(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The changes of a record."""
-    found = told.get("changes")
+    found = record.get("changes")
     if isinstance(found, list):
         yield from (one for one in found if isinstance(one, dict))
 

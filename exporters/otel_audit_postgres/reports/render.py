@@ -13,8 +13,8 @@ import msgspec
 
 from otel_audit._util.printable import ascii_json, visible
 from otel_audit_postgres.exports.formats import csv_lines, plain_csv_lines
+from otel_audit_postgres.reports.make_report import AT_ONCE, Report
 from otel_audit_postgres.reports.model import Cell
-from otel_audit_postgres.reports.run import AT_ONCE, Report
 
 ReportFormat = Literal["html", "csv", "json"]
 MOST_PRINTED: Final = 5_000
@@ -87,18 +87,18 @@ def _html(report: Report) -> Iterator[bytes]:
 
 def _foot_line(report: Report) -> str:
     """What stands on each page, as a string of CSS: a page alone tells where it belongs."""
-    told = (
+    line = (
         f"{report.definition.title} | {report.head['period']} | root {report.head['root'][:16]}… | "
         f"{report.head['generator']}"
     )
-    return f'"{_NOT_PLAIN.sub(" ", told)}"'
+    return f'"{_NOT_PLAIN.sub(" ", line)}"'
 
 
 def html_body(report: Report) -> Iterator[bytes]:
     """What a report shows, without the page around it."""
     definition = report.definition
     head = "".join(
-        f"<dt>{_safe(name)}</dt><dd>{_safe(told)}</dd>\n" for name, told in report.head.items()
+        f"<dt>{_safe(name)}</dt><dd>{_safe(text)}</dd>\n" for name, text in report.head.items()
     )
     notes = "".join(f'<p class="note">{_safe(note)}</p>\n' for note in report.notes)
     yield (
@@ -183,8 +183,8 @@ def _safe(text: str) -> str:
 
 
 def _csv(report: Report) -> Iterator[bytes]:
-    told = [*_told(report)]
-    yield b"".join(csv_lines([(f"# {name}: {visible(text)}",)]) for name, text in told)
+    head = [*_head_rows(report)]
+    yield b"".join(csv_lines([(f"# {name}: {visible(text)}",)]) for name, text in head)
     yield csv_lines([report.definition.columns])
     for lines in report.lines():
         joined = b"".join(lines)
@@ -196,7 +196,7 @@ def _csv(report: Report) -> Iterator[bytes]:
             yield plain_csv_lines(rows)
 
 
-def _told(report: Report) -> Iterator[tuple[str, str]]:
+def _head_rows(report: Report) -> Iterator[tuple[str, str]]:
     yield from report.head.items()
     for note in report.notes:
         yield "note", note
@@ -210,7 +210,7 @@ def _told(report: Report) -> Iterator[tuple[str, str]]:
 
 def _json(report: Report) -> Iterator[bytes]:
     definition = report.definition
-    told = {
+    document = {
         "title": definition.title,
         "about": definition.about,
         "head": report.head,
@@ -224,7 +224,7 @@ def _json(report: Report) -> Iterator[bytes]:
         "checkpoint": report.note or None,
         "columns": definition.columns,
     }
-    text = json.dumps(told, indent=2)
+    text = json.dumps(document, indent=2)
     yield ascii_json(text[: -len("\n}")] + ',\n  "rows": [').encode()
     before = ""
     # each row is the line that was hashed, but for what is beyond ASCII

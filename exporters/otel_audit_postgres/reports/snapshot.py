@@ -231,8 +231,8 @@ class Snapshot:
             The row, and what its payload says.
         """
         sql, values = self.of_records(*conditions, in_period=in_period)
-        async for row, told in self.decoded(sql, values):
-            yield row, told
+        async for row, record in self.decoded(sql, values):
+            yield row, record
 
     def of_records(self, *conditions: str, in_period: bool = True) -> tuple[str, Sequence[Any]]:
         """The statement of `records`, and its values."""
@@ -244,9 +244,9 @@ class Snapshot:
     ) -> AsyncIterator[tuple[Mapping[str, Any], dict[str, Any]]]:
         """Run a statement whose rows have a ``payload``, and read it; see `records`."""
         async for row in self.run(sql, values):
-            told = self._read(row["payload"])
-            if told is not None:
-                yield row, told
+            record = self._read(row["payload"])
+            if record is not None:
+                yield row, record
 
     async def changed(
         self, sql: str, values: Sequence[Any]
@@ -263,13 +263,13 @@ class Snapshot:
 
     def _read(self, payload: str) -> dict[str, Any] | None:
         try:
-            told = msgspec.json.decode(payload)
+            record = msgspec.json.decode(payload)
         except (msgspec.MsgspecError, RecursionError):
-            told = None
-        if not isinstance(told, dict):
+            record = None
+        if not isinstance(record, dict):
             self.unreadable += 1
             return None
-        return told
+        return record
 
     @property
     def leaves(self) -> str:
@@ -317,12 +317,12 @@ class Snapshot:
         gaps = await self.connection.fetchrow(_GAPS.format(numbered=numbered), *asked.values)
         if gaps is None or not gaps["numbers"]:
             return []
-        told = (
+        record = (
             f"GAPS: {gaps['numbers']} numbers are missing between the first and the last record "
             f"that {gaps['producers']} producer{'' if gaps['producers'] == 1 else 's'} made in "
             "this period; `otel-audit gaps` names them"
         )
-        return [told]
+        return [record]
 
     async def _dropped(self) -> list[str]:
         months = []
@@ -424,7 +424,7 @@ def selected(
 
 def moment(value: datetime) -> str:
     """A time as reports have it: UTC, to the millisecond."""
-    told = (value if value.tzinfo is UTC else value.astimezone(UTC)).isoformat(
+    record = (value if value.tzinfo is UTC else value.astimezone(UTC)).isoformat(
         timespec="milliseconds"
     )
-    return f"{told[:23]}Z"
+    return f"{record[:23]}Z"

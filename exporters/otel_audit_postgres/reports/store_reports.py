@@ -8,10 +8,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from otel_audit_postgres.reports import controls
-from otel_audit_postgres.reports.evidence import Evidence, Part
+from otel_audit_postgres.reports.evidence import Evidence, PeriodEvidence
 from otel_audit_postgres.reports.model import Definition, Row
 from otel_audit_postgres.reports.payload_parts import part
-from otel_audit_postgres.reports.policy import month_end, months, policy_in_force
+from otel_audit_postgres.reports.retention_policy import month_end, months, policy_in_force
 from otel_audit_postgres.reports.snapshot import OF_THE_STORE, Snapshot, moment, selected
 
 _LAG: Final = """
@@ -25,7 +25,7 @@ _LOSSES: Final = (
     "'audit.spool.lost')"
 )
 
-_NOT_TOLD: Final = "not told: of the whole store only"
+_WHOLE_STORE_ONLY: Final = "not told: of the whole store only"
 
 
 async def _integrity(snapshot: Snapshot) -> AsyncIterator[Row]:
@@ -49,7 +49,7 @@ async def _integrity(snapshot: Snapshot) -> AsyncIterator[Row]:
         )  # fmt: skip
 
 
-def _verdict(evidence: Evidence, month: Part) -> str:
+def _verdict(evidence: Evidence, month: PeriodEvidence) -> str:
     against = [*evidence.against, *month.problems]
     if against:
         return f"TAMPERED: {'; '.join(against)}"
@@ -69,19 +69,19 @@ def _verdict(evidence: Evidence, month: Part) -> str:
 async def _lag(snapshot: Snapshot, begin: datetime, end: datetime) -> str | None:
     """How long the first record of a block waited at most; a block has records of all tenants."""
     if snapshot.is_part:
-        return _NOT_TOLD
+        return _WHOLE_STORE_ONLY
     lag = await snapshot.connection.fetchval(_LAG, snapshot.size, begin, end)
     return None if lag is None else f"{float(lag):.1f} s"
 
 
 def _of_all(snapshot: Snapshot, count: int) -> int | str:
     """A number that records of no tenant tell; what cannot be seen is not nothing."""
-    return _NOT_TOLD if snapshot.is_part else count
+    return _WHOLE_STORE_ONLY if snapshot.is_part else count
 
 
 async def _gaps(snapshot: Snapshot, begin: datetime, end: datetime) -> str:
     if snapshot.is_part:
-        return _NOT_TOLD
+        return _WHOLE_STORE_ONLY
     asked = snapshot.asked()
     low, high = asked.bind(begin), asked.bind(end)
     numbered = selected(
@@ -103,8 +103,8 @@ async def _gaps(snapshot: Snapshot, begin: datetime, end: datetime) -> str:
 
 async def _quarantined(snapshot: Snapshot) -> Counter[str]:
     found: Counter[str] = Counter()
-    async for row, told in snapshot.records("event_name = 'audit.records.quarantined'"):
-        hashes = part(told, "metadata", "content_hashes")
+    async for row, record in snapshot.records("event_name = 'audit.records.quarantined'"):
+        hashes = part(record, "metadata", "content_hashes")
         count = len(hashes) if isinstance(hashes, list) else 1
         found[f"{row['occurred_at'].astimezone(UTC):%Y-%m}"] += count
     return found
@@ -146,7 +146,7 @@ async def _disposal(snapshot: Snapshot) -> AsyncIterator[Row]:
                 "no policy says" if until is None else f"{until:%Y-%m-%d}",
                 _of_all(snapshot, holds), _of_all(snapshot, erasures), policy,
                 # whether a hold keeps it cannot be seen from a part of the store
-                _NOT_TOLD if snapshot.is_part
+                _WHOLE_STORE_ONLY if snapshot.is_part
                 else "YES" if late and not holds else ("held" if late else "no"),
             )  # fmt: skip
 
@@ -168,13 +168,13 @@ async def _gone(snapshot: Snapshot) -> tuple[dict[str, int], dict[str, int]]:
     archived: dict[str, int] = {}
     dropped: dict[str, int] = {}
     condition = "event_name IN ('audit.month.archived', 'audit.partition.retired')"
-    async for row, told in snapshot.records(condition, OF_THE_STORE, in_period=False):
-        rows = part(told, "metadata", "rows")
+    async for row, record in snapshot.records(condition, OF_THE_STORE, in_period=False):
+        rows = part(record, "metadata", "rows")
         count = rows if isinstance(rows, int) else 0
         if row["event_name"] == "audit.month.archived":
             archived[str(row["target_id"])] = count
         else:
-            name = str(part(told, "metadata", "partition")).removeprefix("audit_logs_")
+            name = str(part(record, "metadata", "partition")).removeprefix("audit_logs_")
             dropped[name.replace("_", "-")] = count
     return archived, dropped
 

@@ -103,7 +103,7 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True)
-class Conditions:
+class HoldConditions:
     """The conditions of a hold: all given ones must match."""
 
     tenant: str | None = None
@@ -136,7 +136,7 @@ async def place_hold(  # noqa: PLR0913, PLR0917 - each a choice of its own
     dsn: str,
     matter: str,
     reason: str,
-    conditions: Conditions,
+    conditions: HoldConditions,
     archive: ArchiveStore | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[uuid.UUID, list[str]]:
@@ -172,7 +172,7 @@ async def place_hold(  # noqa: PLR0913, PLR0917 - each a choice of its own
 
 
 async def preview_hold(
-    dsn: str, conditions: Conditions, archive: ArchiveStore | None = None
+    dsn: str, conditions: HoldConditions, archive: ArchiveStore | None = None
 ) -> tuple[int, list[str]]:
     """Say what a hold would apply to; nothing is changed.
 

@@ -120,7 +120,7 @@ class PlannedMonth:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RetentionPlan:
     """The plan of a run.
 
     Attributes:
@@ -139,7 +139,7 @@ class Plan:
         return [one for one in self.months if one.is_due(self.today)]
 
 
-async def plan(dsn: str, policy: RetentionPolicy, today: date | None = None) -> Plan:
+async def plan(dsn: str, policy: RetentionPolicy, today: date | None = None) -> RetentionPlan:
     """Say what a run would do; nothing is changed.
 
     Args:
@@ -157,7 +157,7 @@ async def plan(dsn: str, policy: RetentionPolicy, today: date | None = None) -> 
 
 async def planned(
     connection: Connection[Any], policy: RetentionPolicy, today: date | None = None
-) -> Plan:
+) -> RetentionPlan:
     """As `plan`, over a connection."""
     await store.unlimited(connection)
     await store.refuse_partial_view(connection)
@@ -184,7 +184,7 @@ async def planned(
                 _first_day(month, classes, policy), tuple(blocked),
             )
         )  # fmt: skip
-    return Plan(day, tuple(months), tuple(archives))
+    return RetentionPlan(day, tuple(months), tuple(archives))
 
 
 async def explain(

@@ -38,7 +38,7 @@ class RecordKind(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class RetentionRule:
     """One rule.
 
     Attributes:
@@ -58,7 +58,7 @@ class Rule:
             _fits(pattern, getattr(kind, field) or "") for field, pattern in self.match.items()
         )
 
-    def overlaps(self, other: Rule) -> bool:
+    def overlaps(self, other: RetentionRule) -> bool:
         """Whether a record can exist that both are about."""
         return all(
             _meet(pattern, other.match[field])
@@ -118,7 +118,7 @@ class RetentionPolicy:
     """
 
     floor: int
-    rules: tuple[Rule, ...]
+    rules: tuple[RetentionRule, ...]
     two_persons: bool = False
 
     def explain(self, kind: RecordKind) -> RetentionClass:
@@ -128,21 +128,21 @@ class RetentionPolicy:
             PolicyError: Two rules contradict each other for it; both are named.
         """
         days: dict[str, int] = {}
-        said_by: dict[str, str] = {}
+        rule_names: dict[str, str] = {}
         for rule in self.rules:
             if not rule.applies_to(kind):
                 continue
             for name, count in rule.days.items():
                 if name not in days:
-                    days[name], said_by[name] = count, rule.name
-        names = dict.fromkeys(said_by.values())
+                    days[name], rule_names[name] = count, rule.name
+        names = dict.fromkeys(rule_names.values())
         if len(names) > 1:
             names.pop(_DEFAULT, None)
         least = days.get("min", 0)
         if least <= self.floor:
-            least, said_by["min"] = self.floor, "floor"
+            least, rule_names["min"] = self.floor, "floor"
         found = RetentionClass(
-            "+".join(names) or _DEFAULT, said_by,
+            "+".join(names) or _DEFAULT, rule_names,
             least, days.get("max"), days.get("hot"), days.get("archive"),
         )  # fmt: skip
         _refuse_contradiction(found, kind)
@@ -195,7 +195,7 @@ def read_policy(text: str, place: str = "retention policy") -> RetentionPolicy:
     if not isinstance(default, dict):
         raise PolicyError(f"{where}: a table [default] is expected")
     _refuse_unknown(default, _DAYS, where)
-    rules.append(Rule(_DEFAULT, {}, _days(default, where)))
+    rules.append(RetentionRule(_DEFAULT, {}, _days(default, where)))
     policy = RetentionPolicy(floor, tuple(rules), two_persons)
     for rule in rules:
         _refuse_impossible(rule, policy, place)
@@ -214,7 +214,7 @@ def read_policy_file(path: Path) -> RetentionPolicy:
         raise PolicyError(f"{path} cannot be read ({type(error).__name__})") from None
 
 
-def _rule(entry: Any, place: str) -> Rule:
+def _rule(entry: Any, place: str) -> RetentionRule:
     if not isinstance(entry, dict):
         raise PolicyError(f"{place}: a table is expected")
     _refuse_unknown(entry, ("name", "match", *_DAYS), place)
@@ -236,7 +236,7 @@ def _rule(entry: Any, place: str) -> Rule:
     days = _days(entry, place)
     if not days:
         raise PolicyError(f"{place}: it says nothing: one of {', '.join(_DAYS)} is needed")
-    return Rule(name, match, days)
+    return RetentionRule(name, match, days)
 
 
 def _days(entry: Mapping[str, Any], place: str) -> dict[str, int]:
@@ -256,7 +256,7 @@ def _refuse_unknown(table: Mapping[str, Any], known: Iterable[str], place: str) 
             raise PolicyError(f"{place}: unknown key {key!r}; there are {', '.join(names)}")
 
 
-def _refuse_impossible(rule: Rule, policy: RetentionPolicy, place: str) -> None:
+def _refuse_impossible(rule: RetentionRule, policy: RetentionPolicy, place: str) -> None:
     """Refuse a policy that no record can satisfy, whatever the trail holds."""
     for other in policy.rules:
         if not rule.overlaps(other):
@@ -268,7 +268,7 @@ def _refuse_impossible(rule: Rule, policy: RetentionPolicy, place: str) -> None:
             raise PolicyError(f"{place}: {error}") from None
 
 
-def _example(rule: Rule, other: Rule, field: str) -> str:
+def _example(rule: RetentionRule, other: RetentionRule, field: str) -> str:
     """A value that both rules are about."""
     patterns = [one.match[field] for one in (rule, other) if field in one.match]
     exact = [pattern for pattern in patterns if not pattern.endswith("*")]

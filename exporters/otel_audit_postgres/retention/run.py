@@ -33,7 +33,7 @@ from otel_audit_postgres.archive.catalog import (
 from otel_audit_postgres.archive.check import ArchiveReport, Question, check_month
 from otel_audit_postgres.archive.manifest import (
     ArchivedObject,
-    Manifest,
+    ArchiveManifest,
     leaves_key,
     manifest_digest,
     manifest_key,
@@ -49,7 +49,7 @@ from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.keys import PublicKey, Signer
 from otel_audit_postgres.retention.holds import hold_on_object, settle_holds
 from otel_audit_postgres.retention.months import collapse
-from otel_audit_postgres.retention.plan import Plan, PlannedMonth, end_of, planned
+from otel_audit_postgres.retention.plan import PlannedMonth, RetentionPlan, end_of, planned
 from otel_audit_postgres.retention.policy import (
     PolicyError,
     RecordKind,
@@ -246,7 +246,7 @@ class _Run:
         self._report.held, _ = await settle_holds(self._connection, archive, since)
         return archives[-1].step if archives else 0
 
-    async def _record(self, plan: Plan, step: int) -> None:
+    async def _record(self, plan: RetentionPlan, step: int) -> None:
         """Tell in the trail what was done, and that it was looked at where nothing was to do."""
         self._step("", "record run")
         months = {one.partition: one.first_day.isoformat() for one in plan.months if one.first_day}
@@ -318,7 +318,7 @@ class _Run:
             if following in self._months:
                 await self._archive(self._months[following])
             else:
-                await self._publish(Manifest("", following, None, 0, ""), [])
+                await self._publish(ArchiveManifest("", following, None, 0, ""), [])
             following = end_of(following)
 
     async def _archive(self, month: PlannedMonth) -> None:
@@ -372,13 +372,15 @@ class _Run:
             uploads.append((tree[0], folder / "tree.json", digest, _longest(objects)))
         left_out = (("none", written.left_out),) if written.left_out else ()
         await self._publish(
-            Manifest("", month.month, None, written.rows, "", tuple(objects), tree, left_out),
+            ArchiveManifest(
+                "", month.month, None, written.rows, "", tuple(objects), tree, left_out
+            ),
             uploads,
         )
         self._report.archived[name] = sum(one.rows for one in objects)
 
     async def _publish(
-        self, draft: Manifest, uploads: Sequence[tuple[str, Path, str, date | None]]
+        self, draft: ArchiveManifest, uploads: Sequence[tuple[str, Path, str, date | None]]
     ) -> None:
         """Put the files and the manifest into the archive, and record it in the trail."""
         archive, name = self._setting.archive, f"{draft.month:%Y-%m}"
@@ -388,7 +390,7 @@ class _Run:
             archive.put(key, path, sha256, until)
         before = await recorded_archives(self._connection)
         policy = json.dumps(self._policy.as_plain(), sort_keys=True)
-        manifest = Manifest(
+        manifest = ArchiveManifest(
             await store.origin(self._connection) or "-", draft.month,
             manifest_digest(before[-1].note) if before else None, draft.rows,
             hashlib.sha256(policy.encode()).hexdigest(), draft.objects, draft.tree, draft.left_out,
@@ -461,7 +463,7 @@ class _Run:
             return rows
         raise AssertionError  # pragma: no cover - the last try returns or raises
 
-    async def _expire(self, plan: Plan) -> None:
+    async def _expire(self, plan: RetentionPlan) -> None:
         """Delete archive objects that are due; each is recorded first, and held ones stay."""
         archive = self._setting.archive
         if archive is None:

@@ -135,13 +135,13 @@ async def erase_all(
         # between the check for holds and the commit, so that none comes between
         for subject in done:
             await keys.destroy(subject)
-            more = await _untold(connection, keys, subject, open_keys[subject])
+            more = await _unrecorded(connection, keys, subject, open_keys[subject])
             if more:  # made while the keys could not be reached, and handed in since
                 await connection.fetchval(
                     _RECORD, subject.tenant, subject.name, more, basis, reason
                 )
     for subject in open_keys:
-        await keys.told(subject)
+        await keys.mark_recorded(subject)
     return done
 
 
@@ -157,14 +157,14 @@ async def _open_keys(connection: Connection[Any], keys: KeyStore, subject: Subje
             f"there is no key of this subject, {subject.name!r}: nothing of it was encrypted, or "
             "its tenant or name is another one (an actor's id, or an entity such as customer:17)"
         )
-    return [*known, *await _untold(connection, keys, subject, ())]
+    return [*known, *await _unrecorded(connection, keys, subject, ())]
 
 
-async def _untold(
+async def _unrecorded(
     connection: Connection[Any], keys: KeyStore, subject: Subject, besides: Sequence[str]
 ) -> list[str]:
     """The ids of destroyed keys that the trail does not tell of, as somebody was cut off."""
-    found = [one.key_id.hex() for one in await keys.destroyed(subject) if not one.is_told]
+    found = [one.key_id.hex() for one in await keys.destroyed(subject) if not one.is_recorded]
     recorded = await connection.fetchval(_RECORDED, found) if found else []
     return [one for one in found if one not in recorded and one not in besides]
 
@@ -180,8 +180,8 @@ async def plan_replay(dsn: str, keys: KeyStore) -> tuple[int, int]:
         dsn: The audit store, as a reader or its retention role.
         keys: The keys.
     """
-    told = await _told_keys(dsn)
-    return len(told), len(await keys.present(told))
+    recorded = await _recorded_keys(dsn)
+    return len(recorded), len(await keys.present(recorded))
 
 
 async def replay_erasures(dsn: str, keys: KeyStore) -> int:
@@ -191,12 +191,12 @@ async def replay_erasures(dsn: str, keys: KeyStore) -> int:
         dsn: The audit store, as a reader or its retention role.
         keys: The keys.
     """
-    told = await _told_keys(dsn)
-    await keys.replay(told)
-    return len(told)
+    recorded = await _recorded_keys(dsn)
+    await keys.replay(recorded)
+    return len(recorded)
 
 
-async def _told_keys(dsn: str) -> list[bytes]:
+async def _recorded_keys(dsn: str) -> list[bytes]:
     async with store.opened(dsn, "replay erasures", asks=True) as connection:
         return [
             bytes.fromhex(key) for row in await connection.fetch(_ERASED) for key in row["keys"]
@@ -234,7 +234,7 @@ async def export_subject(
             ]
             await _record_look(connection, len(found))
         for payload, place, received_by in found:
-            yield await _told(payload, place, received_by, keys)
+            yield await _as_document(payload, place, received_by, keys)
     if archive is None:
         return
     for one in await archived_objects(dsn):
@@ -243,7 +243,9 @@ async def export_subject(
         with archive.fetch(one.entry.key) as file:
             for row in read_rows(file, _SEARCHED):
                 if row["tenant_id"] == subject.tenant and _is_about(row, names):
-                    yield await _told(row["payload"], one.entry.key, row["received_by"], keys)
+                    yield await _as_document(
+                        row["payload"], one.entry.key, row["received_by"], keys
+                    )
 
 
 async def _record_look(connection: Connection[Any], records: int) -> None:
@@ -251,7 +253,7 @@ async def _record_look(connection: Connection[Any], records: int) -> None:
     await connection.fetchval(_VIEW, "{}", records)
 
 
-async def _told(
+async def _as_document(
     payload: str, place: str, received_by: str | None, keys: KeyStore
 ) -> dict[str, Any]:
     erased = await erased_paths(payload, keys)

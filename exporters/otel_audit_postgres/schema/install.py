@@ -150,8 +150,8 @@ async def migrate(dsn_or_engine: Any) -> InitReport:
             raise StoreError(f"there is no audit store to migrate in this database: {INIT}")
         version = await installed_version(connection)
         if state["barred"] and not pending(version):
-            told = f"schema audit: up to date at version {version}; only a superuser renews guards"
-            return InitReport(version, (), (), (told,))
+            note = f"schema audit: up to date at version {version}; only a superuser renews guards"
+            return InitReport(version, (), (), (note,))
         return await _bring_up(connection, state, _NOTHING, roles=state["owner"] == OWNER)
 
 
@@ -175,7 +175,7 @@ async def missing_migrations(dsn_or_engine: Any) -> tuple[int, bool]:
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class PendingMigrations:
     """How far a store is behind.
 
     Attributes:
@@ -189,7 +189,7 @@ class Waiting:
     waiting: tuple[str, ...]
 
 
-async def waiting_migrations(dsn: str) -> Waiting:
+async def waiting_migrations(dsn: str) -> PendingMigrations:
     """Look which migrations a store lacks, as any role that may read its version.
 
     Args:
@@ -215,7 +215,9 @@ async def waiting_migrations(dsn: str) -> Waiting:
             version = await installed_version(connection)
         finally:
             await disconnect(connection)
-    return Waiting(version, latest_version(), tuple(step.title for step in pending(version)))
+    return PendingMigrations(
+        version, latest_version(), tuple(step.title for step in pending(version))
+    )
 
 
 def schema_sql(  # noqa: PLR0913 - one for each role

@@ -7,7 +7,7 @@ from typing import Any, Final
 from otel_audit.errors import StoreError, StoreUnavailableError
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.errors import INIT, MIGRATE
-from otel_audit_postgres.schema import catalog
+from otel_audit_postgres.schema import pg_catalog
 from otel_audit_postgres.schema.migrations import latest_version
 
 _CONDITION: Final = """
@@ -35,7 +35,7 @@ async def refuse_unready(connection: Connection[Any]) -> None:
         StoreError: Schema or rights are not what they must be; the message says the remedy.
     """
     await refuse_encoding(connection)
-    missing = await catalog.missing_tables(connection)
+    missing = await pg_catalog.missing_tables(connection)
     if missing:
         raise StoreError(
             "the audit store is not set up in the database of OTEL_AUDIT_DSN, there is no table "
@@ -51,8 +51,8 @@ async def refuse_unready(connection: Connection[Any]) -> None:
         raise StoreError(no_right(condition["role"], "USAGE on schema audit"))
     if not condition["may_ask"]:
         raise StoreError(no_right(condition["role"], "SELECT on audit.schema_version"))
-    refuse_version(await catalog.schema_version(connection))
-    lacking = await catalog.lacking_rights(connection)
+    refuse_version(await pg_catalog.schema_version(connection))
+    lacking = await pg_catalog.lacking_rights(connection)
     if lacking:
         role = condition["role"]
         # to make the auditor a writer as well is what nobody should do

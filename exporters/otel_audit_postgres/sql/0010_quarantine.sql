@@ -2,35 +2,35 @@
 -- (classes from I on are free for implementations), 001 for what may not be done, 002 for what there
 -- is not. And what is in quarantine is told in the trail, so that it is sealed, and can be released.
 
--- What waits to be told by the sealer; emptied when the record that tells it is made.
+-- Rows that wait for the sealer to record them; emptied when that record is made.
 CREATE TABLE audit.quarantine_queue (
     content_hash  bytea PRIMARY KEY
 );
 COMMENT ON TABLE audit.quarantine_queue IS
-    'Rows of audit.quarantine that no record of the trail has told yet.';
+    'Rows of audit.quarantine that no record of the trail names yet.';
 INSERT INTO audit.quarantine_queue SELECT content_hash FROM audit.quarantine;
 
-CREATE TABLE audit.quarantine_told (
+CREATE TABLE audit.quarantine_records (
     record_id  uuid PRIMARY KEY
 );
-COMMENT ON TABLE audit.quarantine_told IS
+COMMENT ON TABLE audit.quarantine_records IS
     'Records of the trail that name rows of audit.quarantine, by the hashes of their texts.';
-SELECT audit.guard('audit.quarantine_told');
+SELECT audit.guard('audit.quarantine_records');
 
-CREATE FUNCTION audit.queue_for_telling() RETURNS trigger
+CREATE FUNCTION audit.queue_for_recording() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     INSERT INTO audit.quarantine_queue SELECT content_hash FROM inserted ON CONFLICT DO NOTHING;
     RETURN NULL;
 END
 $$;
-CREATE TRIGGER queue_for_telling AFTER INSERT ON audit.quarantine
+CREATE TRIGGER queue_for_recording AFTER INSERT ON audit.quarantine
     REFERENCING NEW TABLE AS inserted
-    FOR EACH STATEMENT EXECUTE FUNCTION audit.queue_for_telling();
-ALTER TABLE audit.quarantine ENABLE ALWAYS TRIGGER queue_for_telling;
+    FOR EACH STATEMENT EXECUTE FUNCTION audit.queue_for_recording();
+ALTER TABLE audit.quarantine ENABLE ALWAYS TRIGGER queue_for_recording;
 
 -- One record for up to 500 rows: it names their hashes, which the table's check binds to the texts.
-CREATE FUNCTION audit.tell_quarantined() RETURNS integer
+CREATE FUNCTION audit.record_quarantined() RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     hashes text[];
@@ -47,13 +47,13 @@ BEGIN
     IF hashes IS NULL THEN
         RETURN 0;
     END IF;
-    INSERT INTO audit.quarantine_told (record_id) VALUES (
+    INSERT INTO audit.quarantine_records (record_id) VALUES (
         audit.record_event('audit.records.quarantined', 'CREATE', 'audit_quarantine', NULL,
             jsonb_build_object('content_hashes', to_jsonb(hashes)), NULL));
     RETURN cardinality(hashes);
 END
 $$;
-COMMENT ON FUNCTION audit.tell_quarantined() IS
+COMMENT ON FUNCTION audit.record_quarantined() IS
     'Records in the trail which rows came into quarantine, so that they are sealed.';
 
 CREATE FUNCTION audit.unkept_quarantine(hashes text[]) RETURNS SETOF text
@@ -166,7 +166,7 @@ BEGIN
 END
 $$;
 
-REVOKE ALL ON FUNCTION audit.queue_for_telling(), audit.tell_quarantined(), audit.quarantined(),
+REVOKE ALL ON FUNCTION audit.queue_for_recording(), audit.record_quarantined(), audit.quarantined(),
     audit.unkept_quarantine(text[]), audit.release_quarantined(bytea, text, text) FROM PUBLIC;
 
 -- The functions that need DDL belong to otel_audit_maintainer where the event trigger is, and only a

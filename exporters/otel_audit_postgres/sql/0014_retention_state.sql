@@ -42,25 +42,25 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     before audit.retention_policies;
     wanted bytea := sha256(convert_to(policy::text, 'UTF8'));
-    told uuid;
+    event uuid;
 BEGIN
     SELECT * INTO before FROM audit.retention_policies p ORDER BY p.step DESC LIMIT 1;
     IF before.step IS NULL OR before.policy = policy THEN
         RAISE EXCEPTION 'there is nothing to approve: this policy is in force, or none is'
             USING ERRCODE = 'OA002';
     END IF;
-    SELECT a.record_id INTO told FROM audit.retention_approvals a
+    SELECT a.record_id INTO event FROM audit.retention_approvals a
     WHERE a.step = before.step AND a.digest = wanted
       AND a.approved_by = session_user;
-    IF told IS NOT NULL THEN
-        RETURN told;
+    IF event IS NOT NULL THEN
+        RETURN event;
     END IF;
-    told := audit.record_event('audit.retention.approved', 'EXECUTE', 'audit_policy',
+    event := audit.record_event('audit.retention.approved', 'EXECUTE', 'audit_policy',
         'retention', jsonb_build_object('policy_sha256', encode(wanted, 'hex'),
             'keeps_less', audit.keeps_less(before.policy, policy)), NULL);
     INSERT INTO audit.retention_approvals (step, digest, record_id)
-    VALUES (before.step, wanted, told);
-    RETURN told;
+    VALUES (before.step, wanted, event);
+    RETURN event;
 END
 $$;
 COMMENT ON FUNCTION audit.approve_retention_policy(jsonb) IS

@@ -33,11 +33,11 @@ GRANT EXECUTE ON FUNCTION audit.sealing_holder() TO otel_audit_sealer, otel_audi
     otel_audit_writer, otel_audit_retention;
 
 -- What is in quarantine: the sealer tells it, who keeps the store releases it, who verifies compares.
-GRANT EXECUTE ON FUNCTION audit.tell_quarantined() TO otel_audit_sealer;
+GRANT EXECUTE ON FUNCTION audit.record_quarantined() TO otel_audit_sealer;
 GRANT EXECUTE ON FUNCTION audit.quarantined(), audit.release_quarantined(bytea, text, text)
     TO otel_audit_retention;
 GRANT EXECUTE ON FUNCTION audit.unkept_quarantine(text[]) TO otel_audit_reader, otel_audit_sealer;
-GRANT SELECT ON audit.quarantine_told TO otel_audit_reader, otel_audit_sealer;
+GRANT SELECT ON audit.quarantine_records TO otel_audit_reader, otel_audit_sealer;
 
 -- Who reads may verify: the ledger holds ids and hashes, no content.
 GRANT SELECT ON audit.ledger_log, audit.ledger_queue, audit.ledger_blocks,

@@ -208,7 +208,8 @@ def parse_metadata(metadata: object) -> dict[str, Any]:
 
 def parse_name(text: str, redactor: Redactor) -> str:
     """Make a name fit to be stored: redacted, on one line, bounded before it is looked at."""
-    return _name(cut_text(text, 2 * _LONGEST_NAME), redactor)
+    most = 2 * _LONGEST_NAME
+    return _name(text if len(text) <= most else cut_text(text, most), redactor)
 
 
 # an application has few names, and uses them often

@@ -15,8 +15,8 @@ import msgspec
 from opentelemetry.trace import Span, TraceFlags
 
 from otel_audit._util.ids import uuid7
-from otel_audit.action.parts import ACTOR_FAILED, Parts
 from otel_audit.record import (
+    ACTOR_FAILED,
     ANONYMOUS,
     SCHEMA_VERSION,
     TRUNCATED,
@@ -38,6 +38,7 @@ from otel_audit.record import (
 
 if TYPE_CHECKING:
     from otel_audit._util.spill import SpilledChanges
+    from otel_audit.action.lifecycle import Parts
     from otel_audit.redaction import Redactor
     from otel_audit.scope import AuditScope
 

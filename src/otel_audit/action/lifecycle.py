@@ -3,25 +3,31 @@
 HTTP requests, WebSockets and actions by hand go through the same steps. They differ in what they
 know: each says with `Lifecycle._known` what its record would be by now.
 
+The bare fact comes first: ids, times, method, path, status and outcome cannot fail. All else
+describes it, each part for itself, and a part that fails costs no more than that part (`Parts`).
+An action that takes long gets a record that it has started (`Watchdog`), so that none runs unseen.
+
 Nothing here raises anything of ours. A step that fails is counted and logged, and the application
 continues; where that costs a record, the loss is counted, too.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import Token
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from otel_audit import scope as scopes
-from otel_audit._util.aio import in_slices
+from otel_audit._util.aio import Timer, call_after, in_slices, running_trio
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.action.compose import changes_of, changes_outside, with_continuations
-from otel_audit.action.parts import Parts
+from otel_audit.record import INCOMPLETE
 from otel_audit.scope import AuditScope, PendingScope
 
 if TYPE_CHECKING:
@@ -30,6 +36,44 @@ if TYPE_CHECKING:
     from otel_audit.record import AuditRecord, TransactionOutcome
 
 _logger = logging.getLogger("otel_audit.action")
+
+
+class Parts:
+    """The parts of one action that could not be described so far."""
+
+    __slots__ = ("_on_error", "failed")
+
+    def __init__(self, on_error: Callable[[], None]) -> None:
+        """Begin with none.
+
+        Args:
+            on_error: Called for each failure of ours.
+        """
+        self._on_error = on_error
+        self.failed: dict[str, None] = {}
+
+    def fail(self, part: str, error: Exception) -> None:
+        """Take note that a part could not be described; it stays counted. Never raises.
+
+        Args:
+            part: Its name, as in a record: ``name``, ``target``, ``actor``, ``request``, …
+            error: Why.
+        """
+        self.failed[part] = None
+        self._on_error()
+        log_limited(
+            _logger, f"part {part}", "A part of an action could not be described: %s", part,
+            error=error,
+        )  # fmt: skip
+
+    def succeed(self, part: str) -> None:
+        """Take note that a part which may have failed before is described now."""
+        if self.failed:
+            self.failed.pop(part, None)
+
+    def named(self, metadata: dict[str, Any]) -> dict[str, Any]:
+        """Add to a record's metadata which parts are missing or withheld, if any are."""
+        return {**metadata, INCOMPLETE: list(self.failed)} if self.failed else metadata
 
 
 class Lifecycle(ABC):
@@ -216,3 +260,85 @@ def record_outside(
     except Exception as error:  # noqa: BLE001 - must not reach the application
         ports.on_error()
         ports.on_loss(error)
+
+
+class Watchdog:
+    """Notifies actions that have been under way for long: one timer a loop, not one an action."""
+
+    def __init__(self, after: float) -> None:
+        """Set the time.
+
+        Args:
+            after: Seconds.
+        """
+        self._after = after
+        self._of_thread = threading.local()
+
+    def begin(self, act: Callable[[], None]) -> WatchedAction | None:
+        """Have something done when the time is over.
+
+        Args:
+            act: Is called on the event loop, in an empty context; must not raise.
+
+        Returns:
+            Where to end it before that; None if no event loop runs here.
+        """
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            if running_trio() is None:
+                return None
+            timer = call_after(self._after, act)
+            return None if timer is None else _Alone(timer)
+        board: _LoopWatch | None = getattr(self._of_thread, "board", None)
+        if board is None or board.loop is not loop:
+            board = self._of_thread.board = _LoopWatch(loop, self._after)
+        board.add(act)
+        return board
+
+
+class WatchedAction(Protocol):
+    """An action's entry at the watchdog."""
+
+    def end(self, act: Callable[[], None]) -> None:
+        """Do not do it any more."""
+
+
+class _Alone:
+    def __init__(self, timer: Timer) -> None:
+        self._timer = timer
+
+    def end(self, act: Callable[[], None]) -> None:  # noqa: ARG002 - there is only the one
+        self._timer.cancel()
+
+
+class _LoopWatch:
+    """The actions under way on one event loop, in the order they began."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, after: float) -> None:
+        self.loop = loop
+        self._after = after
+        self._due: dict[Callable[[], None], float] = {}
+        self._is_set = False
+
+    def add(self, act: Callable[[], None]) -> None:
+        due = self.loop.time() + self._after
+        self._due[act] = due
+        if not self._is_set:
+            self._set(self._after)
+
+    def end(self, act: Callable[[], None]) -> None:
+        self._due.pop(act, None)
+
+    def _set(self, seconds: float) -> None:
+        self._is_set = call_after(seconds, self._look) is not None
+
+    def _look(self) -> None:
+        self._is_set = False
+        now = self.loop.time()
+        for act, due in list(self._due.items()):
+            if due > now:
+                self._set(due - now)
+                return
+            del self._due[act]
+            act()

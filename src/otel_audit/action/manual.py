@@ -18,9 +18,8 @@ from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.action.arguments import RecordArguments
 from otel_audit.action.current_runtime import in_use
 from otel_audit.action.manual_action import Action
-from otel_audit.action.parts import ACTOR_FAILED
 from otel_audit.errors import ConfigurationError
-from otel_audit.record import Outcome
+from otel_audit.record import ACTOR_FAILED, Outcome
 from otel_audit.scope import Origin, current_scope, open_scope
 
 if TYPE_CHECKING:

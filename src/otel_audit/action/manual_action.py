@@ -37,13 +37,13 @@ from otel_audit.action.compose import (
 )
 from otel_audit.action.current_runtime import CurrentRuntime, made_last
 from otel_audit.action.error_info import describe_error
-from otel_audit.action.lifecycle import Lifecycle
-from otel_audit.action.parts import ACTOR_FAILED, Parts
+from otel_audit.action.lifecycle import Lifecycle, Parts
 from otel_audit.action.ports import NoPorts
 from otel_audit.errors import ConfigurationError, StoreUnavailableError
 from otel_audit.identity.redact_identity import shown_actor, shown_tenant
 from otel_audit.policy.events import action_of_event
 from otel_audit.record import (
+    ACTOR_FAILED,
     AuditRecord,
     ErrorInfo,
     Outcome,

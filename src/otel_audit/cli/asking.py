@@ -79,12 +79,12 @@ def ask(dsn: str | None, question: Callable[[Trail], Awaitable[T]]) -> T:
 
 async def lines_of(connection: Connection[Any], page: Page) -> list[Line]:
     """A page's records with what people call those who did it, and for whom."""
-    from otel_audit_postgres.query.payloads import Names, names, says_who
+    from otel_audit_postgres.query.payloads import DisplayNames, names, says_who
 
     known = await names(connection, page.records)
     lines = []
     for one in page.records:
-        called = known.get((one.id, one.tenant_id), Names(None, None))
+        called = known.get((one.id, one.tenant_id), DisplayNames(None, None))
         email = called.actor if called.actor and says_who(called.actor) else None
         slug = called.tenant if called.tenant and says_who(called.tenant) else None
         lines.append(Line(one, email, slug))

@@ -71,7 +71,7 @@ def dev(service: str | None, shows_viewer: bool, command: tuple[str, ...]) -> No
     echo(f"starting PostgreSQL in {FOLDER}/ ...", err=True)
     began = time.monotonic()
     with running_store(folder) as store:
-        _say_where(store, time.monotonic() - began)
+        _print_place(store, time.monotonic() - began)
         environment = _environment(store, service or Path.cwd().name)
         # what is printed here is no look of anybody's at a trail of others
         os.environ.update(OTEL_AUDIT_DSN=store.reader, OTEL_AUDIT_RECORD_VIEWS="off")
@@ -94,7 +94,7 @@ def _check_settings() -> None:
         raise ConfigurationError("OTEL_AUDIT_ENABLED=false leaves auditing off: unset it")
 
 
-def _say_where(store: DevStore, seconds: float) -> None:
+def _print_place(store: DevStore, seconds: float) -> None:
     for directory in opened_for_reading(store):
         echo(
             f"as root the embedded PostgreSQL has a user of its own, and opens {directory} for "
@@ -240,10 +240,10 @@ def _viewer(store: DevStore) -> Iterator[None]:
     authenticate = OneTimeLink(Viewer("developer", "auditor", None))
     app = viewer_app(store.reader, (), authenticate, _HOST)
 
-    def say(url: str) -> None:
+    def announce(url: str) -> None:
         echo(f"viewer: {url}/sign-in?link={authenticate.new_link()} (the link works once)")
 
-    server = viewer_server(uvicorn, app, _HOST, _free_port(), say)
+    server = viewer_server(uvicorn, app, _HOST, _free_port(), announce)
     thread = threading.Thread(target=server.run, name="otel-audit-viewer", daemon=True)
     thread.start()
     try:

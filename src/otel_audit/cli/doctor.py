@@ -23,7 +23,7 @@ from otel_audit.errors import OtelAuditError
 from otel_audit_bootstrap.exporters import missing_exporters
 
 if TYPE_CHECKING:
-    from otel_audit_postgres.checks.inspect import Finding
+    from otel_audit_postgres.checks.inspect import CheckResult
 
 
 _WORDS: dict[bool | None, tuple[str, Colour]] = {
@@ -156,8 +156,8 @@ def _checks(
             yield Check(finding.name, finding.ok, finding.detail, finding.remedy or "")
 
 
-def _ledger(config: AuditConfig, dsn: str) -> Iterator[Finding]:
-    from otel_audit_postgres.checks.inspect import Finding
+def _ledger(config: AuditConfig, dsn: str) -> Iterator[CheckResult]:
+    from otel_audit_postgres.checks.inspect import CheckResult
     from otel_audit_postgres.ledger.anchors import anchors_from
     from otel_audit_postgres.ledger.health import inspect_key_file, inspect_ledger
     from otel_audit_postgres.ledger.settings import chosen_public_keys
@@ -166,7 +166,9 @@ def _ledger(config: AuditConfig, dsn: str) -> Iterator[Finding]:
     try:
         keys, anchors = chosen_public_keys(config), anchors_from(config.anchor)
     except OtelAuditError as error:
-        yield Finding("ledger settings", ok=False, detail=str(error), remedy="correct the setting")
+        yield CheckResult(
+            "ledger settings", ok=False, detail=str(error), remedy="correct the setting"
+        )
         return
     yield from run_lasting(inspect_ledger(dsn, keys=keys, anchors=anchors))
 

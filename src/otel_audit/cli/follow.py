@@ -91,7 +91,7 @@ class Tail:
     async def begin(self, connection: Connection[Any], *, shows_past: bool) -> Sequence[Line]:
         """Remember where the log ends, and read what is there already."""
         from otel_audit_postgres.ledger import store
-        from otel_audit_postgres.ledger.tail import end_of_queue, waiting_ids
+        from otel_audit_postgres.ledger.latest_records import end_of_queue, waiting_ids
         from otel_audit_postgres.query import queries
 
         async def answer(connection: Connection[Any]) -> Sequence[Line]:
@@ -110,7 +110,7 @@ class Tail:
     async def read(self, connection: Connection[Any]) -> Sequence[Line]:
         """The next records that fit."""
         from otel_audit_postgres.ledger import store
-        from otel_audit_postgres.ledger.tail import sealed_ids, waiting_ids
+        from otel_audit_postgres.ledger.latest_records import sealed_ids, waiting_ids
         from otel_audit_postgres.query import queries
         from otel_audit_postgres.query.queries import Page
 

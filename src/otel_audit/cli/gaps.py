@@ -13,7 +13,7 @@ from otel_audit.cli.options import chosen_dsn, dsn_option, json_option, moment, 
 from otel_audit.cli.terminal import echo, echo_json
 
 if TYPE_CHECKING:
-    from otel_audit_postgres.query.gaps import Stream
+    from otel_audit_postgres.query.gaps import ProducerStream
 
 _RANGES_SHOWN = 20
 
@@ -73,7 +73,7 @@ def _number(number: int, one: str, more: str | None = None) -> str:
     return f"{number} {one if number == 1 else more or one + 's'}"
 
 
-def _as_json(stream: Stream, quiet_after: float) -> dict[str, object]:
+def _as_json(stream: ProducerStream, quiet_after: float) -> dict[str, object]:
     return {
         "producer": stream.producer_id, "service": stream.service, "by": stream.received_by,
         "highest": stream.highest, "missing": stream.missing, "unnumbered": stream.unnumbered,
@@ -82,11 +82,11 @@ def _as_json(stream: Stream, quiet_after: float) -> dict[str, object]:
     }  # fmt: skip
 
 
-def _is_cut_off(stream: Stream, quiet_after: float) -> bool:
+def _is_cut_off(stream: ProducerStream, quiet_after: float) -> bool:
     return not stream.ended and stream.silent_for >= quiet_after
 
 
-def _warnings(streams: Sequence[Stream]) -> Iterator[str]:
+def _warnings(streams: Sequence[ProducerStream]) -> Iterator[str]:
     for stream in streams:
         if not stream.is_first:
             yield (
@@ -101,12 +101,12 @@ def _warnings(streams: Sequence[Stream]) -> Iterator[str]:
             )
 
 
-def _named(stream: Stream) -> str:
+def _named(stream: ProducerStream) -> str:
     by = "" if stream.received_by is None else f", by {stream.received_by}"
     return f"producer {stream.producer_id} ({stream.service or 'unknown service'}{by})"
 
 
-def _lines(stream: Stream, quiet_after: float) -> Iterator[str]:
+def _lines(stream: ProducerStream, quiet_after: float) -> Iterator[str]:
     yield f"{_named(stream)}, numbers up to {stream.highest}:"
     if stream.missing:
         shown = ", ".join(

@@ -13,7 +13,7 @@ from otel_audit.cli.asking import after_option, all_option, ask, limit_option, l
 from otel_audit.cli.listing import Form, Line, form_option, ndjson_option, printing
 from otel_audit.cli.options import dsn_option, json_option, local_option
 from otel_audit.cli.record_panel import change_lines, rolled_back_line, rows_of
-from otel_audit.cli.search import say_where_it_goes_on
+from otel_audit.cli.search import print_next_page_hint
 from otel_audit.cli.terminal import echo, echo_document, echo_panel
 from otel_audit.config import AuditConfig
 from otel_audit.policy.entity_names import entity_noun
@@ -79,7 +79,7 @@ def history(  # noqa: PLR0913, PLR0917 - one for each option
         name, _, key = entity.partition(":")
         if (noun := entity_noun(name)) != name:
             echo(f"did you mean {noun}:{key}?", err=True)
-    say_where_it_goes_on(page)
+    print_next_page_hint(page)
 
 
 @click.command()

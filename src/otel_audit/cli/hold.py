@@ -48,9 +48,9 @@ def place(  # noqa: PLR0913, PLR0917 - one for each option
     as_json: bool,
 ) -> None:
     """Hold records that meet all conditions, old and new ones."""
-    from otel_audit_postgres.retention.holds import Conditions, place_hold, preview_hold
+    from otel_audit_postgres.retention.holds import HoldConditions, place_hold, preview_hold
 
-    conditions = Conditions(tenant, actor, entity, event, moment(since), moment(until))
+    conditions = HoldConditions(tenant, actor, entity, event, moment(since), moment(until))
     if dry_run:
         rows, objects = run_lasting(
             preview_hold(chosen_dsn(dsn), conditions, chosen_archive(archive))

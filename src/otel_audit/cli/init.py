@@ -125,7 +125,7 @@ def init(  # noqa: PLR0913, PLR0917 - one for each option
     if made is not None and made.database is not None:
         echo(f"database {made.database}: created")
     echo(*report.lines)
-    _say_next(dsn, made, writer, reader)
+    _print_next_steps(dsn, made, writer, reader)
 
 
 def _refuse_contradictions(*found: tuple[object, str]) -> None:
@@ -134,7 +134,9 @@ def _refuse_contradictions(*found: tuple[object, str]) -> None:
             raise click.UsageError(message)
 
 
-def _say_next(dsn: str, made: Created | None, writer: str | None, reader: str | None) -> None:
+def _print_next_steps(
+    dsn: str, made: Created | None, writer: str | None, reader: str | None
+) -> None:
     """Print what to set and to run; passwords are shown here and nowhere else."""
     if made is None and writer is None:
         echo("next: otel-audit doctor", err=True)

@@ -99,10 +99,10 @@ class Table:
         if rows:
             self._columns.arrange(rows)
         for action, row in zip(actions, rows, strict=True):
-            self._say_day(action.main.found)
+            self._print_day(action.main.found)
             self._columns.print_row(row, action.main.details)
 
-    def _say_day(self, found: Found) -> None:
+    def _print_day(self, found: Found) -> None:
         day = f"{zoned(found.occurred_at, is_local=self.is_local):%Y-%m-%d %Z}"
         if terminal.screen_width() is not None and day != self._day:
             echo(day, colour="cyan")
@@ -126,8 +126,8 @@ class Table:
                 "target": (target, None), "service": (found.service_name or "", None),
                 "id": (str(found.id), None),
             }  # fmt: skip
-        said = (_SHORT.get(found.outcome, found.outcome), status, action.note)
-        result = " ".join(one for one in said if one)
+        parts = (_SHORT.get(found.outcome, found.outcome), status, action.note)
+        result = " ".join(one for one in parts if one)
         row: dict[str, Piece] = {
             "time": (f"{zoned(found.occurred_at, is_local=self.is_local):%H:%M:%S}", None),
             "event": (found.event_name, None), "result": (result, colour), "actor": (actor, None),

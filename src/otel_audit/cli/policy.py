@@ -14,9 +14,8 @@ from otel_audit.cli.terminal import echo, echo_json, echo_table
 from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
 from otel_audit.policy import Decision, Policy
-from otel_audit.policy.overrides import MARK, Override
 from otel_audit.policy.routes import KnownRoute, routes_of
-from otel_audit.policy.rules import WRITES
+from otel_audit.policy.rules import MARK, WRITES, Override
 from otel_audit.record import ANONYMOUS, Actor, Tenant
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ def explain(  # noqa: PLR0913, PLR0917 - one argument an option
         wrote=wrote,
         scope=_scope(route.override if route else None) | {"path_params": parameters},
     )
-    said = {
+    rows = {
         "rule": decision.rule,
         "level": decision.level,
         "event": decision.event_name,
@@ -79,9 +78,9 @@ def explain(  # noqa: PLR0913, PLR0917 - one argument an option
         "sampled": f"1 of {decision.sample}" if decision.sample else "-",
     }
     if as_json:
-        echo_json({name: None if text == "-" else text for name, text in said.items()})
+        echo_json({name: None if text == "-" else text for name, text in rows.items()})
     else:
-        _print_pairs(said)
+        _print_pairs(rows)
 
 
 @policy.command()

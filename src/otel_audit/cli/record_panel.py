@@ -87,9 +87,9 @@ def rolled_back_line(record: AuditRecord) -> Iterator[list[Piece]]:
     """What was written, is not there, and is not shown, if anything."""
     kept = sum(one.transaction == "rolled_back" for one in record.changes)
     if (count := record.changes_rolled_back - kept) > 0:
-        said = "1 change was" if count == 1 else f"{count} changes were"
+        parts = "1 change was" if count == 1 else f"{count} changes were"
         yield [
-            (f"{said} rolled back", "red"),
+            (f"{parts} rolled back", "red"),
             (f" (to keep their values: {PREFIX}ORM_KEEP_ROLLED_BACK=true)", None),
         ]
 
@@ -155,9 +155,9 @@ def _what(found: Found, record: AuditRecord | None) -> list[Piece]:
 
 
 def _action(found: Found, others: Sequence[Found]) -> str:
-    said = [f"this record is its {found.phase} part"] if found.phase != "completed" else []
-    said += [f"{one.phase} {one.id}" for one in others]
-    return "; ".join(said)
+    parts = [f"this record is its {found.phase} part"] if found.phase != "completed" else []
+    parts += [f"{one.phase} {one.id}" for one in others]
+    return "; ".join(parts)
 
 
 def _read(record: AuditRecord) -> Iterator[Row]:

@@ -19,8 +19,8 @@ from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from otel_audit_postgres.reports.make_report import Report
     from otel_audit_postgres.reports.model import Definition, Options
-    from otel_audit_postgres.reports.run import Report
 
 _FORMATS: Final = ("html", "csv", "json")
 
@@ -73,7 +73,7 @@ def report(  # noqa: PLR0913, PLR0917 - one for each option
     recorded in the trail. Exit status 0: made; 1: not made, or made of records that are not as
     they were sealed; 2: wrong use.
     """
-    from otel_audit_postgres.reports.catalog import REPORTS, find_report
+    from otel_audit_postgres.reports.registry import REPORTS, find_report
 
     if name is None:
         if as_json:
@@ -99,8 +99,8 @@ def report(  # noqa: PLR0913, PLR0917 - one for each option
         finally:
             made.close()
     if as_json:
-        told = {"head": made.head, "notes": made.notes, "nothing": made.nothing}
-        echo_json({"files": files, "checkpoint": made.checkpoint, **told})
+        summary = {"head": made.head, "notes": made.notes, "nothing": made.nothing}
+        echo_json({"files": files, "checkpoint": made.checkpoint, **summary})
         sys.exit(made.is_tampered)
     for note in (*made.notes, *(() if made.nothing is None else (made.nothing,))):
         echo(note, colour="yellow", err=True)
@@ -135,7 +135,7 @@ def _made(dsn: str | None, definition: Definition, options: Options) -> Report:
     from otel_audit_postgres.query import queries
     from otel_audit_postgres.query.trail import Trail
     from otel_audit_postgres.reports.evidence import witnesses_of
-    from otel_audit_postgres.reports.run import checked, looked_at, make_report
+    from otel_audit_postgres.reports.make_report import checked, looked_at, make_report
 
     checked(definition, options)
     config = AuditConfig()
@@ -160,7 +160,7 @@ def _sign(
     if definition.name != "review":
         raise click.UsageError("--sign-off goes with the report review")
     from otel_audit_postgres.query.trail import open_trail
-    from otel_audit_postgres.reports.run import checked, signed_off
+    from otel_audit_postgres.reports.make_report import checked, signed_off
 
     checked(definition, options)
 

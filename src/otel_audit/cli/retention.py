@@ -19,7 +19,7 @@ from otel_audit.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from otel_audit_postgres.archive.objects import ArchiveStore
-    from otel_audit_postgres.retention.plan import Plan
+    from otel_audit_postgres.retention.plan import RetentionPlan
     from otel_audit_postgres.retention.policy import RetentionPolicy
     from otel_audit_postgres.retention.run import RunReport
 
@@ -311,7 +311,7 @@ def _day(text: str | None) -> date | None:
         raise click.BadParameter(f"{text!r} is no day: 2027-01-31") from None
 
 
-def _print_plan(found: Plan) -> None:
+def _print_plan(found: RetentionPlan) -> None:
     lines = []
     for one in found.months:
         head = (

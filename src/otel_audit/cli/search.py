@@ -61,12 +61,12 @@ _OPTIONS: Final = (
 
 def _field_options(command: Callable[..., None]) -> Callable[..., None]:
     """An option for each field of a query that people look for."""
-    for name, field, said in reversed(_OPTIONS):
+    for name, field, help_text in reversed(_OPTIONS):
         kind = click.Choice(["success", "failure", "unknown"]) if field == "outcome" else None
         metavar = None if kind is None else "OUTCOME"
-        command = click.option(name, field, multiple=True, type=kind, metavar=metavar, help=said)(
-            command
-        )
+        command = click.option(
+            name, field, multiple=True, type=kind, metavar=metavar, help=help_text
+        )(command)
     return command
 
 
@@ -144,10 +144,10 @@ def search(  # noqa: PLR0913, PLR0917 - one for each option
             echo(_HIDDEN, err=True)
         if any(one.field == "tenant" for one in query.terms):
             echo(_TENANT, err=True)
-    say_where_it_goes_on(page)
+    print_next_page_hint(page)
 
 
-def say_where_it_goes_on(page: Page) -> None:
+def print_next_page_hint(page: Page) -> None:
     """Say on standard error where a page ends that is not the last one."""
     if page.searched_to is not None:
         echo(f"searched back to {page.searched_to.isoformat(timespec='seconds')}", err=True)

@@ -120,7 +120,7 @@ def status(dsn: str | None, as_json: bool) -> None:
 
     Lag is the time since the oldest record that is not sent was sealed.
     """
-    from otel_audit_postgres import streams as store
+    from otel_audit_postgres import stream_positions as store
     from otel_audit_postgres.ledger.sealed_rows import horizon
 
     async def answer(connection: Connection[Any]) -> list[dict[str, Any]]:
@@ -183,7 +183,7 @@ def rewind(  # noqa: PLR0913, PLR0917 - one for each option
 
     The destination sees the same ids again.
     """
-    from otel_audit_postgres import streams as store
+    from otel_audit_postgres import stream_positions as store
 
     at = _ask(dsn, lambda connection: store.position(connection, name))
     if not yes:
@@ -202,7 +202,7 @@ def rewind(  # noqa: PLR0913, PLR0917 - one for each option
 @json_option
 def parked(dsn: str | None, name: str, as_json: bool) -> None:
     """List what the destination of a stream has refused."""
-    from otel_audit_postgres import streams as store
+    from otel_audit_postgres import stream_positions as store
 
     async def answer(connection: Connection[Any]) -> list[store.Parked]:
         await store.position(connection, name)
@@ -230,7 +230,7 @@ def test(dsn: str | None, name: str, as_json: bool) -> None:
 
     It takes the way of any other record once it is sealed.
     """
-    from otel_audit_postgres import streams as store
+    from otel_audit_postgres import stream_positions as store
 
     found = _ask(dsn, lambda connection: store.record_test(connection, name))
     if as_json:
@@ -241,7 +241,7 @@ def test(dsn: str | None, name: str, as_json: bool) -> None:
 
 def _ask(dsn: str | None, question: Callable[[Connection[Any]], Awaitable[T]]) -> T:
     from otel_audit_postgres.query.queries import opened
-    from otel_audit_postgres.streams import refuse_others
+    from otel_audit_postgres.stream_positions import refuse_others
 
     async def answer() -> T:
         async with opened(chosen_dsn(dsn)) as connection:
@@ -257,7 +257,7 @@ def _refuse_to_ask(*, as_json: bool) -> None:
 
 
 def _set_paused(dsn: str | None, name: str, *, paused: bool, as_json: bool) -> None:
-    from otel_audit_postgres import streams as store
+    from otel_audit_postgres import stream_positions as store
 
     changed = _ask(dsn, lambda connection: store.pause(connection, name, paused=paused))
     word = "paused" if paused else "goes on"

@@ -197,7 +197,7 @@ def erase(  # noqa: PLR0913, PLR0917 - one for each option
 def _show(name: str, found: ErasurePlan) -> None:
     span = f", from {found.first:%Y-%m-%d} to {found.last:%Y-%m-%d}" if found.first else ""
     echo(f"{name}: {found.keys} keys to destroy; {found.rows} records in the database{span}")
-    if any(not one.is_told for one in found.erased):
+    if any(not one.is_recorded for one in found.erased):
         echo(f"{name}: an erasure was cut off after its keys were destroyed; this one records it")
     if found.held is not None:
         echo(f"{name}: held: {found.held}", colour="yellow")

@@ -34,7 +34,7 @@ from otel_audit.errors import ConfigurationError
 if TYPE_CHECKING:
     from otel_audit_postgres.archive.check import ArchiveReport
     from otel_audit_postgres.ledger.keys import PublicKey
-    from otel_audit_postgres.ledger.verify.findings import Report
+    from otel_audit_postgres.ledger.verify.findings import VerificationReport
 
 _LISTED = 200
 _MALFORMED_LISTED = 5
@@ -216,14 +216,14 @@ def _verify_export(file: Path, keys: tuple[str, ...], *, as_json: bool) -> None:
 
 
 def _with_archives(  # noqa: PLR0913 - each a choice of its own
-    report: Report,
+    report: VerificationReport,
     store: str,
     archive: str | None,
     keys: Sequence[PublicKey],
     *,
     deep: bool,
     is_shown: bool,
-) -> tuple[Report, ArchiveReport | None]:
+) -> tuple[VerificationReport, ArchiveReport | None]:
     """One report on the store and its archives, where there are any."""
     if archive is None:
         return report, None
@@ -243,7 +243,7 @@ def _with_archives(  # noqa: PLR0913 - each a choice of its own
     return together(report, archived), archived
 
 
-def _write(file: Path, report: Report) -> None:
+def _write(file: Path, report: VerificationReport) -> None:
     try:
         file.write_text(json.dumps(report.as_json(), indent=2) + "\n", "utf-8")
     except OSError as error:
@@ -281,7 +281,7 @@ def _bar(*, visible: bool) -> Progress:
     )
 
 
-def _lines(report: Report) -> Iterator[tuple[str, Colour | None]]:
+def _lines(report: VerificationReport) -> Iterator[tuple[str, Colour | None]]:
     rate = report.rows_checked / report.seconds if report.seconds else 0
     dropped = f", {report.dropped} dropped with their months" if report.dropped else ""
     log = f"log {report.origin or '(nothing sealed yet)'}: {report.size} rows sealed"
@@ -317,11 +317,11 @@ def _lines(report: Report) -> Iterator[tuple[str, Colour | None]]:
     yield f"TAMPERED: {counts}; first bad: {named} ({first.kind})", "red"
 
 
-def _passed(report: Report) -> tuple[str, Colour]:
+def _passed(report: VerificationReport) -> tuple[str, Colour]:
     """How far it can be said that nothing was tampered with: what is not sealed proves nothing."""
     if not report.waiting:
-        said = "OK: nothing was tampered with" if report.size else "OK: there are no rows yet"
-        return said, "green"
+        verdict = "OK: nothing was tampered with" if report.size else "OK: there are no rows yet"
+        return verdict, "green"
     if not report.size:
         return f"OK for 0 of {report.waiting} rows: nothing is sealed yet", "yellow"
     wait = "waits for its seal" if report.waiting == 1 else "wait for their seal"

@@ -86,7 +86,7 @@ def web(  # noqa: PLR0913, PLR0917 - one for each option
         link = f"/sign-in?link={authenticate.new_link()}"
     elif host not in _LOOPBACK:
         echo(_IN_CLEAR.format(host=host), colour="yellow", err=True)
-    server = viewer_server(uvicorn, app, host, port, lambda url: _say(f"{url}{link}", opens))
+    server = viewer_server(uvicorn, app, host, port, lambda url: _announce(f"{url}{link}", opens))
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listening])
 
@@ -137,7 +137,7 @@ async def _try_store(app: Starlette, tenants: tuple[str, ...]) -> None:
     from otel_audit_postgres.query.grammar import Query
     from otel_audit_postgres.query.pool import TrailPool
     from otel_audit_postgres.query.trail import Scope, is_bound
-    from otel_audit_postgres.schema import catalog
+    from otel_audit_postgres.schema import pg_catalog
     from otel_audit_postgres.schema.readiness import refuse_version
 
     settings = app.state.site.settings
@@ -145,7 +145,7 @@ async def _try_store(app: Starlette, tenants: tuple[str, ...]) -> None:
     try:
         async with pool.trail("", Scope(tenants or None), views="off") as trail:
             await trail.search(Query(()), limit=1)
-            refuse_version(await trail.aside(catalog.schema_version))
+            refuse_version(await trail.aside(pg_catalog.schema_version))
             if not await trail.aside(is_bound):
                 echo(_UNBOUND, colour="yellow", err=True)
     except StoreUnavailableError as error:
@@ -183,8 +183,8 @@ def viewer_app(
     return app
 
 
-def viewer_server(uvicorn: Any, app: Starlette, host: str, port: int, say: Any) -> Any:
-    """Make its server; `say` gets the URL once it listens."""
+def viewer_server(uvicorn: Any, app: Starlette, host: str, port: int, announce: Any) -> Any:
+    """Make its server; `announce` gets the URL once it listens."""
 
     class Server(uvicorn.Server):  # type: ignore[misc]
         async def startup(self, sockets: Any = None) -> None:
@@ -192,7 +192,7 @@ def viewer_server(uvicorn: Any, app: Starlette, host: str, port: int, say: Any) 
             if self.started:
                 where = self.servers[0].sockets[0].getsockname()
                 shown = f"[{where[0]}]" if ":" in where[0] else where[0]
-                say(f"http://{shown}:{where[1]}")
+                announce(f"http://{shown}:{where[1]}")
 
     return Server(
         uvicorn.Config(
@@ -209,7 +209,7 @@ def viewer_server(uvicorn: Any, app: Starlette, host: str, port: int, say: Any) 
     )
 
 
-def _say(url: str, opens: bool) -> None:
+def _announce(url: str, opens: bool) -> None:
     echo(url)
     echo("(the link works once; Ctrl-C ends the viewer)", err=True)
     if opens:

@@ -14,9 +14,9 @@ from otel_audit.delivery.delivery import Delivery, DeliveryOptions
 from otel_audit.delivery.fingerprint import destination_digest
 from otel_audit.delivery.local_quarantine import LocalQuarantine
 from otel_audit.delivery.metrics import Counters
+from otel_audit.delivery.producer import application_resource
 from otel_audit.delivery.sink import Refused, Sink
 from otel_audit.delivery.spool import AesGcmEncryption, Encryption, adopt, open_spool
-from otel_audit.delivery.tracer_provider import application_resource
 from otel_audit.errors import ConfigurationError
 
 _UNNAMED: Final = "unknown_service"

@@ -60,7 +60,7 @@ class Messages:
     again: str | None = "The audit store takes records again"
 
 
-class Writer:
+class Writer(LoopThread):
     """A thread that writes what its source has, and tries again as long as it must.
 
     It is started when it is first needed. Make a new one in a forked child.
@@ -87,30 +87,15 @@ class Writer:
             backoff: Pauses between tries.
             messages: What is logged.
         """
+        super().__init__(name, work)
         self.ending = False
         self.observe: Callable[[float], None] = _ignore
-        self._thread = LoopThread(name, work)
         self._counters = counters
         self._backoff = backoff
         self._messages = messages
         self._failing_since: float | None = None
         self.failures = 0
         self._odd_failures = 0
-
-    @property
-    def started(self) -> bool:
-        """Whether its thread was started; it may have ended since."""
-        return self._thread.started
-
-    @property
-    def alive(self) -> bool:
-        """Whether its thread runs."""
-        return self._thread.alive
-
-    @property
-    def state(self) -> ThreadState:
-        """Its thread's state."""
-        return self._thread.state
 
     @property
     def failing_for(self) -> float:
@@ -123,30 +108,17 @@ class Writer:
         """Whether a record is more likely than the store to be why writing fails."""
         return self._odd_failures >= _MOST_TRIES
 
-    def start(self) -> None:
-        """Start the thread, unless it runs, or is to end."""
-        if not self.ending:
-            self._thread.start()
-
-    def ensure(self) -> None:
-        """Replace the thread if it is gone. Never raises."""
-        self._thread.ensure()
-
-    def rouse(self) -> None:
-        """End the wait for work, or between two tries. Never raises."""
-        self._thread.rouse()
+    def start(self) -> bool:
+        """Start the thread, unless it runs, or is to end; say whether it runs."""
+        return not self.ending and super().start()
 
     def end(self, *, at_once: bool = False) -> None:
         """Let the work end; what is under way is finished, or cancelled at once. Never raises."""
         self.ending = True
         if at_once:
-            self._thread.cancel()
+            self.cancel()
         else:
-            self._thread.end()
-
-    def join(self, timeout: float) -> None:
-        """Wait for the end of the thread, at most so many seconds."""
-        self._thread.join(timeout)
+            super().end()
 
     # --- what the source calls, in the thread
 
@@ -203,26 +175,26 @@ class Writer:
 
     async def rest(self, pause: float) -> None:
         """Wait about so many seconds, or until it is roused; not all writers the same time."""
-        self._thread.wake.clear()
+        self.wake.clear()
         await self.wait(pause * generator.uniform(0.5, 1.0))
 
     async def wait(self, seconds: float | None) -> None:
         """Wait until it is roused, or so many seconds are over; at once if it was roused before."""
         try:
             async with asyncio.timeout(seconds):
-                await self._thread.wake.wait()
+                await self.wake.wait()
         except TimeoutError:
             return
 
     def forget_rousing(self) -> None:
         """Let the next `wait` wait, although it was roused before."""
-        self._thread.wake.clear()
+        self.wake.clear()
 
     async def _rest_undisturbed(self, seconds: float) -> None:
         # requested by the store: nothing wakes this up but the end
         until = time.monotonic() + seconds
         while not self.ending and time.monotonic() < until:
-            self._thread.wake.clear()
+            self.wake.clear()
             await self.wait(until - time.monotonic())
 
 

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from otel_audit.action.compose import as_intent, as_started
-from otel_audit.action.lifecycle import Lifecycle
-from otel_audit.action.watchdog import WatchedAction
+from otel_audit.action.lifecycle import Lifecycle, WatchedAction
 from otel_audit.errors import StoreUnavailableError
 from otel_audit.http.exchange_record import ExchangeRecord
 from otel_audit.http.options import CaptureOptions

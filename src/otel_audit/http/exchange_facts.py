@@ -15,7 +15,7 @@ from opentelemetry import trace
 
 from otel_audit._util.ids import public_id
 from otel_audit.action.arguments import parse_event, parse_name
-from otel_audit.action.parts import ACTOR_FAILED, Parts
+from otel_audit.action.lifecycle import Parts
 from otel_audit.http.body_capture import BodyCapture
 from otel_audit.http.options import CaptureOptions
 from otel_audit.http.request_metadata import (
@@ -38,6 +38,7 @@ from otel_audit.policy.body_operations import (
     read_operations,
 )
 from otel_audit.record import (
+    ACTOR_FAILED,
     ANONYMOUS,
     Actor,
     ErrorInfo,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from otel_audit._util.aio import is_cancellation
 from otel_audit.action.arguments import parse_action, parse_event, parse_name, target_of
 from otel_audit.action.compose import (
     action_record,
@@ -18,8 +19,6 @@ from otel_audit.action.compose import (
     with_scope_facts,
 )
 from otel_audit.action.error_info import describe_error
-from otel_audit.action.outcome import outcome_of
-from otel_audit.action.parts import ACTOR_FAILED
 from otel_audit.http.exchange_facts import ExchangeFacts
 from otel_audit.http.options import CaptureOptions
 from otel_audit.http.request_metadata import (
@@ -34,8 +33,8 @@ from otel_audit.http.websocket import SocketTally
 from otel_audit.identity.account_holder import named_in_answer, named_in_request
 from otel_audit.identity.safe_access import identifier, state_of
 from otel_audit.policy import is_unknown
-from otel_audit.policy.entity_names import alike
 from otel_audit.record import (
+    ACTOR_FAILED,
     ANONYMOUS,
     AuditRecord,
     Body,
@@ -46,6 +45,7 @@ from otel_audit.record import (
     Request,
     Response,
     Target,
+    TransactionOutcome,
 )
 from otel_audit.scope import AuditScope
 
@@ -242,7 +242,7 @@ class ExchangeRecord(ExchangeFacts):
             if span.is_recording():
                 redact_span_urls(
                     span,
-                    lambda path: self.head.spell_path(path, self.routed),
+                    lambda path: self.head.spell_path(path, self.routed, self._route(self.routed)),
                     self._options.redactor,
                     self.audit.budget,
                 )
@@ -457,6 +457,42 @@ class ExchangeRecord(ExchangeFacts):
         return self.parts.named(with_scope_facts(found, self.audit))
 
 
+def outcome_of(
+    *,
+    status: int | None,
+    error: BaseException | None,
+    transaction: TransactionOutcome,
+    cut_off: bool = False,
+    turned_away: bool = False,
+) -> Outcome:
+    """Judge an HTTP action.
+
+    Args:
+        status: The status the client was sent; None if none was.
+        error: The exception that left the application, if any.
+        transaction: What became of the last transaction that wrote; unknown if any is.
+        cut_off: Whether the answer ended before its last chunk.
+        turned_away: Whether the answer only redirects the request elsewhere.
+
+    Returns:
+        ``success`` only if the answer says so, nothing was raised, and what was written last is
+        committed: a retry makes up for what was rolled back before. ``unknown`` where a commit's
+        fate is unknown, the action was cut off, or the client was sent elsewhere with it and
+        nothing was committed.
+    """
+    if transaction == "unknown":
+        return "unknown"
+    if error is not None and is_cancellation(error):
+        return "unknown"
+    if error is not None or transaction in ("rolled_back", "mixed"):
+        return "failure"
+    if status is not None and status >= 400:  # noqa: PLR2004 - RFC 9110, section 15
+        return "failure"
+    if status is None or cut_off or (turned_away and transaction != "committed"):
+        return "unknown"
+    return "success"
+
+
 def shown_target(
     target: Target | None, secrets: frozenset[str], redactor: Redactor, *, routed: bool
 ) -> Target | None:
@@ -523,3 +559,13 @@ def _one_of(kind: str, audit: AuditScope, operation: Operation) -> str | None:
 def _noun_of(reference: str) -> str:
     # what stands before the noun is where it is
     return reference.partition(":")[0].rpartition(".")[2]
+
+
+def alike(one: str, other: str) -> int:
+    """Return how alike two nouns are: 2 if equal, 1 if one is the other's last words, else 0.
+
+    Underscores do not count: ``mealplan`` is ``meal_plan``.
+    """
+    if one == other or one.replace("_", "") == other.replace("_", ""):
+        return 2
+    return 1 if one.endswith(f"_{other}") or other.endswith(f"_{one}") else 0

@@ -14,7 +14,7 @@ from otel_audit.redaction import Redactor
 from otel_audit.scope import AuditScope
 
 if TYPE_CHECKING:
-    from otel_audit.action.watchdog import Watchdog
+    from otel_audit.action.lifecycle import Watchdog
     from otel_audit.identity.actor import Bearer
     from otel_audit.policy import Policy
 

@@ -17,11 +17,11 @@ from otel_audit.orm.association_rows import Relations
 from otel_audit.orm.before_images import ImageListeners
 from otel_audit.orm.bulk import BulkReader
 from otel_audit.orm.column_redaction import ColumnRedaction, Redactor
-from otel_audit.orm.executions import Executions
 from otel_audit.orm.flush import Fetching, OpenFlushes
 from otel_audit.orm.guard import ErrorGuard
 from otel_audit.orm.listeners import (
     EngineListeners,
+    Executions,
     MapperListeners,
     PoolListeners,
     SessionListeners,

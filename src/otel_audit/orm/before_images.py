@@ -23,14 +23,14 @@ from otel_audit.orm.mapper_info import MapperInfoCache
 from otel_audit.orm.reference_names import RowNaming
 from otel_audit.orm.schema_qualifier import SchemaQualifiers
 from otel_audit.orm.stored_values import MISSING
-from otel_audit.orm.transaction_outcome import ABORTING_DIALECTS, is_autocommit
+from otel_audit.orm.transaction_state import ABORTING_DIALECTS, is_autocommit
 from otel_audit.record import Change
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Connection, Dialect
 
     from otel_audit.orm.column_redaction import ColumnRedaction
-    from otel_audit.orm.executions import Executions
+    from otel_audit.orm.listeners import Executions
     from otel_audit.orm.options import OrmOptions
     from otel_audit.orm.selection import Selection
     from otel_audit.orm.transactions import TransactionTracker

@@ -115,10 +115,11 @@ def row_count_of(context: Any, cursor: Any) -> int | None:
     """The number of rows that the driver has counted; None if it does not say, or not yet."""
     if context.dialect.name == "sqlite" and getattr(cursor, "description", None) is not None:
         return None  # counts only once all rows have been fetched
-    return _row_count(cursor)
+    return driver_row_count(cursor)
 
 
-def _row_count(cursor: Any) -> int | None:
+def driver_row_count(cursor: Any) -> int | None:
+    """The number of rows as the driver has it; None if it does not say."""
     rows = getattr(cursor, "rowcount", -1)
     return rows if isinstance(rows, int) and rows >= 0 else None
 

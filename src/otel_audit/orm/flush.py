@@ -25,7 +25,7 @@ from otel_audit.orm.row_diff import (
     taken_over,
 )
 from otel_audit.orm.stored_values import SentValues, sent_parameters
-from otel_audit.orm.transaction_outcome import is_autocommit, is_committed
+from otel_audit.orm.transaction_state import is_autocommit, is_committed
 from otel_audit.record import Change, Operation
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.errors import StoreError
-from otel_audit.orm.transaction_outcome import is_autocommit, sqlstate
+from otel_audit.orm.transaction_state import is_autocommit, sqlstate
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

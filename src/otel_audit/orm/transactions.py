@@ -8,14 +8,16 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
 from otel_audit._util.spill import SpilledChanges, SpillOptions
-from otel_audit.orm.transaction_outcome import (
+from otel_audit.orm.transaction_state import (
+    Owner,
+    TransactionState,
+    WrittenByAction,
     in_transaction,
     is_autocommit,
     is_committed,
     is_pipelined_autocommit,
     reset_outcome,
 )
-from otel_audit.orm.transaction_state import Owner, TransactionState, WrittenByAction
 from otel_audit.record import Change, TransactionOutcome
 from otel_audit.scope import PendingScope, action_under_way, current_scope
 

@@ -1,8 +1,7 @@
 """Policy: what is recorded, at which level, under which name."""
 
 from otel_audit.policy.engine import UNDECIDED, Decision, Policy, Start, is_unknown
-from otel_audit.policy.overrides import Override, audit_route, override_of
-from otel_audit.policy.rules import Rule
+from otel_audit.policy.rules import Override, Rule, audit_route, override_of
 
 __all__ = [
     "UNDECIDED",

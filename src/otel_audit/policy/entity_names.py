@@ -68,16 +68,6 @@ def further_noun(noun: str, name: str, table: str) -> str | None:
     return found
 
 
-def alike(one: str, other: str) -> int:
-    """Return how alike two nouns are: 2 if equal, 1 if one is the other's last words, else 0.
-
-    Underscores do not count: ``mealplan`` is ``meal_plan``.
-    """
-    if one == other or one.replace("_", "") == other.replace("_", ""):
-        return 2
-    return 1 if one.endswith(f"_{other}") or other.endswith(f"_{one}") else 0
-
-
 def _bare(words: list[str], stored: list[str]) -> list[str]:
     """Leave out what only says that a class is mapped."""
     while len(words) > 1:

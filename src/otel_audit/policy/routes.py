@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from otel_audit.errors import ConfigurationError
-from otel_audit.policy.overrides import EXTENSION, MARK, Override, from_extension
+from otel_audit.policy.rules import EXTENSION, MARK, Override, from_extension
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

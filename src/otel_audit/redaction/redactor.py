@@ -9,6 +9,7 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
+import msgspec
 import re2
 
 from otel_audit._util.ratelimited_log import log_limited
@@ -55,6 +56,8 @@ _LONGEST_NAME: Final = 4_096
 _URLS: Final = frozenset({"referer", "location", "content-location"})
 
 _word_at: Final = re.compile(r"(?:[A-Za-z_.-]{1,32}|[0-9]{1,5})(?![^/{}])").match
+
+_decode: Final = msgspec.json.Decoder().decode
 
 
 class Redactor:
@@ -199,7 +202,7 @@ class Redactor:
             most = self._rules.limits.length if longest is None else longest
             if len(text) > most or not is_clean(text, self._rules):
                 return None
-            copy = parse_json(text)
+            copy = _decode(text)
             # what the encoder spells in its own way, such as bytes in base64, was not looked at
             return (copy, len(text)) if copy == value else None
         except Exception:  # noqa: BLE001 - the walker finds the cause

@@ -30,7 +30,7 @@ from otel_audit.server.errors import (
     JSON,
     PROTOBUF,
     Code,
-    Problem,
+    RequestError,
     as_status,
     forbidden,
     unavailable,
@@ -250,13 +250,13 @@ async def _export(service: Service, request: Request) -> Response:
     """Take an export request, and answer after its records are committed."""
     began = time.perf_counter()
     logged: dict[str, Any] = {}
-    problem: Problem | None = None
+    problem: RequestError | None = None
     try:
         response = await _exported(service, request, logged)
-    except Problem as found:
+    except RequestError as found:
         problem = found
     except ClientDisconnect:
-        problem = Problem(499, Code.UNAVAILABLE, "disconnected", "the client went away")
+        problem = RequestError(499, Code.UNAVAILABLE, "disconnected", "the client went away")
     except Exception as error:  # noqa: BLE001 - a 500 would make exporters drop their batch
         log_limited(
             access_log.logger, "request", "A request failed and is to be sent again", error=error
@@ -280,13 +280,13 @@ async def _export(service: Service, request: Request) -> Response:
 
 async def _exported(service: Service, request: Request, logged: dict[str, Any]) -> Response:
     if sum(len(name) + len(value) for name, value in request.headers.raw) > _LARGEST_HEADERS:
-        raise Problem(431, Code.INVALID_ARGUMENT, "headers", "the headers are too large")
+        raise RequestError(431, Code.INVALID_ARGUMENT, "headers", "the headers are too large")
     sender = _sender(service, request)
     logged["sender"] = sender.identity
     kind = _media_type(request)
     decode = _DECODERS[request.url.path].get(kind)
     if decode is None:
-        raise Problem(
+        raise RequestError(
             415, Code.INVALID_ARGUMENT, "content_type",
             f"Content-Type must be {PROTOBUF} or {JSON}",
         )  # fmt: skip
@@ -327,7 +327,7 @@ def _refuse_lone(outcome: Outcome) -> None:
     if len(outcome.conflicts) == outcome.stored == 1 and not outcome.quarantined:
         # nothing is lost: who sends it learns that its id is another's, and where it is
         conflict = outcome.conflicts[0]
-        raise Problem(
+        raise RequestError(
             409, Code.ALREADY_EXISTS, "conflict",
             "another record with this id is in the store; "
             f"this one is stored beside it as {conflict.stored_as}",
@@ -337,7 +337,9 @@ def _refuse_lone(outcome: Outcome) -> None:
     item = outcome.quarantined[0]
     kind = kind_of(item)
     if kind == "conflict":
-        raise Problem(409, Code.ALREADY_EXISTS, "conflict", f"{item.reason}; it is in quarantine")
+        raise RequestError(
+            409, Code.ALREADY_EXISTS, "conflict", f"{item.reason}; it is in quarantine"
+        )
     if kind in ("foreign_tenant", "foreign_service"):
         raise forbidden(f"{item.reason}; the record is in quarantine")
 
@@ -351,11 +353,11 @@ def _sender(service: Service, request: Request) -> Sender:
             request.scope.get("state") or {},
             client,
         )
-    except Problem as refused:
+    except RequestError as refused:
         if request.headers.get(_REFUSAL) != "retry":
             raise
         again = service.config.serve_retry_after
-        raise Problem(
+        raise RequestError(
             503, Code.UNAVAILABLE, refused.kind, refused.message, retry_after=again
         ) from None
 
@@ -376,5 +378,5 @@ async def _no_such_thing(request: Request, error: Exception) -> Response:
     what = "no such path: records are sent to /v1/traces or /v1/audit"
     if error.status_code != 404:  # noqa: PLR2004 - Not Found
         what = "this method is not taken here"
-    problem = Problem(error.status_code, Code.UNIMPLEMENTED, "path", what)
+    problem = RequestError(error.status_code, Code.UNIMPLEMENTED, "path", what)
     return Response(as_status(problem, kind), error.status_code, error.headers, media_type=kind)

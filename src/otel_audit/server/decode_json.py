@@ -31,7 +31,7 @@ from otel_audit.server.items import (
 )
 from otel_audit.server.recover_json import Lenient, UnreadableError
 from otel_audit.server.request_budget import MOST_OBJECTS, RequestBudget
-from otel_audit.server.scan_json import Names, Range, Splitter, StructureError
+from otel_audit.server.scan_json import ListNames, Range, Splitter, StructureError
 
 _HEX: Final = re.compile(r"(?:[0-9a-fA-F]{32}|[0-9a-fA-F]{16})?").fullmatch
 # the closing quote may be missing: then it matches to the end, and is not tried again behind each
@@ -174,7 +174,7 @@ class _Shared:
     is_log: bool
 
 
-def _read(text: bytes, names: Names, allowance: RequestBudget | None) -> Iterator[Batch]:
+def _read(text: bytes, names: ListNames, allowance: RequestBudget | None) -> Iterator[Batch]:
     text = text.removeprefix(_BOM)
     splitter = Splitter(
         text,
@@ -205,7 +205,7 @@ def _read(text: bytes, names: Names, allowance: RequestBudget | None) -> Iterato
         raise _no_such(text, names)
 
 
-def _is_empty_request(text: bytes, names: Names) -> bool:
+def _is_empty_request(text: bytes, names: ListNames) -> bool:
     if len(text) > _DECODED_AS_A_WHOLE:
         return True
     try:
@@ -215,11 +215,11 @@ def _is_empty_request(text: bytes, names: Names) -> bool:
     return True
 
 
-def _whole(names: Names) -> Any:
+def _whole(names: ListNames) -> Any:
     return _decode_logs if names is scan_json.LOGS else _decode_spans
 
 
-def _no_such(text: bytes, names: Names) -> Exception:
+def _no_such(text: bytes, names: ListNames) -> Exception:
     what = "ExportLogsServiceRequest" if names is scan_json.LOGS else "ExportTraceServiceRequest"
     why = "malformed, or cut"
     if len(text) <= _DECODED_AS_A_WHOLE:
@@ -305,12 +305,13 @@ def _decode(batch: Batch, raw: bytes, place: Place, scope: _Shared) -> None:
 
 
 def _break(batch: Batch, raw: bytes, place: Place, scope: _Shared, why: str) -> None:
-    told = {
+    attributes = {
         "undecodable.bytes": len(raw),
         "undecodable.sha256": hashlib.sha256(raw).hexdigest(),
     }
     left = ReceivedItem(
-        "", "", "", "", 0, 0, told, scope.name, scope.origin, is_log=scope.is_log, place=place,
+        "", "", "", "", 0, 0, attributes, scope.name, scope.origin, is_log=scope.is_log,
+        place=place,
     )  # fmt: skip
     batch.broken.append((left, why))
 

@@ -31,7 +31,7 @@ class Code(IntEnum):
     UNAUTHENTICATED = 16
 
 
-class Problem(Exception):  # noqa: N818 - an answer, as much as an error
+class RequestError(Exception):
     """A request that gets an error for an answer.
 
     Attributes:
@@ -63,42 +63,44 @@ class Problem(Exception):  # noqa: N818 - an answer, as much as an error
         return found
 
 
-def undecodable(message: str) -> Problem:
+def undecodable(message: str) -> RequestError:
     """The request cannot be read at all; only this refuses OTLP data for good."""
-    return Problem(400, Code.INVALID_ARGUMENT, "undecodable", message)
+    return RequestError(400, Code.INVALID_ARGUMENT, "undecodable", message)
 
 
-def too_large(message: str) -> Problem:
+def too_large(message: str) -> RequestError:
     """More than a bound allows."""
-    return Problem(413, Code.INVALID_ARGUMENT, "too_large", message)
+    return RequestError(413, Code.INVALID_ARGUMENT, "too_large", message)
 
 
-def too_many(most: int, what: str) -> Problem:
+def too_many(most: int, what: str) -> RequestError:
     """More things in one request than are looked at."""
     return too_large(f"the request has more than {most} {what}; send smaller batches")
 
 
-def unavailable(message: str, retry_after: int) -> Problem:
+def unavailable(message: str, retry_after: int) -> RequestError:
     """The store is away, or this server is ending: nothing was taken."""
-    return Problem(503, Code.UNAVAILABLE, "unavailable", message, retry_after=retry_after)
+    return RequestError(503, Code.UNAVAILABLE, "unavailable", message, retry_after=retry_after)
 
 
-def overloaded(message: str, retry_after: int = 1) -> Problem:
+def overloaded(message: str, retry_after: int = 1) -> RequestError:
     """More is under way than the bound allows."""
-    return Problem(429, Code.RESOURCE_EXHAUSTED, "overloaded", message, retry_after=retry_after)
+    return RequestError(
+        429, Code.RESOURCE_EXHAUSTED, "overloaded", message, retry_after=retry_after
+    )
 
 
-def unauthenticated(message: str) -> Problem:
+def unauthenticated(message: str) -> RequestError:
     """The sender is not known."""
-    return Problem(401, Code.UNAUTHENTICATED, "unauthenticated", message)
+    return RequestError(401, Code.UNAUTHENTICATED, "unauthenticated", message)
 
 
-def forbidden(message: str) -> Problem:
+def forbidden(message: str) -> RequestError:
     """The sender is not allowed to send this."""
-    return Problem(403, Code.PERMISSION_DENIED, "forbidden", message)
+    return RequestError(403, Code.PERMISSION_DENIED, "forbidden", message)
 
 
-def as_status(problem: Problem, content_type: str) -> bytes:
+def as_status(problem: RequestError, content_type: str) -> bytes:
     """Write the ``google.rpc.Status`` of a problem.
 
     Args:

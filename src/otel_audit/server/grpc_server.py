@@ -18,7 +18,7 @@ from otel_audit.server import decode_protobuf, partial_success
 from otel_audit.server.access_log import logger, write
 from otel_audit.server.authentication import CERTIFICATE
 from otel_audit.server.credentials import Certificate, Sender
-from otel_audit.server.errors import PROTOBUF, Problem, status_message, unavailable
+from otel_audit.server.errors import PROTOBUF, RequestError, status_message, unavailable
 from otel_audit.server.request_budget import RequestBudget
 from otel_audit.server.service import Service
 
@@ -103,11 +103,11 @@ class GrpcServer:
     ) -> bytes:
         began = time.perf_counter()
         entry: dict[str, Any] = {"bytes": len(message)}
-        problem: Problem | None = None
+        problem: RequestError | None = None
         answer = b""
         try:
             answer = await self._exported(message, context, entry)
-        except Problem as found:
+        except RequestError as found:
             problem = found
         except Exception as error:  # noqa: BLE001 - INTERNAL would make exporters drop their batch
             log_limited(logger, "call", "A call failed and is to be sent again", error=error)
@@ -176,7 +176,7 @@ def _client(context: grpc.aio.ServicerContext[bytes, bytes]) -> str:
     return host.replace("%5B", "").replace("%5D", "").strip("[]")
 
 
-def _details(problem: Problem) -> bytes:
+def _details(problem: RequestError) -> bytes:
     """Write the ``google.rpc.Status``; a ``RetryInfo`` says when to try again."""
     if problem.retry_after is None:
         return status_message(problem.code, problem.message)

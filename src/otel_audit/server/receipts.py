@@ -103,10 +103,12 @@ def _json(
 
 def _receipt(one: Receipt) -> bytes:
     time = struct.pack("<Q", _nanoseconds(one.recorded_at))
-    told = _text(1, one.record_id) + _text(2, one.content_hash) + varint(3 << 3 | _FIXED64) + time
+    encoded = (
+        _text(1, one.record_id) + _text(2, one.content_hash) + varint(3 << 3 | _FIXED64) + time
+    )
     if one.conflict_of is not None:
-        told += _text(4, one.conflict_of)
-    return told if one.integrity_hash is None else told + _text(5, one.integrity_hash)
+        encoded += _text(4, one.conflict_of)
+    return encoded if one.integrity_hash is None else encoded + _text(5, one.integrity_hash)
 
 
 def _text(number: int, text: str) -> bytes:

@@ -58,14 +58,14 @@ def _of_the_signal(shape: tuple[str, ...]) -> tuple[str, ...]:
 _OF_THE_SIGNAL: Final = Memo(_of_the_signal, 128, are_few_names)
 
 
-def kept_exactly(told: Mapping[str, Any], resource: Mapping[str, Any]) -> dict[str, Any]:
+def kept_exactly(attributes: Mapping[str, Any], resource: Mapping[str, Any]) -> dict[str, Any]:
     """Pick what is stored as it came, so that it is hashed and sealed with the record.
 
     Redaction would take signatures for secrets. So what is kept must have the form that it should
     have; what has another is left out, by its name and the word ``unfit``.
 
     Args:
-        told: The record's attributes.
+        attributes: The record's attributes.
         resource: Its resource's.
 
     Returns:
@@ -75,7 +75,7 @@ def kept_exactly(told: Mapping[str, Any], resource: Mapping[str, Any]) -> dict[s
     found: dict[str, Any] = {}
     unfit: list[str] = []
     size = 0
-    for part, values in (("record", told), ("resource", resource)):
+    for part, values in (("record", attributes), ("resource", resource)):
         kept: dict[str, Any] = {}
         for name in _OF_THE_SIGNAL[tuple(values)]:
             value = values[name]
@@ -140,31 +140,35 @@ class Chains:
         Returns:
             None: it names no record before it, or this process has not seen that one.
         """
-        told = item.attributes
-        stream, number = told.get(names.STREAM_ID), told.get(names.NUMBER)
+        attributes = item.attributes
+        stream, number = attributes.get(names.STREAM_ID), attributes.get(names.NUMBER)
         if not isinstance(stream, str) or type(number) is not int:
             return None
         place = (sender, stream[:256])
         last = self._streams.get(place)
         if last is None or number > last.number:
             kept = item.raw if len(item.raw) <= _LONGEST_KEPT else b""
-            value = told.get(names.VALUE)
+            value = attributes.get(names.VALUE)
             self._streams.put(
                 place,
                 _Last(number, record_id, kept, value if isinstance(value, str) else None),
             )
         if last is None or number != last.number + 1:
             return None
-        hashed = names.named_anew(told, names.PREVIOUS_HASH)
-        previous = told.get(names.PREVIOUS_RECORD_ID)
+        hashed = names.named_anew(attributes, names.PREVIOUS_HASH)
+        previous = attributes.get(names.PREVIOUS_RECORD_ID)
         if hashed is None and previous is None:
             return None
         if previous is not None and previous != last.record_id:
             return "broken"
         if hashed is None:
             return "linked"
-        told_hash = _digest(hashed)
-        return "linked" if told_hash is not None and told_hash in self._hashes(last) else "broken"
+        previous_hash = _digest(hashed)
+        return (
+            "linked"
+            if previous_hash is not None and previous_hash in self._hashes(last)
+            else "broken"
+        )
 
     def note_stored(self, record_id: str, hashed: str) -> None:
         """Remember the hash that a receipt gave: the next record may name it."""

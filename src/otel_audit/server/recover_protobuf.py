@@ -165,17 +165,17 @@ def mended(
     Texts that are not UTF-8 have U+FFFD in them; of what cannot be read only size and hash are
     kept, because its secrets cannot be found.
     """
-    told: dict[str, Any] = {
+    attributes: dict[str, Any] = {
         "undecodable.bytes": len(raw),
         "undecodable.sha256": hashlib.sha256(raw).hexdigest(),
     }
-    attributes, name, start, end, trace_id, span_id = (
+    pairs, name, start, end, trace_id, span_id = (
         (6, 12, 1, 1, 9, 10) if is_log else (9, 5, 7, 8, 1, 2)
     )
-    for pair in _found(raw, attributes):
+    for pair in _found(raw, pairs):
         text = _text_of(pair)
         if text is not None:
-            told[text[0]] = text[1]
+            attributes[text[0]] = text[1]
     return ReceivedItem(
         _first_text(raw, name),
         _first(raw, trace_id, b"").hex(),
@@ -183,7 +183,7 @@ def mended(
         "",
         _first(raw, start, 0),
         _first(raw, end, 0),
-        told,
+        attributes,
         scope,
         whence,
         is_log=is_log,

@@ -9,7 +9,7 @@ from typing import Final
 
 from otel_audit._util.gunzip import TooManyMembersError, gunzip
 from otel_audit.server.backpressure import MemoryLease
-from otel_audit.server.errors import Code, Problem, too_large, undecodable
+from otel_audit.server.errors import Code, RequestError, too_large, undecodable
 
 _STEP: Final = 1 << 20
 """Bytes that are decompressed before others have their turn."""
@@ -62,14 +62,14 @@ async def read_body(
                 lease.grow_to(len(body))
     except TimeoutError:
         # 503 and not 408: exporters try a 503 again
-        raise Problem(
+        raise RequestError(
             503, Code.UNAVAILABLE, "slow", f"the body did not come within {patience:g} seconds",
             retry_after=1,
         ) from None  # fmt: skip
     return bytes(body)
 
 
-def _too_long(limit: int) -> Problem:
+def _too_long(limit: int) -> RequestError:
     return too_large(f"the body is larger than {limit} bytes; send smaller batches")
 
 
@@ -99,7 +99,7 @@ async def decompressed(
     """
     coding = coding.strip().lower()
     if coding not in CODINGS:
-        raise Problem(
+        raise RequestError(
             415, Code.INVALID_ARGUMENT, "content_coding",
             "Content-Encoding must be gzip, zstd or identity",
         )  # fmt: skip
@@ -140,7 +140,7 @@ def _unzstd(body: bytes) -> Iterator[bytes]:
     try:
         import zstandard
     except ImportError:
-        raise Problem(
+        raise RequestError(
             415, Code.INVALID_ARGUMENT, "content_coding",
             "zstd is not installed here; send gzip, or install otel-audit[server]",
         ) from None  # fmt: skip
@@ -163,5 +163,5 @@ def _unzstd(body: bytes) -> Iterator[bytes]:
         raise undecodable("the body is not valid zstd") from None
 
 
-def _bomb(limit: int) -> Problem:
+def _bomb(limit: int) -> RequestError:
     return too_large(f"decompressed, the body is larger than {limit} bytes; send smaller batches")

@@ -36,7 +36,7 @@ class StructureError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Names:
+class ListNames:
     """Names of the lists that lead to the items."""
 
     groups: bytes
@@ -45,8 +45,8 @@ class Names:
     what: str
 
 
-SPANS: Final = Names(b"resourceSpans", b"scopeSpans", b"spans", "spans")
-LOGS: Final = Names(b"resourceLogs", b"scopeLogs", b"logRecords", "log records")
+SPANS: Final = ListNames(b"resourceSpans", b"scopeSpans", b"spans", "spans")
+LOGS: Final = ListNames(b"resourceLogs", b"scopeLogs", b"logRecords", "log records")
 
 
 @dataclass(slots=True)
@@ -86,7 +86,7 @@ _LISTS: Final = (_GROUPS, _SCOPES, _ITEMS)
 class Splitter:
     """Goes through one text; what it has found is in `found` once it has ended."""
 
-    def __init__(self, text: bytes, names: Names, most_items: int, most_objects: int) -> None:
+    def __init__(self, text: bytes, names: ListNames, most_items: int, most_objects: int) -> None:
         """Take the text, and how much may be in it."""
         self.found = ScannedRequest()
         self._text = text

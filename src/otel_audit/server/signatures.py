@@ -87,32 +87,34 @@ class TrustedSigners:
                 self._named[base64.b64encode(one.certificate).decode()] = one
 
     def check(  # noqa: PLR0911 - one for each verdict
-        self, raw: bytes, told: Mapping[str, Any], resource: Mapping[str, Any], body: Any
+        self, raw: bytes, attributes: Mapping[str, Any], resource: Mapping[str, Any], body: Any
     ) -> Checked:
         """Check one record.
 
         Args:
             raw: The log record as it came.
-            told: Its attributes, as they are to be stored.
+            attributes: Its attributes, as they are to be stored.
             resource: Its resource's.
             body: Its body, as it is to be stored.
         """
-        value = told.get(VALUE)
+        value = attributes.get(VALUE)
         if value is None:
             return Checked("unsigned")
-        algorithm = resource.get(ALGORITHM, told.get(ALGORITHM))
+        algorithm = resource.get(ALGORITHM, attributes.get(ALGORITHM))
         if algorithm not in ALGORITHMS:
             return Checked("unsupported")
         signature = _decoded(value)
         # what could be read in part only has no bytes, and nobody has signed what is left of it
         if signature is None or not 0 < len(raw) <= _LONGEST_SIGNED:
             return Checked("invalid")
-        signers = self._candidates(algorithm, resource.get(CERTIFICATE, told.get(CERTIFICATE)))
+        signers = self._candidates(
+            algorithm, resource.get(CERTIFICATE, attributes.get(CERTIFICATE))
+        )
         if not signers:
             return Checked("unknown_signer")
         try:
             record = parse_log(raw)
-            if not _is_what_is_stored(record, told, body):
+            if not _is_what_is_stored(record, attributes, body):
                 return Checked("invalid")
             for form, text in canonical_forms(record):
                 for signer in signers:
@@ -200,7 +202,7 @@ def _fitting(key: Any) -> frozenset[str]:
     return frozenset({"ES256"}) if is_p256 else frozenset()
 
 
-def _is_what_is_stored(record: LogRecord, told: Mapping[str, Any], body: Any) -> bool:
+def _is_what_is_stored(record: LogRecord, attributes: Mapping[str, Any], body: Any) -> bool:
     """Whether the record whose signature is looked at says what is stored.
 
     The two are read by different code. A value of two kinds, say, must not be verified as the one
@@ -210,7 +212,7 @@ def _is_what_is_stored(record: LogRecord, told: Mapping[str, Any], body: Any) ->
     named = {pair.key: value_of(pair.value, nodes) for pair in record.attributes}
     return _is_same(value_of(record.body, nodes), body) and all(
         _is_same(named.get(name), value)
-        for name, value in told.items()
+        for name, value in attributes.items()
         # the draft's name of a stream, told again under ours
         if name in named or name != PRODUCER_ID
     )

@@ -154,45 +154,45 @@ _TYPES: Final = {
 }  # fmt: skip
 
 
-def _from_json(told: dict[str, Any]) -> LogRecord:
+def _from_json(document: dict[str, Any]) -> LogRecord:
     """Read OTLP's JSON, where ids are in hex, which protobuf's own JSON does not know."""
     record = LogRecord(
-        time_unix_nano=int(told.get("timeUnixNano", 0)),
-        observed_time_unix_nano=int(told.get("observedTimeUnixNano", 0)),
-        event_name=told.get("eventName", ""),
-        trace_id=bytes.fromhex(told.get("traceId", "")),
-        span_id=bytes.fromhex(told.get("spanId", "")),
-        severity_number=int(told.get("severityNumber", 0)),  # type: ignore[arg-type]
-        severity_text=told.get("severityText", ""),
+        time_unix_nano=int(document.get("timeUnixNano", 0)),
+        observed_time_unix_nano=int(document.get("observedTimeUnixNano", 0)),
+        event_name=document.get("eventName", ""),
+        trace_id=bytes.fromhex(document.get("traceId", "")),
+        span_id=bytes.fromhex(document.get("spanId", "")),
+        severity_number=int(document.get("severityNumber", 0)),  # type: ignore[arg-type]
+        severity_text=document.get("severityText", ""),
     )
-    for pair in told.get("attributes", ()):
+    for pair in document.get("attributes", ()):
         _fill(record.attributes.add(key=pair["key"]).value, pair.get("value", {}), 0)
-    if told.get("body"):
-        _fill(record.body, told["body"], 0)
+    if document.get("body"):
+        _fill(record.body, document["body"], 0)
     return record
 
 
-def _fill(value: AnyValue, told: dict[str, Any], depth: int) -> None:
+def _fill(value: AnyValue, document: dict[str, Any], depth: int) -> None:
     if depth > _DEEPEST:
         raise UnreadableRecordError("a value is too deep")
-    kind = next((one for one in _READERS if one in told), None)
+    kind = next((one for one in _READERS if one in document), None)
     if kind is not None:
         name, read = _READERS[kind]
-        setattr(value, name, read(told[kind]))
-    elif "arrayValue" in told:
+        setattr(value, name, read(document[kind]))
+    elif "arrayValue" in document:
         value.array_value.SetInParent()
-        for one in told["arrayValue"].get("values", ()):
+        for one in document["arrayValue"].get("values", ()):
             _fill(value.array_value.values.add(), one, depth + 1)
-    elif "kvlistValue" in told:
+    elif "kvlistValue" in document:
         value.kvlist_value.SetInParent()
-        for pair in told["kvlistValue"].get("values", ()):
+        for pair in document["kvlistValue"].get("values", ()):
             inner = value.kvlist_value.values.add(key=pair["key"]).value
             _fill(inner, pair.get("value", {}), depth + 1)
 
 
 _READERS: Final[dict[str, tuple[str, Callable[[Any], Any]]]] = {
-    "stringValue": ("string_value", lambda told: told),
-    "boolValue": ("bool_value", lambda told: told),
+    "stringValue": ("string_value", lambda text: text),
+    "boolValue": ("bool_value", lambda flag: flag),
     "intValue": ("int_value", int),
     "doubleValue": ("double_value", float),
     "bytesValue": ("bytes_value", base64.b64decode),

@@ -20,7 +20,7 @@ from otel_audit.server import access_log
 from otel_audit.server.app import create_app
 from otel_audit.server.authentication import CERTIFICATE
 from otel_audit.server.credentials import Certificate
-from otel_audit.server.errors import JSON, Problem, as_status, undecodable
+from otel_audit.server.errors import JSON, RequestError, as_status, undecodable
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -102,7 +102,7 @@ class Protocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer invalid HTTP in OTLP's form."""
-        problem: Problem = undecodable(f"{msg} Headers may have {_LARGEST_HEAD} bytes in all.")
+        problem: RequestError = undecodable(f"{msg} Headers may have {_LARGEST_HEAD} bytes in all.")
         body = as_status(problem, JSON)
         headers = [
             (b"content-type", JSON.encode()),

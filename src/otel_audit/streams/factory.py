@@ -24,7 +24,7 @@ from otel_audit.streams.settings import (
     described,
     secret,
 )
-from otel_audit.streams.stream import Plan, Revealer, Stream
+from otel_audit.streams.stream import Revealer, Stream, StreamPlan
 from otel_audit.streams.witness import Witness
 
 _WEBHOOK_BATCH: Final = 100
@@ -58,14 +58,14 @@ def make_streams(
     ]
 
 
-def _plan(name: str, settings: Settings, start: int | None) -> Plan:
+def _plan(name: str, settings: Settings, start: int | None) -> StreamPlan:
     query = parse(settings.filter)
     if settings.tenants:
         query = Query((*query.terms, term("tenant", *settings.tenants)))
     batch = settings.batch
     if isinstance(settings, WebhookSettings):
         batch = min(batch, _WEBHOOK_BATCH)
-    return Plan(
+    return StreamPlan(
         name,
         described(settings),
         _destination(name, settings),

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
+from otel_audit._util.http_response import HttpResponse
 from otel_audit._util.printable import visible
 from otel_audit._util.retry_after import retry_after
 from otel_audit.errors import ConfigurationError, MissingExtraError
@@ -33,15 +33,6 @@ _ABOUT_US: Final = {
     421: "it is not responsible for this host",
 }
 _PASSING: Final = frozenset({408, 425, 429})
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """An HTTP answer, as far as we look at it; header names in lower case."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
 
 
 class Client:
@@ -72,7 +63,7 @@ class Client:
         headers: Mapping[str, str],
         body: bytes,
         extensions: dict[str, Any] | None = None,
-    ) -> Answer:
+    ) -> HttpResponse:
         """Send a request.
 
         Raises:
@@ -100,7 +91,7 @@ class Client:
         except Exception:  # noqa: BLE001, S110 - it is gone either way, and nothing was under way
             pass
 
-    async def _answer(self, request: httpx.Request) -> Answer:
+    async def _answer(self, request: httpx.Request) -> HttpResponse:
         response = await self._transport.handle_async_request(request)
         try:
             headers = {name.lower(): value for name, value in response.headers.items()}
@@ -109,7 +100,7 @@ class Client:
                 read += chunk
                 if len(read) > _LONGEST_ANSWER:
                     break
-            return Answer(response.status_code, headers, bytes(read[:_LONGEST_ANSWER]))
+            return HttpResponse(response.status_code, headers, bytes(read[:_LONGEST_ANSWER]))
         finally:
             await response.aclose()
 
@@ -127,7 +118,7 @@ def refuse_unfit_url(url: str, setting: str) -> None:
         raise ConfigurationError(f"{setting}: this is no URL: {visible(str(error))}") from None
 
 
-def objection_of(answer: Answer) -> str | None:
+def objection_of(answer: HttpResponse) -> str | None:
     """Tell what an answer's status says.
 
     Returns:
@@ -149,7 +140,7 @@ def objection_of(answer: Answer) -> str | None:
     return f"status {status}{_quoted(answer)}"
 
 
-def _quoted(answer: Answer) -> str:
+def _quoted(answer: HttpResponse) -> str:
     text = visible(answer.body[:300].decode("utf-8", "replace").strip())
     return f": {text}" if text else ""
 

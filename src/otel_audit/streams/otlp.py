@@ -11,12 +11,13 @@ from typing import Any, Final
 import httpx
 from otel_audit_otlp import protobuf_wire as wire
 
+from otel_audit._util.http_response import HttpResponse
 from otel_audit._util.loopback import is_loopback
 from otel_audit._util.printable import visible
 from otel_audit.errors import MissingExtraError
 from otel_audit.shapes import UnshapeableError
 from otel_audit.streams.destination import TURN, Delivered, DestinationError, Encoded, Outgoing
-from otel_audit.streams.http import Answer, Client, objection_of
+from otel_audit.streams.http import Client, objection_of
 
 try:
     from google.protobuf.message import DecodeError
@@ -176,7 +177,7 @@ def _fitting(value: Any) -> Any:
     return str(value) if is_large else value
 
 
-def _objection_in_success(answer: Answer) -> str | None:
+def _objection_in_success(answer: HttpResponse) -> str | None:
     """What a partial success rejects; a rejected record is looked for like a refused one."""
     if not answer.headers.get("content-type", "").startswith("application/x-protobuf"):
         if answer.body:

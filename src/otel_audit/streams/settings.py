@@ -228,8 +228,8 @@ def _settings(path: Path, name: str, table: object) -> Settings:
         raise ConfigurationError(f"{where}: is no table: write [streams.{name}]")
     kind = _KINDS.get(str(table.get("kind")))
     if kind is None:
-        said = f"{table['kind']!r} is no destination" if "kind" in table else "is missing"
-        raise ConfigurationError(f"{where}.kind: {said}: one of {', '.join(_KINDS)}")
+        reason = f"{table['kind']!r} is no destination" if "kind" in table else "is missing"
+        raise ConfigurationError(f"{where}.kind: {reason}: one of {', '.join(_KINDS)}")
     try:
         return kind.model_validate(dict(table))
     except ValidationError as error:
@@ -240,12 +240,12 @@ def _settings(path: Path, name: str, table: object) -> Settings:
 
 def _fault(fault: Mapping[str, Any]) -> str:
     place = ".".join(str(part) for part in fault["loc"])
-    said = str(fault["msg"]).removeprefix("Value error, ")
+    reason = str(fault["msg"]).removeprefix("Value error, ")
     if fault["type"] == "extra_forbidden":
-        said = "there is no such setting for this kind"
+        reason = "there is no such setting for this kind"
     elif fault["type"] == "missing":
-        said = "is missing"
-    return f"{place}: {said}" if place else said
+        reason = "is missing"
+    return f"{place}: {reason}" if place else reason
 
 
 def _sound_url(value: str, schemes: tuple[str, ...]) -> str:

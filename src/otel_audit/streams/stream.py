@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
-from otel_audit_postgres import streams as store
+from otel_audit_postgres import stream_positions as store
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger.sealed_rows import (
     SealedPage,
@@ -53,7 +53,7 @@ class Revealer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class StreamPlan:
     """What a stream is to do.
 
     Attributes:
@@ -127,7 +127,9 @@ class Stream:
     after the destination has acknowledged: what is cut off in between is sent again.
     """
 
-    def __init__(self, dsn: str, plan: Plan, witness: Witness, *, interval: float = 1.0) -> None:
+    def __init__(
+        self, dsn: str, plan: StreamPlan, witness: Witness, *, interval: float = 1.0
+    ) -> None:
         """Open nothing yet.
 
         Args:
@@ -366,12 +368,12 @@ class Stream:
             self.progress.lag = 0.0
 
     def _note_failure(self, error: Exception, *, is_ours: bool = False) -> None:
-        said = f"a fault of otel-audit ({type(error).__name__})" if is_ours else str(error)
+        reason = f"a fault of otel-audit ({type(error).__name__})" if is_ours else str(error)
         self.progress.failures += 1
-        self._is("failing", said)
+        self._is("failing", reason)
         log_limited(
             _logger, f"failing {self.name}", "Stream %s: %s; nothing is lost, it is tried again "
-            "from leaf %d on", self.name, visible(said), self.progress.next_leaf,
+            "from leaf %d on", self.name, visible(reason), self.progress.next_leaf,
             error=error if is_ours else None,
         )  # fmt: skip
 

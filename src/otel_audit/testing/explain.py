@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from otel_audit.config import AuditConfig
 from otel_audit.policy import Policy
-from otel_audit.policy.overrides import MARK, Override
+from otel_audit.policy.rules import MARK, Override
 from otel_audit.record import ANONYMOUS, AuditRecord
 from otel_audit.testing.routes import TestedRoute, route_of
 

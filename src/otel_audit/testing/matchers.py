@@ -200,8 +200,8 @@ def _column_differences(reference: str, columns: Any, change: Change) -> Iterato
     for column, pair in columns.items():
         place = f"changes: {reference}.{column}"
         if column not in change.values:
-            told = ", ".join(sorted(change.values)) or "none"
-            yield f"{place}: not changed; changed columns: {told}"
+            changed = ", ".join(sorted(change.values)) or "none"
+            yield f"{place}: not changed; changed columns: {changed}"
             continue
         before, after = change.values[column]
         if pair is not ANY and not (fits(pair[0], before) and fits(pair[1], after)):

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from otel_audit.errors import ConfigurationError
-from otel_audit.policy.overrides import MARK, Override
 from otel_audit.policy.routes import routes_of
-from otel_audit.policy.rules import READS
+from otel_audit.policy.rules import MARK, READS, Override
 
 _DEPTH: Final = 8
 _OPAQUE: Final = "/{path:path}"

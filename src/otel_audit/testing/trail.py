@@ -192,7 +192,7 @@ class Audit:
                 tries.sort(key=lambda one: any(line.startswith("event: ") for line in one[0]))
             lines.append(f"the nearest of {len(records)}:")
             for number, (differences, record) in enumerate(tries[:_NEAREST], 1):
-                lines.append(f"  {number}. {_told(record)}")
+                lines.append(f"  {number}. {_summary(record)}")
                 lines += [f"       {line}" for line in differences]
         else:
             lines.append("nothing was recorded")
@@ -310,10 +310,10 @@ def _span_text(span: ReadableSpan) -> str:
 
 
 def _listed(records: list[AuditRecord]) -> str:
-    return "\n".join(f"  {number}. {_told(one)}" for number, one in enumerate(records, 1))
+    return "\n".join(f"  {number}. {_summary(one)}" for number, one in enumerate(records, 1))
 
 
-def _told(record: AuditRecord) -> str:
+def _summary(record: AuditRecord) -> str:
     return f"{record.event_name} by {record.actor.id}, {record.outcome}, {named(record)}"
 
 

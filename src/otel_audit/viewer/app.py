@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from otel_audit.viewer import evidence, exports, pages, reports, tail
+from otel_audit.viewer import exports, pages, proofs, reports, tail
 from otel_audit.viewer.authentication import OneTimeLink
 from otel_audit.viewer.embedding import EMBED_PATH, frame
 from otel_audit.viewer.rendering import render
@@ -26,8 +26,8 @@ from otel_audit.viewer.site import Handler, Site
 _PAGES: Sequence[tuple[str, str, Handler]] = (
     ("/", "search", pages.search),
     ("/record/{record_id}", "record", pages.record),
-    ("/record/{record_id}/evidence.json", "evidence", evidence.as_json),
-    ("/record/{record_id}/evidence.zip", "evidence_zip", evidence.as_zip),
+    ("/record/{record_id}/evidence.json", "evidence", proofs.as_json),
+    ("/record/{record_id}/evidence.zip", "evidence_zip", proofs.as_zip),
     ("/entity", "entity", pages.entity),
     ("/actor", "actor", pages.actor),
     ("/export", "export", exports.export),

@@ -51,7 +51,7 @@ class _Export:
     checkpoint: str | None = None
 
     def manifest(self, digest: str, name: str) -> bytes:
-        told = {
+        content = {
             "format": "otel-audit export 1",
             "file": name,
             "query": str(self.query),
@@ -62,7 +62,7 @@ class _Export:
             "sha256": digest,
             "checkpoint": self.checkpoint,
         }
-        return json.dumps(told, indent=2, ensure_ascii=False).encode() + b"\n"
+        return json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
 async def export(site: Site, request: Request, viewer: Viewer) -> Response:

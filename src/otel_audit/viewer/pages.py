@@ -122,9 +122,9 @@ class _RecordPage:
     request: tuple[Found, ...]
     action: tuple[Found, ...]
     actor: tuple[Found, ...]
-    looks: tuple[Look, ...]
+    views: tuple[Look, ...]
     session: str | None
-    names: Mapping[payloads.Key, payloads.Names]
+    names: Mapping[payloads.Key, payloads.DisplayNames]
     has_erased: bool
 
 
@@ -148,7 +148,7 @@ async def search(site: Site, request: Request, viewer: Viewer) -> Response:
 
     async def answer(
         connection: Connection[Any],
-    ) -> tuple[Page, Mapping[payloads.Key, payloads.Names]]:
+    ) -> tuple[Page, Mapping[payloads.Key, payloads.DisplayNames]]:
         page = await queries.search(connection, narrowed, limit=ROWS, after=after)
         return page, await site.names(connection, page.records)
 
@@ -229,7 +229,7 @@ async def entity(site: Site, request: Request, viewer: Viewer) -> Response:
     ) -> tuple[
         Page,
         Mapping[payloads.Key, str],
-        Mapping[payloads.Key, payloads.Names],
+        Mapping[payloads.Key, payloads.DisplayNames],
         Mapping[str, display.Cell] | None,
     ]:
         page = await queries.search(
@@ -279,7 +279,9 @@ async def actor(site: Site, request: Request, viewer: Viewer) -> Response:
 
     async def answer(
         connection: Connection[Any],
-    ) -> tuple[Page, Page, Chart | None, tuple[Facet, ...], Mapping[payloads.Key, payloads.Names]]:
+    ) -> tuple[
+        Page, Page, Chart | None, tuple[Facet, ...], Mapping[payloads.Key, payloads.DisplayNames]
+    ]:
         page = await queries.search(connection, narrowed, limit=ROWS)
         failed = narrowed.with_term(term("outcome", "failure"))
         failures = await queries.search(connection, failed, limit=_FEW)
@@ -355,7 +357,7 @@ def _chips(query: Query) -> tuple[Chip, ...]:
 
 
 def _people(
-    records: Sequence[Found], names: Mapping[payloads.Key, payloads.Names]
+    records: Sequence[Found], names: Mapping[payloads.Key, payloads.DisplayNames]
 ) -> dict[tuple[str, str], str]:
     """What the values of facets are called, as far as the records of the page say."""
     found = {}
@@ -380,19 +382,19 @@ async def _read_record(
     if shown is None:
         return None
     readable = await site.readable(shown.payload)
-    told = display.read_record(readable, bodies=viewer.sees_bodies)
+    record = display.read_record(readable, bodies=viewer.sees_bodies)
     short = shown.found
     proof = await check_record(connection, short.id, short.tenant_id, site.tree, site.settings.keys)
     same_request = await _neighbours(connection, viewer, _request_terms(short), short)
     around = await _neighbours(connection, viewer, _around_terms(short), short)
     same_action = (
-        () if told is None else await payloads.same_action(connection, short, told.action_id)
+        () if record is None else await payloads.same_action(connection, short, record.action_id)
     )
-    looks = await _looks(connection, viewer, short)
+    views = await _views(connection, viewer, short)
     others = tuple(one for one in found if one is not shown)
     names = await site.names(connection, (short, *same_request, *same_action, *around))
     return _RecordPage(
-        shown, others, told, proof, same_request, same_action, around, looks, _session_of(shown),
+        shown, others, record, proof, same_request, same_action, around, views, _session_of(shown),
         names, _has_erased(shown.payload, readable),
     )  # fmt: skip
 
@@ -404,8 +406,8 @@ def _has_erased(stored: str, readable: str) -> bool:
 
 def _session_of(shown: Shown) -> str | None:
     """The session as a query can name it: of an encrypted one its pseudonym."""
-    told = display.read_record(shown.payload, bodies=False)
-    source = None if told is None else told.source
+    record = display.read_record(shown.payload, bodies=False)
+    source = None if record is None else record.source
     return None if source is None else searchable(source.session_id)
 
 
@@ -425,11 +427,11 @@ async def _archived(
     if hit is None:
         return ""
     readable = await site.readable(hit.payload)
-    told = display.read_record(readable, bodies=viewer.sees_bodies)
+    record = display.read_record(readable, bodies=viewer.sees_bodies)
     shown = Shown(hit.found, hit.payload, hashlib.sha256(hit.payload.encode()).digest())
     proof = ArchivedProof(f"{hit.month:%Y-%m}")
     return _RecordPage(
-        shown, (), told, proof, (), (), (), (), _session_of(shown), {},
+        shown, (), record, proof, (), (), (), (), _session_of(shown), {},
         _has_erased(hit.payload, readable),
     )  # fmt: skip
 
@@ -469,7 +471,7 @@ def _around_terms(short: Found) -> tuple[Term, ...]:
     return term("actor", short.actor_id), Term("time", (span,))
 
 
-async def _looks(connection: Connection[Any], viewer: Viewer, short: Found) -> tuple[Look, ...]:
+async def _views(connection: Connection[Any], viewer: Viewer, short: Found) -> tuple[Look, ...]:
     """Who has looked at a record; looks are of no tenant, so a tenant sees none."""
     if not viewer.sees_store:
         return ()
@@ -480,8 +482,8 @@ async def _looks(connection: Connection[Any], viewer: Viewer, short: Found) -> t
 
 
 def _on_whose_behalf(payload: str | None) -> str:
-    told = None if payload is None else display.read_record(payload, bodies=False)
-    return "" if told is None else told.actor.on_behalf_of or ""
+    record = None if payload is None else display.read_record(payload, bodies=False)
+    return "" if record is None else record.actor.on_behalf_of or ""
 
 
 async def _readable(site: Site, texts: Mapping[payloads.Key, str]) -> Mapping[payloads.Key, str]:
@@ -508,9 +510,9 @@ async def _state(  # noqa: PLR0913, PLR0917 - of whom, of what, until when
         for one in page.records:
             if one.id > until:
                 return display.state_after(records, entity_name)
-            told = display.read_record(texts.get((one.id, one.tenant_id), ""), bodies=False)
-            if told is not None and one.tenant_id in (tenant, ""):
-                records.append(told)
+            record = display.read_record(texts.get((one.id, one.tenant_id), ""), bodies=False)
+            if record is not None and one.tenant_id in (tenant, ""):
+                records.append(record)
         if page.next is None:
             break
         after = page.next
@@ -521,14 +523,14 @@ def _changes_in(
     texts: Mapping[payloads.Key, str], one: Found, entity_name: str, viewer: Viewer
 ) -> tuple[display.EntityChange, ...]:
     text = texts.get((one.id, one.tenant_id))
-    told = None if text is None else display.read_record(text, bodies=viewer.sees_bodies)
-    return () if told is None else display.changes_of(told, entity_name)
+    record = None if text is None else display.read_record(text, bodies=viewer.sees_bodies)
+    return () if record is None else display.changes_of(record, entity_name)
 
 
 def _record_context(site: Site, viewer: Viewer, found: _RecordPage) -> dict[str, Any]:
-    told, short = found.record, found.shown.found
-    request = None if told is None else told.request
-    response = None if told is None else told.response
+    record, short = found.record, found.shown.found
+    request = None if record is None else record.request
+    response = None if record is None else record.response
     session = None
     if found.session is not None:
         session = str(Query((term("session", found.session),)))
@@ -538,17 +540,17 @@ def _record_context(site: Site, viewer: Viewer, found: _RecordPage) -> dict[str,
         "viewer": viewer,
         "query": "",
         "short": short,
-        "record": told,
+        "record": record,
         "shown": found.shown,
         "others": found.others,
         "proof": found.proof,
         "has_erased": found.has_erased,
-        "changes": () if told is None else display.changes_of(told),
+        "changes": () if record is None else display.changes_of(record),
         "request_body": display.content_of(None if request is None else request.body),
         "response_body": display.content_of(None if response is None else response.body),
         "text": display.laid_out(found.shown.payload) if viewer.sees_bodies else None,
-        "metadata": [] if told is None else _facts(told.metadata),
-        "resource": [] if told is None else _facts(told.resource),
+        "metadata": [] if record is None else _listed(record.metadata),
+        "resource": [] if record is None else _listed(record.resource),
         "names": found.names,
         "trace_link": site.settings.trace_link(short.trace_id) if short.trace_id else None,
         "same_request": found.request,
@@ -556,14 +558,14 @@ def _record_context(site: Site, viewer: Viewer, found: _RecordPage) -> dict[str,
         "around": found.actor,
         "around_query": str(Query(around)) if around else "",
         "session_query": session,
-        "looks": found.looks,
+        "looks": found.views,
     }
 
 
-def _facts(told: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _listed(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         (key, value if isinstance(value, str) else display.as_cell(value).text)
-        for key, value in told.items()
+        for key, value in record.items()
     ]
 
 

@@ -10,11 +10,11 @@ from typing import Any, Final
 from markupsafe import Markup
 from otel_audit_postgres.query.pool import TookTooLongError
 from otel_audit_postgres.query.times import parse_time
-from otel_audit_postgres.reports.catalog import REPORTS, find_report
 from otel_audit_postgres.reports.evidence import Witnesses
+from otel_audit_postgres.reports.make_report import Report, looked_at, make_report
 from otel_audit_postgres.reports.model import Definition, Options
+from otel_audit_postgres.reports.registry import REPORTS, find_report
 from otel_audit_postgres.reports.render import html_body, pieces
-from otel_audit_postgres.reports.run import Report, looked_at, make_report
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
@@ -55,10 +55,10 @@ async def show(site: Site, request: Request, viewer: Viewer) -> Response:
         return StreamingResponse(_sent(report, form), media_type=_FILES[form], headers=headers)
     try:
         # thousands of rows take a while, and others wait for this thread
-        told = await asyncio.to_thread(lambda: b"".join(html_body(report)))
+        params = await asyncio.to_thread(lambda: b"".join(html_body(report)))
     finally:
         report.close()
-    body = Markup(told.decode())  # noqa: S704 - each piece is escaped where it is made
+    body = Markup(params.decode())  # noqa: S704 - each piece is escaped where it is made
     asked = dict(request.query_params)
     context = {
         "title": definition.title, "viewer": viewer, "report": definition, "body": body,
@@ -96,16 +96,16 @@ async def _sent(report: Report, form: Any) -> AsyncIterator[bytes]:
 
 
 def _options(definition: Definition, request: Request) -> Options:
-    told = request.query_params
+    params = request.query_params
     try:
-        begin, end = parse_time(told.get("from", "")), parse_time(told.get("to", ""))
-        sample = int(told.get("sample") or 25)
-        checkpoint = int(told["checkpoint"]) if told.get("checkpoint") else None
+        begin, end = parse_time(params.get("from", "")), parse_time(params.get("to", ""))
+        sample = int(params.get("sample") or 25)
+        checkpoint = int(params["checkpoint"]) if params.get("checkpoint") else None
     except ValueError as error:
         raise ConfigurationError(f"the report cannot be made: {error}") from None
-    subject = told.get("subject") if "subject" in definition.needs else None
+    subject = params.get("subject") if "subject" in definition.needs else None
     return Options(
-        begin=begin, end=end, tenant=told.get("tenant") or None, query=told.get("q", ""),
-        subject=subject or None, sample=sample, seed=told.get("seed") or "1",
+        begin=begin, end=end, tenant=params.get("tenant") or None, query=params.get("q", ""),
+        subject=subject or None, sample=sample, seed=params.get("seed") or "1",
         checkpoint=checkpoint,
     )  # fmt: skip

@@ -19,7 +19,7 @@ from otel_audit_postgres.pseudonyms import MARK, EncryptedValue, read_encrypted
 from otel_audit_postgres.query import payloads
 from otel_audit_postgres.query.grammar import Query, QueryError, parse
 from otel_audit_postgres.query.own_events import asks_for_own, without_own
-from otel_audit_postgres.query.payloads import Key, Names
+from otel_audit_postgres.query.payloads import DisplayNames, Key
 from otel_audit_postgres.query.pool import TookTooLongError, TrailPool
 from otel_audit_postgres.query.queries import Found
 from otel_audit_postgres.query.trail import Trail
@@ -94,10 +94,10 @@ class Site:
 
     async def names(
         self, connection: Connection[Any], records: Sequence[Found]
-    ) -> dict[Key, Names]:
+    ) -> dict[Key, DisplayNames]:
         """What those are called that records are by and for, decrypted as far as keys are known."""
         found = {
-            key: Names(_said(one.actor), _said(one.tenant))
+            key: DisplayNames(_readable_name(one.actor), _readable_name(one.tenant))
             for key, one in (await payloads.names(connection, records)).items()
         }
         encrypted = {
@@ -106,7 +106,7 @@ class Site:
             if one.actor is not None and (value := read_encrypted(one.actor)) is not None
         }
         opened = await self._opened(encrypted) if encrypted else {}
-        return found | {key: Names(opened.get(key), found[key].tenant) for key in encrypted}
+        return found | {key: DisplayNames(opened.get(key), found[key].tenant) for key in encrypted}
 
     async def _opened(self, encrypted: Mapping[Key, EncryptedValue]) -> dict[Key, str]:
         keys = self.settings.personal_keys
@@ -177,7 +177,7 @@ def _check_parameters(request: Request) -> None:
             raise ConfigurationError(f"{name[:30]}: {_LONGEST_PARAMETER:,} characters at most")
 
 
-def _said(name: str | None) -> str | None:
+def _readable_name(name: str | None) -> str | None:
     """A name, if it is one, or can be decrypted into one."""
     if name is None or payloads.says_who(name) or read_encrypted(name) is not None:
         return name

@@ -11,10 +11,10 @@ from typing import Any, Final
 
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import store
-from otel_audit_postgres.ledger.tail import place_behind, sealed_ids
+from otel_audit_postgres.ledger.latest_records import place_behind, sealed_ids
 from otel_audit_postgres.query import queries
 from otel_audit_postgres.query.grammar import Query
-from otel_audit_postgres.query.payloads import Key, Names
+from otel_audit_postgres.query.payloads import DisplayNames, Key
 from otel_audit_postgres.query.queries import Found
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
@@ -80,7 +80,7 @@ class _Tail:
         self._place = Place()
         self._is_behind = False
         self._recorded = self._asked = time.monotonic()
-        self._names: dict[Key, Names] = {}
+        self._names: dict[Key, DisplayNames] = {}
 
     async def begin(self, given: str | None) -> None:
         """Find where it begins, and record that somebody looks."""
@@ -105,21 +105,21 @@ class _Tail:
             yield b"retry: 2000\n" + self._event(
                 "begin", {"problem": _GAP} if self._is_behind else {}
             )
-            said = time.monotonic()
+            last_sent = time.monotonic()
             while await self._is_allowed():
                 try:
                     found, is_more = await self._read()
                 except OtelAuditError as error:
                     yield self._event("problem", {"problem": visible(str(error))})
-                    said = time.monotonic()
+                    last_sent = time.monotonic()
                     await asyncio.sleep(_EVERY * 5)
                     continue
                 if found:
-                    yield self._event("records", {"records": [self._told(one) for one in found]})
-                    said = time.monotonic()
-                elif time.monotonic() - said > _HEARTBEAT:
+                    yield self._event("records", {"records": [self._row(one) for one in found]})
+                    last_sent = time.monotonic()
+                elif time.monotonic() - last_sent > _HEARTBEAT:
                     yield b": still here\n\n"
-                    said = time.monotonic()
+                    last_sent = time.monotonic()
                 await asyncio.sleep(0 if is_more else _EVERY)
         finally:
             self._site.tails -= 1
@@ -158,10 +158,10 @@ class _Tail:
         where = self._site.cursors.make(self._place, plain=self._viewer.sees_store)
         return f"event: {kind}\ndata: {json.dumps(data)}\nid: {where}\n\n".encode()
 
-    def _told(self, one: Found) -> dict[str, str]:
+    def _row(self, one: Found) -> dict[str, str]:
         target = ":".join(part for part in (one.target_type, one.target_id) if part)
-        named = self._names.get((one.id, one.tenant_id), Names(None, None))
-        told = {
+        named = self._names.get((one.id, one.tenant_id), DisplayNames(None, None))
+        row = {
             "time": moment(one.occurred_at),
             "event": one.event_name,
             "outcome": one.outcome,
@@ -171,5 +171,5 @@ class _Tail:
             "status": "" if one.status_code is None else str(one.status_code),
             "kind": one.outcome if one.outcome in ("success", "failure") else "unknown",
         }
-        shown = {name: visible(text) for name, text in told.items()}
+        shown = {name: visible(text) for name, text in row.items()}
         return shown | {"href": self._link(f"/record/{one.id}")}

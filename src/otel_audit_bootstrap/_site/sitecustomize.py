@@ -6,8 +6,8 @@ import sys
 try:
     from otel_audit_bootstrap.run import begin
 except ImportError as _error:
-    _said = os.environ.get("OTEL_AUDIT_REQUIRED", "").strip().lower()
-    _required = _said not in {"", "0", "false", "no", "off", "n", "f"}
+    _value = os.environ.get("OTEL_AUDIT_REQUIRED", "").strip().lower()
+    _required = _value not in {"", "0", "false", "no", "off", "n", "f"}
     sys.stderr.write(
         "THIS APPLICATION IS NOT AUDITED: otel-audit is not installed for "
         f"{sys.executable}: {_error}"

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 from click.testing import CliRunner
-from otel_audit_postgres.query.gaps import Stream, find_gaps
+from otel_audit_postgres.query.gaps import ProducerStream, find_gaps
 from otel_audit_postgres.sink import PostgresSink
 from strategies import a_record
 
@@ -41,7 +41,7 @@ async def store(dsn: str, records: list[AuditRecord]) -> None:
         await sink.close()
 
 
-async def only(dsn: str) -> Stream:
+async def only(dsn: str) -> ProducerStream:
     (stream,) = await find_gaps(dsn)
     return stream
 

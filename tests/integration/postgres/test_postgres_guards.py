@@ -53,7 +53,7 @@ async def contents(connection):
     )
 
 
-WITHOUT_TIME = ("audit.receiving_key", "audit.quarantine_releases", "audit.quarantine_told")
+WITHOUT_TIME = ("audit.receiving_key", "audit.quarantine_releases", "audit.quarantine_records")
 
 
 class TestGuards:

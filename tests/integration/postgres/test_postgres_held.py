@@ -17,7 +17,7 @@ from otel_audit.delivery.metrics import Counters
 from otel_audit.delivery.sink import Written
 from otel_audit.errors import StoreError
 from otel_audit.record import Actor, Tenant
-from otel_audit.server.errors import Problem
+from otel_audit.server.errors import RequestError
 from otel_audit.server.intake import Intake
 
 FAILING = """
@@ -267,7 +267,7 @@ async def test_serve_sends_away_only_those_whose_records_are_held(audit_store, a
     intake.start()
     answers = await asyncio.gather(*waiting, return_exceptions=True)
     await intake.stop(10)
-    assert [isinstance(answer, Problem) for answer in answers] == [False, False, False, True]
+    assert [isinstance(answer, RequestError) for answer in answers] == [False, False, False, True]
     assert await admin.fetchval("SELECT count(*) FROM audit.audit_logs") == 3
     assert await in_quarantine(admin) == 0
 

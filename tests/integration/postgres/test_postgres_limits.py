@@ -17,7 +17,7 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from otel_audit_postgres import PostgresSink, retention
 from otel_audit_postgres.checks.inspect import inspect
-from otel_audit_postgres.connection import Limits, connect, disconnect_later
+from otel_audit_postgres.connection import TimeLimits, connect, disconnect_later
 from otel_audit_postgres.exporter import PostgresAuditSpanExporter
 from otel_audit_postgres.ledger import prove
 from otel_audit_postgres.ledger.health import inspect_ledger
@@ -217,7 +217,7 @@ def test_a_loop_that_ends_at_once_leaves_no_connection(audit_store):
 @pytest.mark.usefixtures("locked")
 async def test_the_servers_own_limit_ends_a_statement(audit_store, admin):
     """Where no cancel request arrives, as the network is gone."""
-    connection = await connect(audit_store, 5, Limits.of_statements(0.5))
+    connection = await connect(audit_store, 5, TimeLimits.of_statements(0.5))
     with pytest.raises(asyncpg.LockNotAvailableError):
         await connection.fetch("SELECT * FROM audit.audit_logs")
     with pytest.raises(asyncpg.QueryCanceledError):
@@ -231,7 +231,7 @@ async def test_stricter_limits_of_a_role_stay(audit_store, admin):
     database = await admin.fetchval("SELECT current_database()")
     await admin.execute(f"ALTER DATABASE {database} SET statement_timeout = '150ms'")
     await admin.execute(f"ALTER DATABASE {database} SET lock_timeout = '2h'")
-    connection = await connect(audit_store, 5, Limits.of_statements(30))
+    connection = await connect(audit_store, 5, TimeLimits.of_statements(30))
     assert await connection.fetchval("SHOW statement_timeout") == "150ms"
     assert await connection.fetchval("SHOW lock_timeout") == "22500ms"
     await connection.close()

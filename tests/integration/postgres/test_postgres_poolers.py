@@ -9,7 +9,7 @@ import otel_audit_postgres
 import pytest
 from otel_audit_postgres import PostgresSink
 from otel_audit_postgres.checks.inspect import inspect
-from otel_audit_postgres.connection import Limits, connect
+from otel_audit_postgres.connection import TimeLimits, connect
 from otel_audit_postgres.ledger.sealer import Sealer
 from otel_audit_postgres.ledger.verify.verify import verify
 from otel_audit_postgres.outbox import PostgresOutbox, init_outbox
@@ -167,7 +167,7 @@ async def test_what_is_given_up_ends_behind_it(pooled, audit_store):
 async def test_a_parameter_that_it_does_not_take_is_named(pooled):
     """Not taken for a missing schema, nor for a server that is away."""
     with pytest.raises(StoreError, match="options") as raised:
-        await connect(f"{pooled}?options=-c%20jit%3Doff", 5, Limits())
+        await connect(f"{pooled}?options=-c%20jit%3Doff", 5, TimeLimits())
     assert "OTEL_AUDIT_DSN" in str(raised.value)
 
 

@@ -32,11 +32,11 @@ from otel_audit_postgres.ledger.keys import generate
 from otel_audit_postgres.ledger.merkle import Frontier
 from otel_audit_postgres.pseudonyms import EncryptedValue
 from otel_audit_postgres.query import queries
-from otel_audit_postgres.reports.catalog import REPORTS, find_report
 from otel_audit_postgres.reports.evidence import Witnesses
+from otel_audit_postgres.reports.make_report import NOBODY, checked, make_report
 from otel_audit_postgres.reports.model import Options
+from otel_audit_postgres.reports.registry import REPORTS, find_report
 from otel_audit_postgres.reports.render import pieces
-from otel_audit_postgres.reports.run import NOBODY, checked, make_report
 from otel_audit_postgres.reports.snapshot import moment
 from report_store import BEGIN, END, ReportStore, fixed, records
 

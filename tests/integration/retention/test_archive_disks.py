@@ -8,7 +8,7 @@ import tempfile
 
 import pytest
 from otel_audit_postgres.archive.objects import ArchiveError, FolderArchive
-from otel_audit_postgres.retention.holds import Conditions, place_hold, release_hold
+from otel_audit_postgres.retention.holds import HoldConditions, place_hold, release_hold
 
 needs_root = pytest.mark.skipif(
     os.geteuid() != 0, reason="mounting a small file system needs root: run the tests as root"
@@ -87,7 +87,7 @@ class TestHoldsOnObjects:
         await months.seal()
         archive.left = 1
         with pytest.raises(ArchiveError, match="cut off"):
-            await place_hold(months.dsn, "case 7", "letter", Conditions(tenant="acme"), archive)
+            await place_hold(months.dsn, "case 7", "letter", HoldConditions(tenant="acme"), archive)
         assert len(archive.held) == 1
         archive.left = None
         done = await months.retain()
@@ -100,14 +100,14 @@ class TestHoldsOnObjects:
         await months.retain()
         await months.seal()
         first, held = await place_hold(
-            months.dsn, "case 7", "letter", Conditions(tenant="acme"), archive
+            months.dsn, "case 7", "letter", HoldConditions(tenant="acme"), archive
         )
         _, kept = await place_hold(
-            months.dsn, "case 8", "letter", Conditions(actor="ada", tenant="acme"), archive
+            months.dsn, "case 8", "letter", HoldConditions(actor="ada", tenant="acme"), archive
         )
         assert (len(held), set(kept)) == (2, set(held))
         other, more = await place_hold(
-            months.dsn, "case 9", "letter", Conditions(tenant="other"), archive
+            months.dsn, "case 9", "letter", HoldConditions(tenant="other"), archive
         )
         archive.left = 0
         with pytest.raises(ArchiveError):
@@ -122,7 +122,7 @@ class TestHoldsOnObjects:
     async def test_that_no_archive_was_named_for_are_put_by_the_next_run(self, months, archive):
         """And on months that are archived only because a later one is."""
         months.archive = archive
-        await place_hold(months.dsn, "case 7", "letter", Conditions(tenant="acme", actor="bob"))
+        await place_hold(months.dsn, "case 7", "letter", HoldConditions(tenant="acme", actor="bob"))
         done = await months.retain()
         assert "2025-01" in done.blocked
         assert len(done.held) == 1

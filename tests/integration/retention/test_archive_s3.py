@@ -12,7 +12,7 @@ from otel_audit_postgres.archive.objects import ArchiveError, digest_of, open_ar
 from otel_audit_postgres.archive.query import query_archives
 from otel_audit_postgres.ledger.verify.findings import ProblemKind
 from otel_audit_postgres.query.grammar import parse
-from otel_audit_postgres.retention.holds import Conditions, place_hold, release_hold
+from otel_audit_postgres.retention.holds import HoldConditions, place_hold, release_hold
 from otel_audit_postgres.retention.policy import read_policy
 from ports import free_port
 
@@ -94,7 +94,7 @@ class TestS3:
         months.policy = read_policy("[default]\nhot = 60\narchive = 4000")
         await months.retain()
         hold, held = await place_hold(
-            months.dsn, "m", "r", Conditions(tenant="other"), months.archive
+            months.dsn, "m", "r", HoldConditions(tenant="other"), months.archive
         )
         (key,) = held
         status = client.get_object_legal_hold(Bucket=name, Key=f"orders/{key}")

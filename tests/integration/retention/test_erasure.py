@@ -20,7 +20,12 @@ from otel_audit_postgres.archive.row_files import read_rows
 from otel_audit_postgres.personal.key_store import FileWrapper, KeyStore, Subject, read_wrapper
 from otel_audit_postgres.personal.protect import Protector, key_store_from, read_fields
 from otel_audit_postgres.personal.reveal import ERASED, revealed
-from otel_audit_postgres.retention.holds import Conditions, override_hold, place_hold, release_hold
+from otel_audit_postgres.retention.holds import (
+    HoldConditions,
+    override_hold,
+    place_hold,
+    release_hold,
+)
 from otel_audit_postgres.retention.subject import (
     erase,
     export_subject,
@@ -247,13 +252,13 @@ class TestErasing:
 
     async def test_is_refused_by_a_hold_that_names_itself(self, written, keys, postgres):
         """Until it is released, or somebody else overrides it."""
-        hold, _ = await place_hold(written.dsn, "m", "r", Conditions(actor="ann"))
+        hold, _ = await place_hold(written.dsn, "m", "r", HoldConditions(actor="ann"))
         with pytest.raises(StoreError, match=f"hold {hold}"):
             await erase(written.dsn, keys, ANN, "law", "demand")
         assert str(hold) in (await plan_erasure(written.dsn, keys, ANN)).held
         assert (await export(written, keys))[0]["record"]["source"]["address"] == ADDRESS
         await release_hold(written.dsn, hold, "over")
-        other, _ = await place_hold(written.dsn, "m", "r", Conditions(entity="customer:17"))
+        other, _ = await place_hold(written.dsn, "m", "r", HoldConditions(entity="customer:17"))
         with pytest.raises(StoreError, match=f"hold {other}"):
             await erase(written.dsn, keys, ANN, "law", "demand")
         await postgres.execute("CREATE ROLE third_person SUPERUSER LOGIN")
@@ -268,7 +273,7 @@ class TestErasing:
         """Keys destroyed, and the record of it lost with its transaction: the next try tells it."""
         await keys.destroy(ANN)
         plan = await plan_erasure(written.dsn, keys, ANN)
-        assert (plan.keys, [one.is_told for one in plan.erased]) == (0, [False])
+        assert (plan.keys, [one.is_recorded for one in plan.erased]) == (0, [False])
         assert await erase(written.dsn, keys, ANN, "law", "demand")
         assert not await erase(written.dsn, keys, ANN, "law", "demand")
 

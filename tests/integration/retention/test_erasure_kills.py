@@ -14,7 +14,7 @@ import pytest
 from otel_audit_postgres.archive.objects import FolderArchive
 from otel_audit_postgres.personal.key_store import FileWrapper, KeyStore, Subject
 from otel_audit_postgres.personal.protect import Protector, read_fields
-from otel_audit_postgres.retention.holds import Conditions, list_holds, place_hold, release_hold
+from otel_audit_postgres.retention.holds import HoldConditions, list_holds, place_hold, release_hold
 from otel_audit_postgres.retention.subject import erase, erase_all, plan_erasure
 from otel_audit_postgres.sink import PostgresSink
 from strategies import a_record
@@ -25,7 +25,7 @@ from otel_audit.record import Actor, Tenant
 
 ROOT = Path(__file__).parents[2]
 NAMES = [Subject("acme", "ann"), Subject("acme", "bea")]
-ACME_IN_JANUARY = Conditions(tenant="acme", until=datetime(2025, 2, 1, tzinfo=UTC))
+ACME_IN_JANUARY = HoldConditions(tenant="acme", until=datetime(2025, 2, 1, tzinfo=UTC))
 
 
 class HoldingFolder(FolderArchive):
@@ -65,9 +65,9 @@ class Keys(KeyStore):
         destroyed.append(subject)
         reached(f"after key {len(destroyed)}")
 
-    async def told(self, subject):
+    async def mark_recorded(self, subject):
         reached("committed")
-        await super().told(subject)
+        await super().mark_recorded(subject)
         reached("told")
 
 keys = Keys(keys_dsn, FileWrapper(bytes.fromhex(kek)))
@@ -184,7 +184,7 @@ class TestErasing:
         assert await told_keys(connection) == ids
         for one in NAMES:
             plan = await plan_erasure(people.dsn, keys, one)
-            assert (plan.keys, [key.is_told for key in plan.erased]) == (0, [True])
+            assert (plan.keys, [key.is_recorded for key in plan.erased]) == (0, [True])
         assert await erase_all(people.dsn, keys, NAMES, "law", "demand") == []
         await people.seal()
         assert (await people.verify()).problems == ()
@@ -208,7 +208,7 @@ class TestErasing:
             async def destroy(self, subject):
                 placing.append(
                     asyncio.create_task(
-                        place_hold(people.dsn, "m", "r", Conditions(actor=subject.name))
+                        place_hold(people.dsn, "m", "r", HoldConditions(actor=subject.name))
                     )
                 )
                 await asyncio.wait(placing, timeout=0.5)
@@ -223,7 +223,7 @@ class TestErasing:
 
     async def test_of_several_is_refused_if_one_is_held(self, people, keys):
         """None of them is erased then, and the hold is named."""
-        hold, _ = await place_hold(people.dsn, "m", "r", Conditions(actor="bea"))
+        hold, _ = await place_hold(people.dsn, "m", "r", HoldConditions(actor="bea"))
         with pytest.raises(StoreError, match=f"hold {hold}"):
             await erase_all(people.dsn, keys, NAMES, "law", "demand")
         assert all([len(await keys.known(one)) == 1 for one in NAMES])
@@ -247,7 +247,7 @@ class TestHolding:
     async def test_releasing_goes_on_after_a_kill(self, archived, point):
         """It is released at once; the next run takes it off the object, and leaves another one's."""
         other, _ = await place_hold(
-            archived.dsn, "other", "r", Conditions(tenant="other"), archived.archive
+            archived.dsn, "other", "r", HoldConditions(tenant="other"), archived.archive
         )
         hold, _ = await place_hold(archived.dsn, "m", "r", ACME_IN_JANUARY, archived.archive)
         assert len(archived.archive.held()) == 2

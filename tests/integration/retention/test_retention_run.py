@@ -10,7 +10,12 @@ import pytest
 from otel_audit_postgres import init
 from otel_audit_postgres.archive.manifest import read_manifest
 from otel_audit_postgres.retention import drop, retire
-from otel_audit_postgres.retention.holds import Conditions, override_hold, place_hold, release_hold
+from otel_audit_postgres.retention.holds import (
+    HoldConditions,
+    override_hold,
+    place_hold,
+    release_hold,
+)
 from otel_audit_postgres.retention.plan import plan
 from otel_audit_postgres.retention.policy import PolicyError, read_policy
 from otel_audit_postgres.retention.run import run
@@ -216,7 +221,7 @@ class TestPolicyInForce:
 class TestHolds:
     async def test_keep_a_month_and_name_themselves(self, months):
         """What a hold applies to is archived and stays; the others go; released, it goes too."""
-        hold, _ = await place_hold(months.dsn, "case 7", "a suit", Conditions(actor="bob"))
+        hold, _ = await place_hold(months.dsn, "case 7", "a suit", HoldConditions(actor="bob"))
         done = await months.retain()
         assert f"hold {hold} (matter case 7)" in done.blocked["2025-01"]
         assert set(done.dropped) == {"2025-03", "2025-04"}
@@ -230,11 +235,11 @@ class TestHolds:
     @pytest.mark.parametrize(
         "conditions",
         [
-            Conditions(tenant="acme"),
-            Conditions(entity="order:3"),
-            Conditions(event="order.*"),
-            Conditions(event="order.paid", until=datetime(2025, 2, 1, tzinfo=UTC)),
-            Conditions(
+            HoldConditions(tenant="acme"),
+            HoldConditions(entity="order:3"),
+            HoldConditions(event="order.*"),
+            HoldConditions(event="order.paid", until=datetime(2025, 2, 1, tzinfo=UTC)),
+            HoldConditions(
                 since=datetime(2025, 1, 1, tzinfo=UTC), until=datetime(2025, 5, 1, tzinfo=UTC)
             ),
         ],
@@ -248,7 +253,7 @@ class TestHolds:
         """A hold that is placed while a run is under way keeps the month."""
         manifest = await retire(months.dsn, "audit_logs_2025_01")
         await months.seal()
-        hold, _ = await place_hold(months.dsn, "late", "r", Conditions(actor="ada"))
+        hold, _ = await place_hold(months.dsn, "late", "r", HoldConditions(actor="ada"))
         with pytest.raises(StoreError, match=f"hold {hold}"):
             await drop(months.dsn, "audit_logs_2025_01", manifest)
         await release_hold(months.dsn, hold, "over")
@@ -273,7 +278,7 @@ class TestHolds:
         """Who placed it cannot override it; another role can, and a record tells."""
         await postgres.execute("CREATE ROLE second_person SUPERUSER LOGIN")
         try:
-            hold, _ = await place_hold(months.dsn, "m", "r", Conditions(actor="bob"))
+            hold, _ = await place_hold(months.dsn, "m", "r", HoldConditions(actor="bob"))
             with pytest.raises(StoreError, match="another role must"):
                 await override_hold(months.dsn, hold, "audit_logs_2025_01", "why not")
             other = postgres.dsn(months.dsn.partition("?")[0].rpartition("/")[2], "second_person")
@@ -289,7 +294,9 @@ class TestHolds:
             '[[rule]]\nname = "sign-ins"\nmatch = {event = "auth.*"}\nhot = 60\narchive = 40'
         )
         await months.retain(date(2025, 4, 5), policy=keep)
-        hold, held = await place_hold(months.dsn, "m", "r", Conditions(actor="bob"), months.archive)
+        hold, held = await place_hold(
+            months.dsn, "m", "r", HoldConditions(actor="bob"), months.archive
+        )
         assert [key.split("/")[1].split("-")[0] for key in held] == ["sign"]
         done = await months.retain(policy=keep)
         assert [name for name in done.blocked if "sign-ins" in name]

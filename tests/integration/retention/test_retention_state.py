@@ -12,7 +12,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from otel_audit_postgres import init
 from otel_audit_postgres.archive.catalog import record_verification
-from otel_audit_postgres.retention.holds import Conditions, place_hold
+from otel_audit_postgres.retention.holds import HoldConditions, place_hold
 from otel_audit_postgres.retention.metrics import RetentionWatch, publish, retention_state
 from otel_audit_postgres.retention.policy import PolicyError, read_policy
 from otel_audit_postgres.retention.run import approve, run
@@ -73,7 +73,7 @@ class TestState:
         assert told["audit.retention.lag"] > 86_400
         assert told["audit.retention.waiting"] == 3
         await months.seal()
-        await place_hold(months.dsn, "case 7", "letter", Conditions(tenant="other"))
+        await place_hold(months.dsn, "case 7", "letter", HoldConditions(tenant="other"))
         await months.retain()
         await months.seal()
         await record_verification(months.dsn, months=4, rows=67, problems=0, deep=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from click.testing import CliRunner
 from otel_audit_postgres.ledger.verify.verify import verify
-from otel_audit_postgres.query.gaps import Stream, find_gaps
+from otel_audit_postgres.query.gaps import ProducerStream, find_gaps
 from otel_audit_postgres.sink import PostgresSink
 from sinks import Sink, request, serving, span
 from strategies import a_record
@@ -45,7 +45,7 @@ def stream(producer: str, numbers: range | list[int], last: int) -> bytes:
     return request(*(numbered(producer, n, names.get(n, "order.created")) for n in numbers))
 
 
-async def streams(store, producer: str) -> dict[str | None, Stream]:
+async def streams(store, producer: str) -> dict[str | None, ProducerStream]:
     found = await find_gaps(store.dsn)
     return {one.received_by: one for one in found if one.producer_id == producer}
 

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 from integration.streams.conftest import running, until
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
-from otel_audit_postgres import streams as store
+from otel_audit_postgres import stream_positions as store
 from otlp_receiver import Answer
 from ports import free_port
 from stream_receiver import receiving

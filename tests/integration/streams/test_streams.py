@@ -19,7 +19,7 @@ from integration.streams.conftest import SECRET, running, until
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from otel_audit_postgres import streams as store
+from otel_audit_postgres import stream_positions as store
 from otel_audit_postgres.ledger.store import move_here
 from otel_audit_postgres.personal.protect import Protector, key_store_from, read_fields
 from otel_audit_postgres.query.queries import opened

@@ -8,7 +8,7 @@ import uuid
 
 import pytest
 from click.testing import CliRunner
-from otel_audit_postgres import streams as store
+from otel_audit_postgres import stream_positions as store
 from otel_audit_postgres import streams_health
 from otel_audit_postgres.schema.install import init
 from otlp_receiver import Answer

@@ -8,7 +8,7 @@ from urllib.parse import quote_plus
 
 import asyncpg
 import pytest
-from otel_audit_postgres.reports.catalog import REPORTS
+from otel_audit_postgres.reports.registry import REPORTS
 from viewer_store import ACME, AUDITOR, GLOBEX, order_record
 
 FOREIGN = {

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import asyncpg
 import pytest
-from otel_audit_postgres.reports.catalog import REPORTS
+from otel_audit_postgres.reports.registry import REPORTS
 from viewer_store import ACME, AUDITOR, SUPPORT, order_record
 
 _IS_WAITED_FOR = """

@@ -8,7 +8,7 @@ from datetime import date
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from otel_audit_postgres.archive.manifest import ArchivedObject, Manifest, read_manifest
+from otel_audit_postgres.archive.manifest import ArchivedObject, ArchiveManifest, read_manifest
 from otel_audit_postgres.archive.objects import ArchiveError
 from otel_audit_postgres.archive.sparse_tree import Complement, SparseTree, read_tree
 from otel_audit_postgres.ledger.checkpoints import Checkpoint, signed
@@ -66,7 +66,7 @@ def test_a_manifest_is_read_as_it_was_written():
     entry = ArchivedObject(
         "2025-01/a-0.parquet", "a", 3, 99, "0" * 64, 1, 7, date(2026, 1, 1), None
     )
-    manifest = Manifest(
+    manifest = ArchiveManifest(
         "log", date(2025, 1, 1), "1" * 64, 5, "2" * 64, (entry,), ("2025-01/tree-0.json", 4, "3" * 64),
         (("none", 2),),
     )  # fmt: skip

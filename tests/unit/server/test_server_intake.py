@@ -11,7 +11,7 @@ from strategies import a_record
 from otel_audit._util.ids import uuid7
 from otel_audit.errors import StoreError, StoreUnavailableError
 from otel_audit.server import intake as intake_module
-from otel_audit.server.errors import Problem
+from otel_audit.server.errors import RequestError
 from otel_audit.server.intake import Intake
 
 
@@ -99,7 +99,7 @@ async def test_two_under_one_id_are_not_written_together(store, intake):
 async def test_whatever_fails_nobody_is_told_that_it_is_stored(store, intake, error):
     store.error = error
 
-    with pytest.raises(Problem) as refused:
+    with pytest.raises(RequestError) as refused:
         await intake.store(records(1), [])
 
     assert (refused.value.status, refused.value.retry_after) == (503, 5)
@@ -107,11 +107,11 @@ async def test_whatever_fails_nobody_is_told_that_it_is_stored(store, intake, er
 
 async def test_a_store_that_failed_is_left_alone_for_a_moment(store, intake, clock):
     store.error = StoreUnavailableError("gone")
-    with pytest.raises(Problem):
+    with pytest.raises(RequestError):
         await intake.store(records(1), [])
     store.error = None
 
-    with pytest.raises(Problem):
+    with pytest.raises(RequestError):
         await intake.store(records(1), [])
     clock.now += 1.05
     await intake.store(records(1), [])
@@ -139,7 +139,7 @@ async def test_at_the_end_what_waits_is_stored_and_what_comes_is_sent_away(store
     await come_to_wait()
     ending = asyncio.create_task(intake.stop(5))
     await come_to_wait()
-    with pytest.raises(Problem) as refused:
+    with pytest.raises(RequestError) as refused:
         await intake.store(records(1), [])
     assert refused.value.status == 503
     store.gate.set()
@@ -159,7 +159,7 @@ async def test_at_the_end_what_is_not_stored_in_time_is_sent_away(store):
     await intake.stop(0.1)
 
     found = await asyncio.gather(*waiting, return_exceptions=True)
-    assert {type(one) for one in found} == {Problem}
+    assert {type(one) for one in found} == {RequestError}
     assert store.records == {}
 
 

@@ -11,7 +11,7 @@ from sinks import request, span
 
 from otel_audit.server import decode_protobuf, decode_protobuf_lazily, recover_protobuf
 from otel_audit.server.decode_protobuf import spans
-from otel_audit.server.errors import Problem
+from otel_audit.server.errors import RequestError
 from otel_audit.server.items import Resource
 
 BAD = b"\xff\xfe\x80"
@@ -51,7 +51,7 @@ def test_a_broken_resource_costs_only_the_broken_attribute():
 
 @pytest.mark.parametrize("body", [b"\x0a\xff\xff\xff\xff\x7f", b"\x0b", b"\x80" * 11, b"\x0a\x05a"])
 def test_where_the_framing_does_not_hold_nothing_is_read(body):
-    with pytest.raises(Problem) as refused:
+    with pytest.raises(RequestError) as refused:
         list(spans(body))
     assert refused.value.status == 400
 

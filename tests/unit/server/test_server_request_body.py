@@ -12,7 +12,7 @@ import pytest
 import zstandard
 
 from otel_audit.server.backpressure import FREE_SIZE, MemoryBudget
-from otel_audit.server.errors import Problem
+from otel_audit.server.errors import RequestError
 from otel_audit.server.request_body import decompressed
 
 LIMIT = 64 << 20
@@ -55,12 +55,12 @@ class TestParts:
         assert found == b""
         assert turns >= 10
 
-        with pytest.raises(Problem, match="more than 1000") as refused:
+        with pytest.raises(RequestError, match="more than 1000") as refused:
             await undone(EMPTY[coding] * 1001, coding)
         assert refused.value.status == 400
 
     async def test_one_too_many_is_seen_before_the_rest_is_looked_at(self, coding):
-        with pytest.raises(Problem, match="more than 1000"):
+        with pytest.raises(RequestError, match="more than 1000"):
             await undone(EMPTY[coding] * 200_000 + b"no such thing", coding)
 
 
@@ -82,7 +82,7 @@ class TestTurns:
         with budget.lease("acme") as lease:
             await decompressed(small, coding, LIMIT, lease)
             await decompressed(small, coding, LIMIT, lease)
-            with pytest.raises(Problem, match="100 times as large as it was sent") as refused:
+            with pytest.raises(RequestError, match="100 times as large as it was sent") as refused:
                 await decompressed(small, coding, LIMIT, lease)
             assert refused.value.status == 429
             assert 1 <= refused.value.retry_after <= 20
@@ -113,7 +113,7 @@ async def test_a_bomb_is_not_unpacked():
     body = head + ((2 | 131_072 << 3).to_bytes(3, "little") + b"\0") * 20_000  # 2.6 GB
     tracemalloc.start()
     try:
-        with pytest.raises(Problem) as refused:
+        with pytest.raises(RequestError) as refused:
             await undone(body, "zstd", 20 << 20)
         assert tracemalloc.get_traced_memory()[1] < 80 << 20
     finally:

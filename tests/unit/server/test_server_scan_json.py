@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otel_audit.server.errors import Problem
+from otel_audit.server.errors import RequestError
 from otel_audit.server.scan_json import LOGS, SPANS, Splitter, StructureError
 
 texts = st.text(max_size=12) | st.sampled_from(['"', "\\", "]}", '{"spans":[{', "\ud800", "é\n"])
@@ -85,9 +85,9 @@ def test_what_is_no_object_among_the_items_is_counted():
 
 
 def test_there_is_a_bound():
-    with pytest.raises(Problem, match="more than 2 spans"):
+    with pytest.raises(RequestError, match="more than 2 spans"):
         found(b'{"resourceSpans":[{"scopeSpans":[{"spans":[{},{},{}]}]}]}', most_items=2)
-    with pytest.raises(Problem, match="more than 9 JSON objects"):
+    with pytest.raises(RequestError, match="more than 9 JSON objects"):
         found(b"{" + b'"a":[' * 20, most_objects=9)
 
 

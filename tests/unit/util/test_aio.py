@@ -12,7 +12,7 @@ import trio
 from asgi_app import Kept, Tapped, say
 
 from otel_audit._util.aio import call_after, in_thread, is_cancellation, on_any_loop
-from otel_audit.action.outcome import outcome_of
+from otel_audit.http.exchange_record import outcome_of
 
 SOON = 0.02
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="empty")

@@ -60,10 +60,10 @@ def recall(path: Path, keys: Sequence[PublicKey]) -> Bookmark | None:
     if facts.st_uid != os.geteuid() or facts.st_mode & _OTHERS_MAY_WRITE:
         raise ConfigurationError(f"{path}: others could have written what was verified: {_AFRESH}")
     try:
-        said = json.loads(text)
-        if said["format"] != FORMAT:
+        stored = json.loads(text)
+        if stored["format"] != FORMAT:
             raise ConfigurationError(f"{path} is not what a verification remembers: {_AFRESH}")
-        note = str(said["checkpoint"])
+        note = str(stored["checkpoint"])
         checkpoint, signers = read_checkpoint(note), read_note(note).signed_by(keys)
     except (ValueError, KeyError, TypeError, NoteError) as error:
         raise ConfigurationError(

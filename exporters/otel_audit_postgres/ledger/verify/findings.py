@@ -104,7 +104,7 @@ class Findings:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class VerificationReport:
     """The outcome.
 
     Attributes:

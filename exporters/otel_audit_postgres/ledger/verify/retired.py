@@ -25,7 +25,7 @@ async def sound_prunings(connection: Connection[Any], findings: Findings) -> lis
     sound: list[store.Pruning] = []
     # the latest month first: an earlier one's manifest may itself have been dropped with a later
     for pruning in reversed(await store.prunings(connection)):
-        if any(other.held(pruning.manifest_id) for other in sound) or await _is_told(
+        if any(other.held(pruning.manifest_id) for other in sound) or await _is_recorded(
             connection, pruning
         ):
             sound.append(pruning)
@@ -72,16 +72,16 @@ def unaccounted(
     return left
 
 
-async def _is_told(connection: Connection[Any], pruning: store.Pruning) -> bool:
+async def _is_recorded(connection: Connection[Any], pruning: store.Pruning) -> bool:
     async for row in store.rows(connection, [pruning.manifest_id]):
         if row["event_name"] != RETIRED or not await _is_sealed(connection, row):
             continue
-        said = _metadata(row["payload"])
+        facts = _metadata(row["payload"])
         return bool(
-            said.get("partition") == pruning.partition
-            and said.get("rows") == pruning.rows
-            and said.get("lowest") == str(pruning.lowest)
-            and said.get("above") == str(pruning.above)
+            facts.get("partition") == pruning.partition
+            and facts.get("rows") == pruning.rows
+            and facts.get("lowest") == str(pruning.lowest)
+            and facts.get("above") == str(pruning.above)
         )
     return False
 
@@ -89,10 +89,10 @@ async def _is_told(connection: Connection[Any], pruning: store.Pruning) -> bool:
 def _metadata(payload: str) -> dict[str, Any]:
     """The metadata of a record; empty for one that cannot be read."""
     try:
-        said = json.loads(payload)["metadata"]
+        facts = json.loads(payload)["metadata"]
     except (ValueError, RecursionError, LookupError, TypeError):
         return {}
-    return said if isinstance(said, dict) else {}
+    return facts if isinstance(facts, dict) else {}
 
 
 async def _is_sealed(connection: Connection[Any], row: Any) -> bool:

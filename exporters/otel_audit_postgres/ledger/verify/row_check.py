@@ -25,7 +25,7 @@ def altered_columns(row: Mapping[str, Any]) -> list[str]:
     """
     if content_hash(row["payload"]) != row["content_hash"]:
         return ["payload"]
-    expected = _told(row["payload"])
+    expected = _columns_of(row["payload"])
     if expected is None:
         return ["payload"]
     del expected["payload"]
@@ -34,7 +34,7 @@ def altered_columns(row: Mapping[str, Any]) -> list[str]:
 
 def is_no_record(row: Mapping[str, Any]) -> bool:
     """Whether a payload is not a record, so that the columns cannot be checked."""
-    return _told(row["payload"]) is None
+    return _columns_of(row["payload"]) is None
 
 
 def is_hashed_otherwise(row: Mapping[str, Any], leaf_hash: bytes) -> bool:
@@ -43,7 +43,7 @@ def is_hashed_otherwise(row: Mapping[str, Any], leaf_hash: bytes) -> bool:
     return leaf.hash() == leaf_hash and row["content_hash"] != content_hash(row["payload"])
 
 
-def _told(payload: str) -> dict[str, Any] | None:
+def _columns_of(payload: str) -> dict[str, Any] | None:
     """The columns as derived from the payload; None if it is not a valid record."""
     try:
         return projections(payload)

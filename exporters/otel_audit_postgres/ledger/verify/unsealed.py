@@ -12,7 +12,7 @@ from otel_audit_postgres.ledger.verify.findings import Findings, ProblemKind
 _AT_ONCE: Final = 1000
 
 
-async def check_strays(
+async def check_unsealed(
     connection: Connection[Any], *, sealed: int, matched: int | None, findings: Findings
 ) -> int:
     """Check the rows that wait, and find those that neither wait nor were sealed.

@@ -18,7 +18,12 @@ from otel_audit_postgres.ledger.anchors import Anchor
 from otel_audit_postgres.ledger.keys import PublicKey
 from otel_audit_postgres.ledger.verify.anchored import AnchorReading, hear
 from otel_audit_postgres.ledger.verify.bookmark import SPOT_CHECKS, Bookmark
-from otel_audit_postgres.ledger.verify.findings import Findings, ProblemKind, Report, in_order
+from otel_audit_postgres.ledger.verify.findings import (
+    Findings,
+    ProblemKind,
+    VerificationReport,
+    in_order,
+)
 from otel_audit_postgres.ledger.verify.retired import sound_prunings, unaccounted
 from otel_audit_postgres.ledger.verify.row_pass import (
     Progress,
@@ -29,8 +34,8 @@ from otel_audit_postgres.ledger.verify.row_pass import (
     check_rows_together,
 )
 from otel_audit_postgres.ledger.verify.tree_pass import Task, TreePassState, walk_tree
-from otel_audit_postgres.ledger.verify.unsealed import check_strays
-from otel_audit_postgres.schema import catalog
+from otel_audit_postgres.ledger.verify.unsealed import check_unsealed
+from otel_audit_postgres.schema import pg_catalog
 
 WAITS_TOO_LONG: Final = 300.0
 """Seconds after which a row that is not sealed makes the verification fail."""
@@ -47,7 +52,7 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
     remembered: Bookmark | None = None,
     jobs: int = 1,
     progress: Progress | None = None,
-) -> Report:
+) -> VerificationReport:
     """Verify an audit store; it is only read, and all of it as it is at one moment.
 
     The whole tree is always built again from its leaves; ``since``, ``sample`` and ``remembered``
@@ -86,8 +91,8 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
         await store.unlimited(connection)
         await store.refuse_partial_view(connection)
         for problem in [
-            *await catalog.unguarded(connection),
-            *await catalog.strangers(connection),
+            *await pg_catalog.unguarded(connection),
+            *await pg_catalog.strangers(connection),
             *await security.opened_ways(connection),
         ]:
             findings.add(ProblemKind.GUARD_REMOVED, problem)
@@ -106,7 +111,7 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
         missing = unaccounted(rows.missing, walk.pruned, prunings, findings, complete=choice.is_all)
         _judge_missing(missing, rows.last_present, findings, complete=choice.is_all)
         dropped = sum(pruning.rows for pruning in prunings)
-        waiting = await check_strays(
+        waiting = await check_unsealed(
             connection, sealed=walk.tree.size - dropped,
             matched=rows.checked if choice.is_all else None, findings=findings,
         )  # fmt: skip
@@ -115,17 +120,17 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
         await _judge_quarantine(connection, findings)
         conflicts, conflict_count = await store.conflicts(connection)
     if conflicts:
-        findings.warnings.append(_told_conflicts(conflicts, conflict_count))
+        findings.warnings.append(_conflicts_text(conflicts, conflict_count))
     _judge_end(walk, keys, findings)
     heard.judge_silence(walk.tree.size, findings)
     if findings.malformed_by:
-        findings.warnings.append(_told_malformed(findings))
+        findings.warnings.append(_malformed_text(findings))
     if not seen and not heard.silent:
         findings.warnings.append(
             "no anchor was asked: an old copy of the whole store would pass for the original"
         )
     judge_testimonies(walk, origin, witnesses, findings)
-    return Report(
+    return VerificationReport(
         origin, walk.tree.size, walk.checkpoints, walk.signed_size, rows.checked, waiting,
         in_order(findings.problems), dict(findings.counts), tuple(findings.warnings),
         time.monotonic() - begun, dropped, walk.last_note,
@@ -208,7 +213,7 @@ async def _overdue(connection: Connection[Any]) -> str | None:
     )
 
 
-def _told_malformed(findings: Findings) -> str:
+def _malformed_text(findings: Findings) -> str:
     producers = ", ".join(
         f"{count} of {'no producer' if producer is None else f'producer {producer}'}"
         for producer, count in findings.malformed_by.most_common(_PRODUCERS_NAMED)
@@ -246,7 +251,7 @@ async def _note_gaps(connection: Connection[Any], findings: Findings) -> None:
             )
 
 
-def _told_conflicts(conflicts: Sequence[store.ConflictingRecord], count: int) -> str:
+def _conflicts_text(conflicts: Sequence[store.ConflictingRecord], count: int) -> str:
     """Say who wrote under ids that were not theirs, and the first of them with its counterpart."""
     writers = Counter(_writer(one.received_by, one.producer) for one in conflicts)
     who = ", ".join(f"{n} by {by}" for by, n in writers.most_common(_PRODUCERS_NAMED))

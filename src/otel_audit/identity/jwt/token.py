@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 LONGEST: Final = 65_536
 """Characters of a token; a longer one is not looked at. As many as servers take of all headers."""
 
-_LONGEST_SIGNATURE: Final = 8_192
-"""Bytes; the longest that any algorithm makes are those of RSA, some 2,048."""
-
 _SEGMENTS_OF_JWS: Final = 3
 _SEGMENTS_OF_JWE: Final = 5
 _KEY_ID_LIMIT: Final = 256
@@ -107,24 +104,6 @@ def read_header(token: str) -> Header:
     if isinstance(kind, str) and kind.lower().removeprefix("application/") in _FOREIGN_TYPES:
         raise TokenError("wrong_type")
     return Header(algorithm, key_id)
-
-
-def without_padding(token: str) -> str:
-    """Leave out of a token's signature what the decoders of applications leave out.
-
-    Only the signature can be lengthened by its bearer: the rest is signed as it stands. Who does so
-    is let in by his application, at any length that the server takes, and so must be known here.
-
-    Raises:
-        TokenError: ``token_malformed``, or ``token_too_large`` where that makes it no shorter.
-    """
-    if len(token) <= LONGEST:
-        return token
-    signed, _, signature = token.rpartition(".")
-    raw = decoded(signature)
-    if len(raw) > _LONGEST_SIGNATURE:
-        raise TokenError("token_too_large")
-    return f"{signed}.{base64.urlsafe_b64encode(raw).rstrip(b'=').decode()}"
 
 
 def decoded(segment: str) -> bytes:

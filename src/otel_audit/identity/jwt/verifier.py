@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import time
 from dataclasses import dataclass
@@ -11,14 +12,15 @@ from typing import TYPE_CHECKING, Final, Protocol
 from otel_audit._util.cache import BoundedCache
 from otel_audit.config import AuditConfig
 from otel_audit.identity.jwt.token import (
+    LONGEST,
     Header,
     TokenError,
     VerifiedToken,
     check_claims,
     decode_object,
+    decoded,
     read_header,
     unverified_claims,
-    without_padding,
 )
 
 if TYPE_CHECKING:
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 
 CACHED: Final = 1024
 """Verified tokens that are remembered, about."""
+
+_LONGEST_SIGNATURE: Final = 8_192
+"""Bytes; the longest that any algorithm makes are those of RSA, some 2,048."""
 
 
 class TokenReader(Protocol):
@@ -260,3 +265,21 @@ class FixedKey:
     def ready(self, timeout: float) -> bool:  # noqa: ARG002 - as all key sources
         """It is always there."""
         return True
+
+
+def without_padding(token: str) -> str:
+    """Leave out of a token's signature what the decoders of applications leave out.
+
+    Only the signature can be lengthened by its bearer: the rest is signed as it stands. Who does so
+    is let in by his application, at any length that the server takes, and so must be known here.
+
+    Raises:
+        TokenError: ``token_malformed``, or ``token_too_large`` where that makes it no shorter.
+    """
+    if len(token) <= LONGEST:
+        return token
+    signed, _, signature = token.rpartition(".")
+    raw = decoded(signature)
+    if len(raw) > _LONGEST_SIGNATURE:
+        raise TokenError("token_too_large")
+    return f"{signed}.{base64.urlsafe_b64encode(raw).rstrip(b'=').decode()}"

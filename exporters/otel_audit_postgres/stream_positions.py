@@ -172,13 +172,13 @@ async def advance(  # noqa: PLR0913, PLR0917 - what a position is
         StoreUnavailableError: It is not there any more: somebody rewound it meanwhile. Whoever
             sends reads it again, and goes on from there.
     """
-    said = json.dumps([
+    refusals = json.dumps([
         # a destination's words: the store's JSON takes no NUL
         {"leaf": one.leaf, "id": str(one.id), "reason": visible(one.reason[:2000])}
         for one in refused
     ])  # fmt: skip
     if not await connection.fetchval(
-        _ADVANCE, at.name, at.turn, at.next_leaf, next_leaf, leaf_hash, origin, sent, said
+        _ADVANCE, at.name, at.turn, at.next_leaf, next_leaf, leaf_hash, origin, sent, refusals
     ):
         raise StoreUnavailableError(
             f"stream {at.name}: its position is not leaf {at.next_leaf:,} any more: another "

@@ -28,9 +28,9 @@ async def as_json(site: Site, request: Request, viewer: Viewer) -> Response:
         return await refused(request, viewer, _NOT_ALLOWED)
     proof = await _proof(site, request, viewer)
     if proof is None or proof.bundle is None:
-        said = "there is no such record" if proof is None else proof.detail
+        message = "there is no such record" if proof is None else proof.detail
         return JSONResponse(
-            {"state": "missing" if proof is None else proof.state, "detail": said}, 404
+            {"state": "missing" if proof is None else proof.state, "detail": message}, 404
         )
     return JSONResponse(proof.bundle)
 
@@ -41,8 +41,8 @@ async def as_zip(site: Site, request: Request, viewer: Viewer) -> Response:
         return await refused(request, viewer, _NOT_ALLOWED)
     proof = await _proof(site, request, viewer)
     if proof is None or proof.bundle is None:
-        said = "There is no such record." if proof is None else f"Not proved: {proof.detail}."
-        return await missing(request, viewer, said)
+        message = "There is no such record." if proof is None else f"Not proved: {proof.detail}."
+        return await missing(request, viewer, message)
     name = f"evidence-{request.path_params['record_id']}"
     headers = {"content-disposition": f'attachment; filename="{name}.zip"'}
     return Response(_zipped(name, proof.bundle), media_type="application/zip", headers=headers)

@@ -9,7 +9,7 @@ from asgi_app import Tapped, say
 from jose import jwt
 
 import otel_audit
-from otel_audit.action.watchdog import Watchdog
+from otel_audit.action.lifecycle import Watchdog
 from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from otel_audit.action.outcome import outcome_of
+from otel_audit.http.exchange_record import outcome_of
 
 
 class TestOutcome:

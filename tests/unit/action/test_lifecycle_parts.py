@@ -12,11 +12,10 @@ from otel_audit import runtime as runtimes
 from otel_audit._util.spill import SpilledChanges
 from otel_audit.action import manual_action as actions
 from otel_audit.action.arguments import RecordArguments
-from otel_audit.action.parts import INCOMPLETE
 from otel_audit.http import exchange, exchange_facts, request_metadata
 from otel_audit.http import exchange_record as accounts
 from otel_audit.policy import Policy, engine
-from otel_audit.record import AuditRecord, Change
+from otel_audit.record import INCOMPLETE, AuditRecord, Change
 from otel_audit.redaction import Redactor
 from otel_audit.scope import add_metadata, set_event, set_target
 

@@ -21,7 +21,7 @@ from otel_audit_postgres.query.grammar import parse
 from otel_audit_postgres.query.trail import Scope, Trail, look_as
 from otel_audit_postgres.reports.evidence import Evidence, Witnesses, gather
 from otel_audit_postgres.reports.model import Definition, Options, Row
-from otel_audit_postgres.reports.policy import months
+from otel_audit_postgres.reports.retention_policy import months
 from otel_audit_postgres.reports.snapshot import TAMPERED, Snapshot, moment, taken
 
 NOBODY: Final = Witnesses()
@@ -241,12 +241,12 @@ def _head(snapshot: Snapshot, definition: Definition, rows: int, digest: str) ->
         "log": snapshot.origin,
         "checkpoint": f"{snapshot.leaves}, made {moment(snapshot.sealed_at)}",
         "root": snapshot.root,
-        "evidence": _told(snapshot, definition),
+        "evidence": _evidence_sentence(snapshot, definition),
         "generator": f"otel-audit {_own_version()}",
     }
 
 
-def _told(snapshot: Snapshot, definition: Definition) -> str:
+def _evidence_sentence(snapshot: Snapshot, definition: Definition) -> str:
     """What the report stands on, in a sentence."""
     evidence = snapshot.evidence
     if evidence is None or evidence.problems:

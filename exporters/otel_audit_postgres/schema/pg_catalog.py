@@ -41,7 +41,7 @@ guarded AS (
     WHERE n.nspname = 'audit' AND c.relname IN
         ('audit_logs', 'quarantine', 'ledger_log', 'ledger_blocks', 'ledger_checkpoints',
          'ledger_prunings', 'ledger_pruned', 'ledger_flaws', 'ledger_places', 'receiving_key',
-         'schema_version', 'quarantine_releases', 'quarantine_told', 'retention_policies',
+         'schema_version', 'quarantine_releases', 'quarantine_records', 'retention_policies',
          'holds', 'hold_releases', 'hold_overrides', 'archives', 'archive_removals',
          'retirements', 'restorations', 'erasures', 'scope_key')
     UNION
@@ -136,7 +136,7 @@ WHERE NOT t.tgisinternal
   AND t.oid NOT IN (SELECT oid FROM guards UNION SELECT oid FROM queueing)
   AND NOT (name = 'audit.quarantine' AND EXISTS (
       SELECT FROM pg_catalog.pg_proc f JOIN pg_catalog.pg_namespace n ON n.oid = f.pronamespace
-      WHERE f.oid = t.tgfoid AND n.nspname = 'audit' AND f.proname = 'queue_for_telling'
+      WHERE f.oid = t.tgfoid AND n.nspname = 'audit' AND f.proname = 'queue_for_recording'
         AND f.prosrc = $3))
 UNION ALL
 SELECT 'rule ' || r.rulename || ' on ' || name
@@ -271,7 +271,7 @@ async def unguarded(connection: Connection[Any]) -> list[str]:
 
 async def strangers(connection: Connection[Any]) -> list[str]:
     """Name triggers and rules on the store's tables that are not ours."""
-    telling = function_sources()["queue_for_telling"]
+    telling = function_sources()["queue_for_recording"]
     return await _texts(connection, _STRANGERS, *_sources(), telling)
 
 

@@ -17,8 +17,8 @@ async def policy_in_force(snapshot: Snapshot) -> tuple[str, int | None]:
     found: tuple[str, int | None] = ("none was ever set", None)
     condition = f"event_name = 'audit.retention.changed' AND {OF_THE_STORE}"
     # a policy is no tenant's, and no query asks for it
-    async for row, told in snapshot.whole().records(condition, in_period=False):
-        policy = part(told, "metadata", "policy")
+    async for row, record in snapshot.whole().records(condition, in_period=False):
+        policy = part(record, "metadata", "policy")
         rules = part(policy, "rules")
         days = [part(policy, "floor"), *(_days(rule) for rule in rules if isinstance(rules, list))]
         longest = max((day for day in days if isinstance(day, int)), default=None)
