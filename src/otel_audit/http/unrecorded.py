@@ -47,8 +47,9 @@ class UnrecordedRequest(PendingScope):
     """
 
     __slots__ = ("__weakref__", "_context", "_header", "_is_moved_on", "_is_routed", "_method",
-                 "_open", "_options", "_path", "_scope", "_token", "_whole_path", "ended", "exchange", "id",
-                 "inner_scope", "loop", "occurred_at", "start", "started")  # fmt: skip
+                 "_open", "_options", "_path", "_scope", "_token", "_whole_path", "ended",
+                 "exchange", "id", "inner_scope", "loop", "occurred_at", "start",
+                 "started")  # fmt: skip
 
     def __init__(
         self,
