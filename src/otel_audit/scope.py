@@ -69,7 +69,7 @@ class Origin(NamedTuple):
 
 
 @final
-class AuditScope(msgspec.Struct, eq=False):
+class AuditScope(msgspec.Struct, eq=False, weakref=True):
     """The facts known so far about one action.
 
     Attributes:
