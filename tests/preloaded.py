@@ -95,12 +95,18 @@ class Process:
 
 
 def run(
-    *arguments: str, env: Mapping[str, str], cwd: Path | str = ".", timeout: float = 60.0
+    *arguments: str,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | str = ".",
+    timeout: float = 60.0,
 ) -> subprocess.CompletedProcess[str]:
     """Run `otel-audit` to its end, as `subprocess.run` does with `capture_output` and `text`."""
     with tempfile.TemporaryDirectory() as made:
         output = [Path(made, name) for name in ("stdout", "stderr")]
-        process = Process(list(arguments), env=env, cwd=cwd, stdout=output[0], stderr=output[1])
+        process = Process(
+            list(arguments), env=os.environ if env is None else env, cwd=cwd,
+            stdout=output[0], stderr=output[1],
+        )  # fmt: skip
         try:
             status = process.wait(timeout)
         except BaseException:
