@@ -59,6 +59,8 @@ class Process:
         self.args = ["otel-audit", *arguments]
         self.returncode: int | None = None
         self._forking = _forking()
+        for one in (stdout, stderr or stdout):
+            Path(one).touch()  # it is there at once, as one is that was opened for a process
         self.pid = self._forking.start(
             {
                 "arguments": arguments,
