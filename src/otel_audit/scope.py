@@ -88,7 +88,7 @@ NOWHERE = Place()
 
 
 @final
-class AuditScope(msgspec.Struct, eq=False):
+class AuditScope(msgspec.Struct, eq=False, weakref=True):
     """The facts known so far about one action.
 
     Attributes:

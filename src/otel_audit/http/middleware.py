@@ -31,7 +31,11 @@ Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 EXCHANGE = "otel_audit.exchange"
-"""The ASGI scope's key under which the exchange under way is found."""
+"""The ASGI scope's key of a weak reference to the exchange under way.
+
+The outer middleware keeps the exchange. A strong reference would close a cycle, in whatever copy of
+the scope: each request would wait for the garbage collector, and so would all that it refers to.
+"""
 
 OBSERVED = frozenset({"http", "websocket"})
 """Kinds of ASGI scopes that are actions."""
@@ -125,7 +129,7 @@ class OuterMiddleware:
             return send(message)
 
         may_wait = exchange.may_wait
-        scope[EXCHANGE] = exchange
+        scope[EXCHANGE] = weakref.ref(exchange)
         exchange.enter()
         try:
             await self.app(scope, _observed_receive(exchange, receive), observed_send)
@@ -144,7 +148,7 @@ class OuterMiddleware:
                 return _send_when_durable(exchange, send, message)
             return send(message)
 
-        scope[EXCHANGE] = request
+        scope[EXCHANGE] = weakref.ref(request)
         try:
             await self.app(scope, receive, observed_send)
         except BaseException as error:
@@ -186,7 +190,8 @@ class InnerMiddleware:
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Handle one connection (ASGI 3)."""
-        exchange: Exchange | UnrecordedRequest | None = scope.get(EXCHANGE)
+        found: weakref.ref[Exchange | UnrecordedRequest] | None = scope.get(EXCHANGE)
+        exchange = None if found is None else found()
         if type(exchange) is UnrecordedRequest:
             exchange = exchange.routed(scope)
         if exchange is None or not exchange.routed(scope):
