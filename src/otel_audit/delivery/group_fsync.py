@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import queue
 import threading
 import time
 from collections.abc import Callable
@@ -30,9 +31,9 @@ class _Waiter(NamedTuple):
 class GroupSync:
     """Brings the spool to disk for all who wait at the time, from a thread of its own.
 
-    The thread also syncs what nobody waits for. One thread that sleeps between two syncs asks for
-    the interpreter's lock three times each, an event loop that hands them to another one ten times,
-    and each time the thread that serves requests has to stop.
+    The thread also syncs what nobody waits for. It sleeps without an event loop: that and a sync
+    ask for the interpreter's lock three times. A loop that hands each sync to another thread asks
+    ten times, and each time the thread that serves requests has to stop.
 
     Make a new one in a forked child.
     """
@@ -61,6 +62,8 @@ class GroupSync:
         self._lock = threading.Lock()
         self._waiting: list[_Waiter] = []
         self._closing = False
+        # a condition holds a lock at times, which a thread that is cut off would keep for ever
+        self._roused: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._thread = LoopThread("otel-audit-sync", self._serve)
 
     @property
@@ -86,6 +89,7 @@ class GroupSync:
         """
         self._closing = True
         self._thread.end()
+        self._roused.put(None)
         self._thread.join(timeout)
 
     async def wait(self) -> bool:
@@ -104,7 +108,7 @@ class GroupSync:
             can_wait = self._thread.start()
             if can_wait:
                 self._waiting.append(waiter)
-        self._thread.rouse()
+        self._roused.put(None)
         done = False
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LONGEST_WAIT):
@@ -118,18 +122,18 @@ class GroupSync:
         return done
 
     async def _serve(self) -> None:
+        # it blocks, here and in a sync: the loop is here for nothing else
         while True:
-            # before the waiting callers are read: a later one sets it again
-            self._thread.wake.clear()
+            # before the waiting callers are read: a later one rouses it again
+            self._forget_rousing()
             with self._lock:
                 waiting = list(self._waiting)
             if not waiting:
                 if self._closing:
                     return
                 if self._interval is None or time.monotonic() < self._next_sync:
-                    await self._rest()
+                    self._rest()
                     continue
-            # blocks: the loop is here for nothing else
             synced = self._sync(waited_for=bool(waiting))
             self._next_sync = time.monotonic() + (self._interval or 0.0)
             for waiter in waiting:
@@ -140,12 +144,18 @@ class GroupSync:
                 # not before they have their answer: if this fails in its middle, they get it later
                 del self._waiting[: len(waiting)]
 
-    async def _rest(self) -> None:
+    def _forget_rousing(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._roused.get_nowait()
+
+    def _rest(self) -> None:
         """Wait until a caller waits, or the next sync is due."""
-        pause = None if self._interval is None else self._next_sync - time.monotonic()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(pause):
-                await self._thread.wake.wait()
+        pause = None
+        if self._interval is not None:
+            pause = max(self._next_sync - time.monotonic(), 0.0)
+        with contextlib.suppress(queue.Empty):
+            self._roused.get(timeout=pause)
 
     def _sync(self, *, waited_for: bool) -> Position:
         spool = self._spool()
