@@ -39,6 +39,12 @@ class OtlpSink:
     The receiver must answer only when what it got is safe, as `otel-audit serve` does, and a
     Collector with a persistent queue. A record that it refuses is found by halving and set aside
     on this machine with the reason, and holds up no other.
+
+    Example::
+
+        refused = []
+        sink = OtlpSink(Endpoint("http://127.0.0.1:4318/v1/traces"), refused.extend)
+        await sink.close()
     """
 
     def __init__(self, endpoint: Endpoint, set_aside: Callable[[Sequence[Refused]], None]) -> None:

@@ -43,7 +43,7 @@ from otel_audit_postgres.errors import (
     refusal_reason,
 )
 from otel_audit_postgres.personal.protect import Protector
-from otel_audit_postgres.row_feed import RowFeed, can_be_fed, to_rows, to_rows_by_turns
+from otel_audit_postgres.row_feed import RowFeed, can_be_fed, split, to_rows, to_rows_by_turns
 from otel_audit_postgres.rows import COLUMNS, Row, record_from_payload, to_row
 from otel_audit_postgres.schema import pg_catalog
 from otel_audit_postgres.schema.readiness import refuse_encoding, refuse_unready
@@ -118,6 +118,15 @@ class PostgresSink:
     nothing from its owner. A record that the table refuses goes to ``audit.quarantine`` with the
     reason, and delays no other. After any error the connection is dropped, and the next call opens
     a new one.
+
+    Example::
+
+        sink = PostgresSink(dsn)
+        try:
+            written = await sink.write([record])
+            assert written.stored == 1
+        finally:
+            await sink.close()
     """
 
     def __init__(
@@ -473,7 +482,7 @@ class PostgresSink:
         # one statement does not see what it inserts itself
         have_own_ids = len({row.row_id for row in rows}) == len(rows)
         store = self._store if have_own_ids else self._store_new
-        for part in _parts(rows):
+        for part in split(rows, LARGEST_STATEMENT):
             await store(connection, part, became)
 
     async def _store_fed(
@@ -758,18 +767,6 @@ async def _process_incoming() -> None:
     """Let the loop read what the server said since, such as that it has closed the connection."""
     for _ in range(_TURNS_TO_READ):
         await asyncio.sleep(0)
-
-
-def _parts(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
-    """Split rows so that no statement carries more than `LARGEST_STATEMENT`, or one row."""
-    first, size = 0, 0
-    for number, row in enumerate(rows):
-        size += len(row.payload)
-        if size > LARGEST_STATEMENT and number > first:
-            yield rows[first:number]
-            first, size = number, len(row.payload)
-    if first < len(rows):
-        yield rows[first:]
 
 
 def _arrays(rows: Sequence[Row]) -> list[list[Any]]:

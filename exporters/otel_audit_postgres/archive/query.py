@@ -30,7 +30,7 @@ SHOWN: Final = (
 _READ: Final = (
     "id", "tenant_id", "occurred_at", "recorded_at", "event_name", "outcome", "actor_id",
     "target_type", "target_id", "status_code", "request_id", "trace_id", "action_id", "phase",
-    "service_name", "payload",
+    "service_name", "transaction_outcome", "payload",
 )  # fmt: skip
 _REASON: Final = "json_extract_string(TRY_CAST(payload AS JSON), '$.actor.reason')"
 _WHOLE: Final = (

@@ -67,6 +67,12 @@ class InitReport:
         applied: Names of the migrations that were applied, none if it was up to date.
         partitions: Names of the partitions that were made.
         lines: What was done, for a person, one line each.
+
+    Example::
+
+        report = await init(dsn)
+        for line in report.lines:
+            print(line)
     """
 
     version: int
@@ -116,6 +122,11 @@ async def init(  # noqa: PLR0913 - one for each role
         StoreUnavailableError: The database cannot be reached now.
         StoreError: The schema is newer than this package or half migrated, a right is missing, or
             the database is not in UTF-8; nothing was changed.
+
+    Example::
+
+        report = await init(dsn)  # with roles=True, writer="my_app_audit" also the rights
+        print(report.version)
     """
     members = Members(writer, reader, sealer, retention, tenants, viewer, streamer)
     if not roles:
@@ -143,6 +154,11 @@ async def migrate(dsn_or_engine: Any) -> InitReport:
         StoreUnavailableError: The database cannot be reached now.
         StoreError: There is no audit schema, it is newer than this package or half migrated, or a
             right is missing; nothing was changed.
+
+    Example::
+
+        report = await migrate(dsn)
+        print(report.version, report.applied)
     """
     async with _begun(dsn_or_engine) as connection:
         state = await _state(connection)
@@ -248,6 +264,10 @@ def schema_sql(  # noqa: PLR0913 - one for each role
 
     Raises:
         ConfigurationError: A login role is named without ``roles``.
+
+    Example::
+
+        Path("audit.sql").write_text(schema_sql(roles=True, writer="my_app_audit"))
     """
     members = Members(writer, reader, sealer, retention, viewer=viewer, streamer=streamer)
     if not roles:

@@ -16,8 +16,23 @@ from otel_audit.errors import ConfigurationError
 _DURATION: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhdw]?)")
 _SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
+_DSN_GIVEN: Final = "otel_audit.dsn_given"
+
+
+def _note_dsn(context: click.Context, _parameter: click.Parameter, dsn: str | None) -> str | None:
+    if dsn is not None:
+        context.meta[_DSN_GIVEN] = True
+    return dsn
+
+
+def is_dsn_given(context: click.Context) -> bool:
+    """Whether the command was given ``--dsn``, so that errors name it."""
+    return context.meta.get(_DSN_GIVEN, False) is True
+
+
 dsn_option = click.option(
     "--dsn",
+    callback=_note_dsn,
     metavar="DSN",
     help="The audit store. Default: OTEL_AUDIT_DSN.",
 )

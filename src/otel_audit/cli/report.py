@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -29,7 +29,7 @@ _FORMATS: Final = ("html", "csv", "json")
 @click.argument("name", required=False)
 @dsn_option
 @click.option("--from", "begin", metavar="TIME", help="The first moment of the period: 2026-11-01.")
-@click.option("--to", "end", metavar="TIME", help="The moment after the period: 2026-12-01.")
+@click.option("--to", "end", metavar="TIME", help="Where it ends: 2026-12-01. Default: now.")
 @click.option("--tenant", help="Only records of this tenant.")
 @click.option("--query", default="", metavar="QUERY", help="Only records that it finds.")
 @click.option("--subject", metavar="ID", help="Whom `subject` is about.")
@@ -113,8 +113,9 @@ def report(  # noqa: PLR0913, PLR0917 - one for each option
 def _options(begin: datetime | None, end: datetime | None, **more: object) -> Options:
     from otel_audit_postgres.reports.model import Options
 
-    if begin is None or end is None:
-        raise click.UsageError("--from and --to are needed: the period of the report")
+    if begin is None:
+        raise click.UsageError("--from is needed: when the period begins; --to is now by default")
+    end = datetime.now(UTC) if end is None else end
     return Options(begin=begin, end=end, **more)  # type: ignore[arg-type]
 
 

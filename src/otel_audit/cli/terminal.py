@@ -41,6 +41,15 @@ def show_what_cannot_be_encoded() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def can_print(text: str) -> bool:
+    """Say whether the encoding of standard output has all characters of a text."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def nobody_reads() -> bool:
     """Say whether the pipe behind standard output is closed at its other end."""
     try:

@@ -37,6 +37,12 @@ class Audit:
         records: What was recorded, in the order in which it ended.
         config: The settings at work.
         routes: The application's routes; empty where there is no application.
+
+    Example::
+
+        with audit_trail(app) as audit:
+            await client.post("/orders")
+        audit.only("order.created", actor="anonymous")
     """
 
     def __init__(
@@ -248,6 +254,12 @@ def audit_trail(
 
     Yields:
         What the fixture gives.
+
+    Example::
+
+        with audit_trail(app) as audit:
+            await client.post("/orders")
+        audit.recorded("order.created", outcome="success")
     """
     settings = AuditConfig(exporter="none") if config is None else config
     routes = [] if app is None else tested_routes(app)

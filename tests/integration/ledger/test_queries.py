@@ -332,7 +332,7 @@ class TestCommands:
     def test_show_says_what_is_not_there(self, run):
         """An unknown id and what is no id."""
         assert "no record" in run("show", uuid7(), status=1).output
-        assert "not a record's id" in run("show", "x", status=1).output
+        assert "not a record's id" in run("show", "x", status=2).output
 
     def test_stats_print_both(self, run):
         """Volume and sizes, as a table and as JSON."""

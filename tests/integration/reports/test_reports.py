@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import resource
 import shutil
 from collections.abc import Iterator
@@ -651,6 +652,17 @@ class TestTheCommand:
         told = json.loads(row["text"])["metadata"]
         assert (told["question"], told["asked"]["report"]) == ("report", "rights")
 
+    async def test_ends_now_by_default(self, store, tmp_path):
+        """Without --to the period ends at the present time."""
+        begun = datetime.now(UTC)
+        options = ("--from", "2026-10-01", "--format", "json", "--out", str(tmp_path))
+        done = await self.run(store, "rights", *options)
+        assert done.exit_code == 0, done.output
+        (file,) = tmp_path.glob("rights-*.json")
+        period = json.loads(file.read_text())["head"]["period"]
+        end = datetime.fromisoformat(re.findall(r"\d{4}-\d\d-\d\dT[\d:.]+Z", period)[-1])
+        assert begun - timedelta(seconds=1) < end <= datetime.now(UTC)
+
     async def test_lists_the_reports(self, store):
         """Each with what it shows."""
         found = await self.run(store)
@@ -660,7 +672,7 @@ class TestTheCommand:
         ("arguments", "says"),
         [
             (("rigths", *PERIOD), "did you mean rights?"),
-            (("rights",), "--from and --to are needed"),
+            (("rights",), "--from is needed"),
             (("rights", "--from", "2999-01-01", "--to", "2999-02-01"), "ends in the future"),
             (("rights", "--from", "2026-11-01", "--to", "2026-10-01"), "the period is empty"),
             (("rights", "--from", "soon", "--to", "2026-11-01"), "is no time"),
