@@ -1,4 +1,4 @@
-"""The language of queries: text to terms, and back."""
+"""The query language: parsing text to terms, and writing terms as text."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _STATUS: Final = re.compile(r"[1-9]xx|[1-9][0-9]{2}")
 
 
 class QueryError(InvalidInputError):
-    """A query that cannot be understood.
+    """A query cannot be parsed.
 
     Attributes:
         column: Where, counted from 1.
@@ -100,7 +100,7 @@ class Query:
 
 
 def term(field: str, *values: str, negated: bool = False) -> Term:
-    """Make a condition: that the field has one of these values, exactly as they are."""
+    """Make a condition: the field has exactly one of these values."""
     return Term(field, tuple(Value(text) for text in values), negated)
 
 

@@ -47,7 +47,7 @@ _NAME_ACTORS = (
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What one look has shown.
+    """The result of one check.
 
     Attributes:
         name: What was looked at.

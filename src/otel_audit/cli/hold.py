@@ -1,4 +1,4 @@
-"""`otel-audit hold`: what must stay, whatever the policy says."""
+"""`otel-audit hold`: legal holds, which override the retention policy."""
 
 from __future__ import annotations
 

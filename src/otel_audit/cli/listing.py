@@ -187,7 +187,7 @@ def iso(moment: datetime, *, is_local: bool) -> str:
 
 
 def result_of(found: Found) -> Piece:
-    """How an action ended, in its colour."""
+    """The outcome, with its colour."""
     return found.outcome, _COLOURS.get(found.outcome)
 
 
@@ -199,7 +199,7 @@ def _undone(found: Found) -> str:
 
 
 def _actions(lines: Sequence[Line]) -> Iterator[_Action]:
-    """Put the records of one action together, where the first of them stands."""
+    """Group records by action, in the order of their first records."""
     together: dict[tuple[str, str], list[Line]] = {}
     for line in lines:
         key = (line.found.action_id or str(line.found.id), line.found.tenant_id)

@@ -44,7 +44,7 @@ local_option = click.option(
 
 
 def seconds(context: click.Context, parameter: click.Parameter, text: str) -> float:
-    """Read how long something takes, as a callback of an option: `30s`, `15m`, or seconds."""
+    """Read a duration in seconds: `30s`, `15m`, or a number. A callback of an option."""
     found = _DURATION.fullmatch(text.strip())
     if found is None:
         raise click.BadParameter(
@@ -54,7 +54,7 @@ def seconds(context: click.Context, parameter: click.Parameter, text: str) -> fl
 
 
 def chosen_dsn(dsn: str | None) -> str:
-    """Take the DSN of the option, else of the settings.
+    """Return the DSN of the option, otherwise of the settings.
 
     Raises:
         ConfigurationError: There is none.
@@ -68,7 +68,7 @@ def chosen_dsn(dsn: str | None) -> str:
 
 
 def moment(text: str | None) -> datetime | None:
-    """Read a time, as queries have it: ISO 8601, how long ago (``12h``, ``7d``), ``yesterday``.
+    """Read a time: ISO 8601, a duration before now (``12h``, ``7d``), or ``yesterday``.
 
     Raises:
         click.BadParameter: It is none.

@@ -130,7 +130,7 @@ def _list_as_json(
 
 
 def _aside(keeper: str, *, is_asked: bool) -> list[QuarantinedRow] | None:
-    """What is in audit.quarantine; None where that cannot be seen, which was said."""
+    """The rows of audit.quarantine; None if they cannot be read, with a warning printed."""
     from otel_audit_postgres.quarantine import quarantined
 
     try:

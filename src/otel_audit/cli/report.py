@@ -1,4 +1,4 @@
-"""`otel-audit report`: what an auditor opens."""
+"""`otel-audit report`: reports for auditors."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def _sign(
 
 @contextlib.contextmanager
 def _drafts(files: list[Path], *, replace: bool) -> Iterator[list[Path]]:
-    """Files beside where they are to be, put in place together at the end, or taken away."""
+    """Draft files; all are renamed together at the end, or deleted."""
     there = [file for file in files if file.exists()]
     if there and not replace:
         raise ConfigurationError(f"{there[0]} is there already; give another --out, or --force")

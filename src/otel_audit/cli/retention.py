@@ -73,7 +73,7 @@ def chosen_archive(url: str | None) -> ArchiveStore | None:
 
 
 def needed_archive(url: str | None) -> ArchiveStore:
-    """As `chosen_archive`.
+    """As `chosen_archive`, but it must be set.
 
     Raises:
         ConfigurationError: There is none.
@@ -292,7 +292,7 @@ def bar(*, visible: bool, unit: str = "rows") -> Progress:
 
 
 def asked(question: str, *, yes: bool, as_json: bool = False) -> None:
-    """Go on only if whoever runs it wants so; a program says so beforehand.
+    """Ask for confirmation; a program passes ``--yes``.
 
     Raises:
         UsageError: JSON is wanted, so that nothing can be asked, and ``--yes`` was not given.

@@ -156,7 +156,7 @@ def status(dsn: str | None, as_json: bool) -> None:
 @click.argument("name", callback=_named)
 @json_option
 def pause(dsn: str | None, name: str, as_json: bool) -> None:
-    """Let a stream wait; nothing is lost."""
+    """Pause a stream; its position stays, so nothing is lost."""
     _set_paused(dsn, name, paused=True, as_json=as_json)
 
 
@@ -296,7 +296,7 @@ async def _once(streams: Sequence[Stream]) -> dict[str, str]:
 
 
 async def _for_ever(streams: Sequence[Stream]) -> dict[str, str]:
-    """Run all until told to stop; one that is refused holds up no other, and ends with them."""
+    """Run all streams until stopped. A refused stream does not stop the others."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,4 +1,4 @@
-"""`otel-audit subject`: what is recorded about somebody, and erasing it."""
+"""`otel-audit subject`: export and erase the records about a person."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def _show(name: str, found: ErasurePlan) -> None:
 
 
 def _not_reached(plans: Sequence[ErasurePlan]) -> list[str]:
-    """What an erasure leaves as it is, as far as that can be seen from here."""
+    """A note on the data that an erasure does not reach."""
     from otel_audit.delivery.spool import inspect
 
     left = []

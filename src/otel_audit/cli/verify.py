@@ -318,7 +318,7 @@ def _lines(report: VerificationReport) -> Iterator[tuple[str, Colour | None]]:
 
 
 def _passed(report: VerificationReport) -> tuple[str, Colour]:
-    """How far it can be said that nothing was tampered with: what is not sealed proves nothing."""
+    """The verdict, with its limits: unsealed rows prove nothing."""
     if not report.waiting:
         verdict = "OK: nothing was tampered with" if report.size else "OK: there are no rows yet"
         return verdict, "green"

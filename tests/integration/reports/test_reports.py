@@ -256,10 +256,10 @@ class TestWhatItSays:
         # records of others between its own would be taken for gaps, and be counted by that
         assert not any(note.startswith("GAPS") for note in told["notes"])
         for column in ("gaps by producer", "losses", "quarantined", "guards changed"):
-            assert integrity[column] == "not told: of the whole store only"
+            assert integrity[column] == "not shown: counts the whole store"
         for row in disposal:
             for column in ("archived", "dropped", "holds", "erasures", "policy version", "overdue"):
-                assert row[column] == "not told: of the whole store only"
+                assert row[column] == "not shown: counts the whole store"
         assert (streams, parked) == (0, 0)
 
     async def test_of_one_tenant_counts_no_others(self, store):
@@ -268,7 +268,7 @@ class TestWhatItSays:
         (integrity,) = rows_of(await made(store.dsn, "integrity", replace(WHOLE, tenant="clinic")))
 
         assert not any(note.startswith("GAPS") for note in told["notes"])
-        assert integrity["gaps by producer"] == "not told: of the whole store only"
+        assert integrity["gaps by producer"] == "not shown: counts the whole store"
 
     async def test_a_persons_file_tells_which_records_were_erased(self, store):
         """By the keys that were destroyed, and not by whether anything was ever erased."""
@@ -607,7 +607,7 @@ class TestEvidence:
         told = json.loads(await made(store.dsn, "integrity", clinic))
         (row,) = rows_of(json.dumps(told))
         assert "1 records are not as they were sealed" in row["verdict"]
-        assert row["longest seal lag"] == "not told: of the whole store only"
+        assert row["longest seal lag"] == "not shown: counts the whole store"
 
     async def test_the_rows_are_hashed_as_the_file_has_them(self, store):
         """What the section on checks says: each row of the JSON file is a line that was hashed."""

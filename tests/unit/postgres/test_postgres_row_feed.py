@@ -77,8 +77,8 @@ class TestRowFeed:
 
 def test_rows_that_are_made_already_are_split_alike():
     """One rule of sizes for both ways into the table."""
-    small, large = (a_record(record_id=uuid7(), metadata={"text": "x" * n}) for n in (1, 1_000))
-    records = [small, large, small, small]
+    large = a_record(record_id=uuid7(), metadata={"text": "x" * 1_000})
+    records = [*new_records(1), large, *new_records(2)]
     feed = RowFeed(records, 2 * SIZE)
     fed = []
     while feed:
