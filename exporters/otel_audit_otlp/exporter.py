@@ -43,7 +43,7 @@ class OtlpAuditExporter(SpanExporter):
     """
 
     def __init__(self, config: AuditConfig | None = None) -> None:
-        """Open the spool; nothing is connected yet.
+        """Open the spool, without a connection.
 
         Args:
             config: The settings; by default those of the environment and the settings' file, with

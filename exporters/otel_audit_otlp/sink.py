@@ -48,7 +48,7 @@ class OtlpSink:
     """
 
     def __init__(self, endpoint: Endpoint, set_aside: Callable[[Sequence[Refused]], None]) -> None:
-        """Remember where to send; nothing is opened yet.
+        """Take the settings; nothing is opened yet.
 
         Args:
             endpoint: The receiver.

@@ -138,7 +138,7 @@ class PostgresSink:
         on_default_rows: Callable[[int], None] | None = None,
         protector: Protector | None = None,
     ) -> None:
-        """Remember where to connect; nothing is opened yet.
+        """Take the settings; nothing is opened yet.
 
         Args:
             dsn: The audit store, ``postgresql://`` or ``postgresql+asyncpg://``.
@@ -523,7 +523,7 @@ class PostgresSink:
     async def _put(
         self, connection: Connection[Any], rows: Sequence[Row], became: _Outcome
     ) -> tuple[Sequence[Row], int]:
-        """Insert rows; those that the store refuses are found by halving.
+        """Insert rows, and find refused ones by halving.
 
         Returns:
             The rows that it takes, and how many of them are new.
@@ -642,7 +642,7 @@ class PostgresSink:
     async def _store_new(
         self, connection: Connection[Any], rows: Sequence[Row], became: _Outcome
     ) -> None:
-        """Insert rows whose ids are in no other row, of whatever tenant."""
+        """Insert rows with ids that no other row has, of any tenant."""
         ids = [row.id for row in rows]
         found = await connection.fetch(_KNOWN, ids, timeout=self._statement_timeout)
         taken = {row["id"] for row in found}
@@ -764,7 +764,7 @@ def _sound_record() -> AuditRecord:
 
 
 async def _process_incoming() -> None:
-    """Let the loop read what the server said since, such as that it has closed the connection."""
+    """Let the event loop read the server's messages, such as the end of the connection."""
     for _ in range(_TURNS_TO_READ):
         await asyncio.sleep(0)
 

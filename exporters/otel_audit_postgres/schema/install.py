@@ -93,7 +93,7 @@ async def init(  # noqa: PLR0913 - one for each role
     tenants: Sequence[str] = (),
     viewer: str | None = None,
 ) -> InitReport:
-    """Create the audit schema, or bring it up to date; nothing is done twice.
+    """Create the audit schema, or migrate it to the latest version. Idempotent.
 
     All of it happens in one transaction, and only one at a time does it.
 
@@ -192,7 +192,7 @@ async def missing_migrations(dsn_or_engine: Any) -> tuple[int, bool]:
 
 @dataclass(frozen=True, slots=True)
 class PendingMigrations:
-    """How far a store is behind.
+    """The migrations that a store lacks.
 
     Attributes:
         version: Its version.
@@ -247,7 +247,7 @@ def schema_sql(  # noqa: PLR0913 - one for each role
     viewer: str | None = None,
     since: int = 0,
 ) -> str:
-    """Write down what `init` would run, for those who apply SQL themselves.
+    """Return the SQL that `init` runs, to be applied by hand.
 
     Args:
         roles: As for `init`; the script then has to be run by a superuser.

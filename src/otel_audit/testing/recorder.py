@@ -121,7 +121,7 @@ class Recorded:
 
     @property
     def unfinished(self) -> int:
-        """How many actions have begun and not ended; they have no record yet."""
+        """The number of open actions; they have no record yet."""
         with self._lock:
             return len(self._open)
 

@@ -1,4 +1,4 @@
-"""What the fixture ``audit`` gives a test: its own records, and what can be said of them."""
+"""The fixture ``audit``: the records of one test, with assertions."""
 
 from __future__ import annotations
 
@@ -244,7 +244,7 @@ def audit_trail(
     app_engine: Any = None,
     spool: Path | None = None,
 ) -> Iterator[Audit]:
-    """Audit into memory, as `recorded`, and say of it what the fixture ``audit`` says.
+    """Audit into memory, as `recorded`, with the assertions of the fixture ``audit``.
 
     Args:
         app: The application.
@@ -253,7 +253,7 @@ def audit_trail(
         spool: A directory that is searched for secrets, too.
 
     Yields:
-        What the fixture gives.
+        The object of the fixture.
 
     Example::
 
