@@ -167,6 +167,7 @@ class Runtime:
         self.settle_changes: Callable[[], None] = _nothing
         self._spans = ChildSpans() if config.child_spans else None
         self._sending = PropagatorInstaller() if config.baggage_send else None
+        self._attaches = self._spans is not None or self._sending is not None
         self.current = CurrentRuntime(
             recorder=recorder,
             redactor=self.redactor,
@@ -196,7 +197,8 @@ class Runtime:
         self, options: CaptureOptions, scope: MutableMapping[str, Any], path: str
     ) -> Exchange | UnrecordedRequest | None:
         """Begin to observe a request as the options say. Never raises."""
-        self._begins()
+        if self._attaches or not self._is_loaded:
+            self._begins()
         if scope["type"] == "http" and options.log is None:
             found = self._unrecorded(options, scope, path)
             if found is not None:
@@ -208,20 +210,16 @@ class Runtime:
     ) -> UnrecordedRequest | None:
         """Let a request pass that nothing but a write could have recorded; None: it is no such."""
         try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:  # trio, or none at all
-            return None
-        try:
             method = scope.get("method")
             if not isinstance(method, str) or len(method) > LONGEST_METHOD:
                 return None
             if options.policy.at_start(method, path).level != "none":
                 return None
-
-            def observe(begun: UnrecordedRequest) -> Exchange | None:
-                return self._observe(options, scope, begun)
-
-            return UnrecordedRequest(options, scope, path, loop, observe)
+            try:
+                loop = asyncio.get_running_loop()
+            except RuntimeError:  # trio, or none at all
+                return None
+            return UnrecordedRequest(options, scope, path, loop, self._observe)
         except Exception as error:  # noqa: BLE001 - then it is observed as any other
             self.count_error()
             log_limited(_logger, "pass", "A request was not let pass at once", error=error)

@@ -69,7 +69,7 @@ class Origin(NamedTuple):
 
 
 @final
-class AuditScope(msgspec.Struct, eq=False):
+class AuditScope(msgspec.Struct, eq=False, weakref=True):
     """The facts known so far about one action.
 
     Attributes:
@@ -359,16 +359,13 @@ def detached() -> Iterator[None]:
         leave(token)
 
 
-def enter(
-    scope: AuditScope | PendingScope | None,
-) -> Token[AuditScope | PendingScope | None]:
-    """Make a scope the current one; give the token to `leave`."""
-    return _current.set(scope)
+enter: Callable[[AuditScope | PendingScope | None], Token[AuditScope | PendingScope | None]] = (
+    _current.set
+)
+"""Make a scope the current one; give the token to `leave`."""
 
-
-def leave(token: Token[AuditScope | PendingScope | None]) -> None:
-    """Undo `enter`."""
-    _current.reset(token)
+leave: Callable[[Token[AuditScope | PendingScope | None]], None] = _current.reset
+"""Undo `enter`."""
 
 
 class _Outside:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from otel_audit.http.request_metadata import Headers, describe_body, promises_body
+from otel_audit.http.body import LONGEST_TYPE, make_body
+from otel_audit.http.request_metadata import Headers, header_of
+from otel_audit.identity.safe_access import headers_by_name
+from otel_audit.record import Body
+from otel_audit.redaction.truncate import cut_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from otel_audit.record import Body
     from otel_audit.redaction import Redactor
     from otel_audit.redaction.budget import WorkBudget
 
@@ -211,3 +214,63 @@ class BodyCapture:
             passed_as_file=self._as_file,
             work=work,
         )
+
+
+def describe_body(  # noqa: PLR0913 - one fact each
+    copy: BodyCopy | None,
+    headers: Headers,
+    *,
+    redactor: Redactor,
+    limit: int,
+    may_exist: bool,
+    passed_as_file: bool = False,
+    work: WorkBudget | Callable[[], WorkBudget] | None = None,
+) -> Body | None:
+    """Turn what was copied of a body into what is stored.
+
+    Args:
+        copy: The copy, None if none was made because nothing said beforehand that it is wanted.
+        headers: Those that describe the body.
+        redactor: Takes secrets out.
+        limit: Bytes of it that are kept.
+        may_exist: Whether the head promises a body.
+        passed_as_file: Whether the application named a file for the server to send.
+        work: What redacting it may cost.
+
+    Returns:
+        The body, or why there is none: ``not_copied``, ``not_read``, ``file``. None if there
+        was nothing.
+    """
+    if passed_as_file:
+        return Body(content_type=shown_type(headers, redactor), absent="file")
+    if copy is None:
+        return Body(absent="not_copied") if may_exist else None
+    if copy.size == 0:
+        return Body(absent="not_read") if may_exist and not copy.complete else None
+    head = copy.head
+    named = headers_by_name(headers)
+    kind, coding = named.get(b"content-type"), named.get(b"content-encoding")
+    return make_body(
+        head if len(head) <= limit else head[:limit],
+        size=copy.size,
+        content_type=None if kind is None else kind.decode("latin-1"),
+        content_encoding=None if coding is None else coding.decode("latin-1"),
+        complete=copy.whole and len(head) <= limit,
+        redactor=redactor,
+        limit=limit,
+        work=work,
+    )
+
+
+def shown_type(headers: Headers, redactor: Redactor) -> str | None:
+    """The declared media type as it is shown: redacted, and bounded."""
+    given = header_of(headers, b"content-type")
+    return None if given is None else redactor.phrase(cut_text(given, LONGEST_TYPE))
+
+
+def promises_body(headers: Headers) -> bool:
+    """Return whether a request's head announces a body (RFC 9112, section 6)."""
+    length = header_of(headers, b"content-length")
+    if length is not None:
+        return length.strip() != "0"
+    return header_of(headers, b"transfer-encoding") is not None

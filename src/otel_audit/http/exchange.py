@@ -60,7 +60,7 @@ class Exchange(Lifecycle):
         self._answer: tuple[AuditRecord, tuple[object, ...]] | None = None
         self._spooled = False
         self._intent: AuditRecord | None = None
-        self._has_intent = self._moved = False
+        self._has_intent = self._moved = self._has_raised = False
         try:
             scope.setdefault("state", {})["request_id"] = self._account.head.id
         except Exception as error:  # noqa: BLE001 - a server may use the name for what it likes
@@ -89,7 +89,7 @@ class Exchange(Lifecycle):
 
     def _watch(self) -> None:
         watch = self._options.watch
-        if watch is not None and not self._audit.closed:
+        if watch is not None and not self._is_released and not self._audit.closed:
             self._watched = watch.begin(self._takes_long)
 
     def _open(self) -> bool:
@@ -205,9 +205,7 @@ class Exchange(Lifecycle):
     @property
     def waits_for_disk(self) -> bool:
         """Whether the client must not see the answer's end before the disk has the record."""
-        return self._options.durable is not None and (
-            self.bodies.ended or self._account.error is not None
-        )
+        return self._options.durable is not None and (self.bodies.ended or self._has_raised)
 
     async def durable(self) -> None:
         """Wait until what was recorded is on disk."""
@@ -284,6 +282,8 @@ class Exchange(Lifecycle):
 
     def _answered(self) -> None:
         """The last chunk is about to be sent: enrich the server span, which ends with it."""
+        if self._is_released:
+            return  # sent after the application has returned: no server takes that
         self._account.redact_span()
         decision = self._decided(
             wrote=bool(self._audit.changes_pending or self._audit.transactions)
@@ -300,6 +300,7 @@ class Exchange(Lifecycle):
     def failed(self, error: BaseException) -> None:
         """The application raised; an outer middleware makes the answer."""
         self._account.error = error
+        self._has_raised = True
         if not isinstance(error, Exception):
             return
         if self.bodies.status is None:
@@ -309,17 +310,29 @@ class Exchange(Lifecycle):
 
     def close(self) -> None:
         """The application has returned: what its transactions came to is known. Hand it over."""
-        self._close()
-        self._hand_over_rest()
+        try:
+            self._close()
+            self._hand_over_rest()
+        finally:
+            self._release()
 
     async def close_async(self) -> None:
         """As `close`, but yields to the event loop between two records."""
-        self._close()
-        await self._hand_over_rest_async()
+        try:
+            self._close()
+            await self._hand_over_rest_async()
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        if not self._is_released:
+            super()._release()
+            self._answer = None
+            self._account.release()
 
     def _close(self) -> None:
         audit, account = self._audit, self._account
-        if audit.closed:
+        if self._is_released or audit.closed:
             return
         try:
             if self._watched is not None:

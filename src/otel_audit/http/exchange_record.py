@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, MutableMapping
 from operator import is_
 from typing import TYPE_CHECKING, Any
@@ -241,7 +242,7 @@ class ExchangeRecord(ExchangeFacts):
             if span.is_recording():
                 redact_span_urls(
                     span,
-                    lambda path: self.head.spell_path(path, self.routed),
+                    lambda path: self.head.spell_path(path, self.routed, self._route(self.routed)),
                     self._options.redactor,
                     self.audit.budget,
                 )
@@ -409,6 +410,12 @@ class ExchangeRecord(ExchangeFacts):
             return acting or self._holder
         named = self._holder or changed_id(kind, self.audit)
         return named or (acting if whom == "either" else None)
+
+    def release(self) -> None:
+        """The action is over: keep neither its scope, which keeps this, nor the error's frames."""
+        self._error_info()
+        self.error = None
+        self.audit = weakref.proxy(self.audit)
 
     def _error_info(self) -> ErrorInfo | None:
         if self.error is not None and self._described is None:

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.http.exchange import Exchange
 from otel_audit.http.health_endpoint import answer_health
-from otel_audit.http.request_metadata import method_of
-from otel_audit.http.routes import path_below_root
+from otel_audit.http.request_metadata import method_of, path_below_root
 from otel_audit.http.unrecorded import UnrecordedRequest
 from otel_audit.policy.routes import routes_of
 
@@ -32,7 +31,11 @@ Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 EXCHANGE = "otel_audit.exchange"
-"""The ASGI scope's key under which the exchange under way is found."""
+"""The ASGI scope's key of a weak reference to the exchange under way.
+
+The outer middleware keeps the exchange. A strong reference would close a cycle, in whatever copy of
+the scope: each request would wait for the garbage collector, and so would all that it refers to.
+"""
 
 OBSERVED = frozenset({"http", "websocket"})
 """Kinds of ASGI scopes that are actions."""
@@ -118,14 +121,15 @@ class OuterMiddleware:
             await refuse(scope, receive, send)
             return
 
-        async def observed_send(message: Message) -> None:
+        # no coroutines of their own, here and below: each message would pass through one more
+        def observed_send(message: Message) -> Awaitable[None]:
             message = exchange.sent(message)
             if may_wait and exchange.waits_for_disk:
-                await exchange.durable()
-            await send(message)
+                return _send_when_durable(exchange, send, message)
+            return send(message)
 
         may_wait = exchange.may_wait
-        scope[EXCHANGE] = exchange
+        scope[EXCHANGE] = weakref.ref(exchange)
         exchange.enter()
         try:
             await self.app(scope, _observed_receive(exchange, receive), observed_send)
@@ -137,13 +141,14 @@ class OuterMiddleware:
     async def _let_pass(
         self, request: UnrecordedRequest, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        async def observed_send(message: Message) -> None:
+        def observed_send(message: Message) -> Awaitable[None]:
             message = request.sent(message)
-            if request.exchange is not None and request.exchange.waits_for_disk:
-                await request.exchange.durable()
-            await send(message)
+            exchange = request.exchange
+            if exchange is not None and exchange.waits_for_disk:
+                return _send_when_durable(exchange, send, message)
+            return send(message)
 
-        scope[EXCHANGE] = request
+        scope[EXCHANGE] = weakref.ref(request)
         try:
             await self.app(scope, receive, observed_send)
         except BaseException as error:
@@ -183,14 +188,19 @@ class InnerMiddleware:
         """
         self.app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Handle one connection (ASGI 3)."""
-        exchange: Exchange | UnrecordedRequest | None = scope.get(EXCHANGE)
+        found: weakref.ref[Exchange | UnrecordedRequest] | None = scope.get(EXCHANGE)
+        exchange = None if found is None else found()
         if type(exchange) is UnrecordedRequest:
             exchange = exchange.routed(scope)
         if exchange is None or not exchange.routed(scope):
-            await self.app(scope, receive, send)
-            return
+            return self.app(scope, receive, send)
+        return self._observe(exchange, scope, receive, send)
+
+    async def _observe(
+        self, exchange: Exchange, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         if not await exchange.admitted_inside():
             await refuse(scope, receive, send)
             return
@@ -205,10 +215,16 @@ class InnerMiddleware:
                 exchange.received(request_copy, message)
             return message
 
-        async def observed_send(message: Message) -> None:
-            await send(exchange.sent_inside(message))
+        def observed_send(message: Message) -> Awaitable[None]:
+            return send(exchange.sent_inside(message))
 
         await self.app(scope, receive if request_copy is None else tapped_receive, observed_send)
+
+
+async def _send_when_durable(exchange: Exchange, send: Send, message: Message) -> None:
+    """Send what must not be seen before the disk has the record."""
+    await exchange.durable()
+    await send(message)
 
 
 async def _close_failed(exchange: Exchange, error: BaseException) -> None:
@@ -325,7 +341,13 @@ class RoutedCapture:
         self, scope: MutableMapping[str, Any], path: str
     ) -> Exchange | UnrecordedRequest | None:
         """Begin to observe a request. Never raises."""
-        self._look_at_routes()
+        try:
+            app = self._app()
+            if app is not None and len(app.routes) != self._known:
+                self._read_routes(app)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self._plain.on_error()
+            log_limited(_logger, "routes", "The routes' own levels are not known", error=error)
         return self._whole.open_with(self._options, scope, path)
 
     def for_app(self, app: Any) -> Capture:
@@ -359,15 +381,8 @@ class RoutedCapture:
         """The application has shut down."""
         await self._whole.stopping()
 
-    def _look_at_routes(self) -> None:
-        try:
-            app = self._app()
-            if app is None or len(app.routes) == self._known:
-                return
-            self._known = len(app.routes)
-            said = [(r.methods, r.path, r.override) for r in routes_of(app) if r.override]
-            policy = self._plain.policy.with_routes(said)
-            self._options = dataclasses.replace(self._plain, policy=policy)
-        except Exception as error:  # noqa: BLE001 - must not reach the application
-            self._plain.on_error()
-            log_limited(_logger, "routes", "The routes' own levels are not known", error=error)
+    def _read_routes(self, app: Any) -> None:
+        self._known = len(app.routes)
+        said = [(r.methods, r.path, r.override) for r in routes_of(app) if r.override]
+        policy = self._plain.policy.with_routes(said)
+        self._options = dataclasses.replace(self._plain, policy=policy)

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from otel_audit._util.cache import Memo
 from otel_audit._util.ids import is_uuid
-from otel_audit.http.body import LONGEST_TYPE, make_body
-from otel_audit.http.routes import path_below_root, path_of, route_template
 from otel_audit.identity.safe_access import clean, headers_by_name
 from otel_audit.record import Body, Request
 from otel_audit.redaction import REDACTED, WITHHELD
@@ -20,9 +18,8 @@ from otel_audit.redaction.truncate import cut_path, cut_query, cut_text
 
 if TYPE_CHECKING:
     from otel_audit.action.lifecycle import Parts
-    from otel_audit.http.body_capture import BodyCopy
     from otel_audit.redaction import Redactor
-    from otel_audit.redaction.budget import Budget, WorkBudget
+    from otel_audit.redaction.budget import Budget
 
 
 Headers = Iterable[tuple[bytes, bytes]]
@@ -204,11 +201,11 @@ class RequestHead:
             self._path = text, shown
         return self._path[1]
 
-    def spell_path(self, path: str, routed: Mapping[str, Any]) -> str:
+    def spell_path(self, path: str, routed: Mapping[str, Any], route: str | None) -> str:
         """Spell a path of this request, as somebody else has it, without its secrets."""
         text = self._without_secrets(path, routed)
         if text is None:
-            return route_template(routed, self.app) or REDACTED
+            return route or REDACTED
         return self._redactor.path(text, self._budget.path)
 
     def _without_secrets(self, whole: str, routed: Mapping[str, Any]) -> str | None:
@@ -291,6 +288,29 @@ def method_of(scope: Mapping[str, Any]) -> str:
     return method if isinstance(method, str) else ""
 
 
+def path_of(scope: Mapping[str, Any]) -> str:
+    """Return the path of a request as text, whatever the server gives."""
+    path = scope.get("path")
+    if isinstance(path, bytes):
+        return path.decode("latin-1")
+    return path if isinstance(path, str) else ""
+
+
+def path_below_root(scope: Mapping[str, Any]) -> str:
+    """Return the path as the application's own router reads it: without ``root_path``.
+
+    A server behind a prefix puts it into both (uvicorn's ``--root-path``). An application that is
+    configured with one may get it in neither, or in ``root_path`` alone (``FastAPI(root_path=…)``).
+    """
+    path, root = scope.get("path"), scope.get("root_path")
+    if not isinstance(path, str):
+        path = path_of(scope)
+    if not root or not isinstance(root, str) or not path.startswith(root):
+        return path
+    below = path[len(root) :]
+    return below if not below or below[0] == "/" else path
+
+
 def _bounded(method: str) -> str:
     # a client may make up any word, of any length
     return method if len(method) <= LONGEST_METHOD else clean(method, LONGEST_METHOD)
@@ -322,66 +342,6 @@ def secret_parameters(
     """
     named = (str(value) for name, value in parameters.items() if redactor.is_sensitive(name))
     return frozenset((*named, *link_parameters(path, parameters)))
-
-
-def describe_body(  # noqa: PLR0913 - one fact each
-    copy: BodyCopy | None,
-    headers: Headers,
-    *,
-    redactor: Redactor,
-    limit: int,
-    may_exist: bool,
-    passed_as_file: bool = False,
-    work: WorkBudget | Callable[[], WorkBudget] | None = None,
-) -> Body | None:
-    """Turn what was copied of a body into what is stored.
-
-    Args:
-        copy: The copy, None if none was made because nothing said beforehand that it is wanted.
-        headers: Those that describe the body.
-        redactor: Takes secrets out.
-        limit: Bytes of it that are kept.
-        may_exist: Whether the head promises a body.
-        passed_as_file: Whether the application named a file for the server to send.
-        work: What redacting it may cost.
-
-    Returns:
-        The body, or why there is none: ``not_copied``, ``not_read``, ``file``. None if there
-        was nothing.
-    """
-    if passed_as_file:
-        return Body(content_type=shown_type(headers, redactor), absent="file")
-    if copy is None:
-        return Body(absent="not_copied") if may_exist else None
-    if copy.size == 0:
-        return Body(absent="not_read") if may_exist and not copy.complete else None
-    head = copy.head
-    named = headers_by_name(headers)
-    kind, coding = named.get(b"content-type"), named.get(b"content-encoding")
-    return make_body(
-        head if len(head) <= limit else head[:limit],
-        size=copy.size,
-        content_type=None if kind is None else kind.decode("latin-1"),
-        content_encoding=None if coding is None else coding.decode("latin-1"),
-        complete=copy.whole and len(head) <= limit,
-        redactor=redactor,
-        limit=limit,
-        work=work,
-    )
-
-
-def shown_type(headers: Headers, redactor: Redactor) -> str | None:
-    """The declared media type as it is shown: redacted, and bounded."""
-    given = header_of(headers, b"content-type")
-    return None if given is None else redactor.phrase(cut_text(given, LONGEST_TYPE))
-
-
-def promises_body(headers: Headers) -> bool:
-    """Return whether a request's head announces a body (RFC 9112, section 6)."""
-    length = header_of(headers, b"content-length")
-    if length is not None:
-        return length.strip() != "0"
-    return header_of(headers, b"transfer-encoding") is not None
 
 
 def header_of(headers: Headers, name: bytes) -> str | None:

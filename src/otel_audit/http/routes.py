@@ -7,31 +7,10 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from otel_audit.http.request_metadata import path_below_root
+
 _DEPTH: Final = 8
 _CONVERTOR: Final = re.compile(r":[^{}]*\}")
-
-
-def path_of(scope: Mapping[str, Any]) -> str:
-    """Return the path of a request as text, whatever the server gives."""
-    path = scope.get("path")
-    if isinstance(path, bytes):
-        return path.decode("latin-1")
-    return path if isinstance(path, str) else ""
-
-
-def path_below_root(scope: Mapping[str, Any]) -> str:
-    """Return the path as the application's own router reads it: without ``root_path``.
-
-    A server behind a prefix puts it into both (uvicorn's ``--root-path``). An application that is
-    configured with one may get it in neither, or in ``root_path`` alone (``FastAPI(root_path=…)``).
-    """
-    path, root = scope.get("path"), scope.get("root_path")
-    if not isinstance(path, str):
-        path = path_of(scope)
-    if not root or not isinstance(root, str) or not path.startswith(root):
-        return path
-    below = path[len(root) :]
-    return below if not below or below[0] == "/" else path
 
 
 def route_template(scope: Mapping[str, Any], app: object = None) -> str | None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, MutableMapping
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, final
 
-from opentelemetry import trace
+from opentelemetry import context, trace
 
 from otel_audit._util.ids import public_id
-from otel_audit.http.request_metadata import with_request_id
-from otel_audit.http.routes import path_below_root
+from otel_audit.http.request_metadata import path_below_root, with_request_id
 from otel_audit.identity.safe_access import headers_by_name, identities_in
 from otel_audit.policy import override_of
 from otel_audit.scope import AuditScope, PendingScope, enter, leave
@@ -27,6 +25,9 @@ if TYPE_CHECKING:
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 
+if TYPE_CHECKING:
+    OpenExchange = Callable[[CaptureOptions, Scope, "UnrecordedRequest"], Exchange | None]
+
 
 @final
 class UnrecordedRequest(PendingScope):
@@ -36,20 +37,19 @@ class UnrecordedRequest(PendingScope):
     knows all that this one has seen.
 
     Attributes:
-        entered: Given the scope as the router gets it; None: nobody looks at it.
         exchange: That exchange; None as long as there is none.
         id: The request's public id.
         inner_scope: The ASGI scope as the router has it; None before the request gets there.
         loop: The event loop that serves it.
         occurred_at, started: When it began, as in `AuditScope`.
-        span: The application's span of the request.
         start: The response's head as it was sent.
         ended: Whether the response's last chunk was sent.
     """
 
-    __slots__ = ("_header", "_is_moved_on", "_is_routed", "_method", "_open", "_path", "_scope",
-                 "_token", "_whole_path", "ended", "entered", "exchange", "id", "inner_scope",
-                 "loop", "occurred_at", "span", "start", "started")  # fmt: skip
+    __slots__ = ("__weakref__", "_context", "_header", "_is_moved_on", "_is_routed", "_method",
+                 "_open", "_options", "_path", "_scope", "_token", "_whole_path", "ended",
+                 "exchange", "id", "inner_scope", "loop", "occurred_at", "start",
+                 "started")  # fmt: skip
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class UnrecordedRequest(PendingScope):
         scope: Scope,
         path: str,
         loop: asyncio.AbstractEventLoop,
-        open_exchange: Callable[[UnrecordedRequest], Exchange | None],
+        open_exchange: OpenExchange,
     ) -> None:
         """Begin.
 
@@ -68,15 +68,17 @@ class UnrecordedRequest(PendingScope):
             loop: The event loop that serves it.
             open_exchange: Begins to observe this request after all; None if that fails.
         """
-        super().__init__()
+        # what the base class would set: this is all that a request costs which is not recorded
+        self.made = None
+        self.is_over = False
         self.loop = loop
-        self.occurred_at = time.time_ns()
+        self.occurred_at = now = time.time_ns()
         self.started = time.perf_counter_ns()
+        self._options = options
         self._header = name = options.request_id_header
-        self.entered = options.entered
         is_given = name and name in headers_by_name(scope.get("headers") or ())
-        self.id = (options.request_id(scope) if is_given else None) or public_id()
-        self.span = trace.get_current_span()
+        self.id = (options.request_id(scope) if is_given else None) or public_id(now)
+        self._context = context.get_current()
         self.exchange: Exchange | None = None
         self.inner_scope: Scope | None = None
         self.start: Message | None = None
@@ -85,9 +87,14 @@ class UnrecordedRequest(PendingScope):
         self._whole_path = scope["path"]
         self._path = path
         self._scope = scope
-        self._open: Callable[[UnrecordedRequest], Exchange | None] | None = open_exchange
+        self._open: OpenExchange | None = open_exchange
         scope.setdefault("state", {})["request_id"] = self.id
         self._token: Token[AuditScope | PendingScope | None] = enter(self)
+
+    @property
+    def span(self) -> trace.Span:
+        """The application's span of the request."""
+        return trace.get_current_span(self._context)
 
     def routed(self, scope: Scope) -> Exchange | None:
         """Learn which scope the router works on.
@@ -100,8 +107,9 @@ class UnrecordedRequest(PendingScope):
             return self.exchange
         if not self._is_routed:
             self._is_routed = True
-            if self.entered is not None:
-                self.entered(scope)
+            entered = self._options.entered
+            if entered is not None:
+                entered(scope)
             is_same = scope["method"] is self._method and scope["path"] is self._whole_path
             if not is_same and self._is_moved(scope):
                 self.resolve()
@@ -130,9 +138,12 @@ class UnrecordedRequest(PendingScope):
 
     def finish(self) -> Exchange | None:
         """The application has returned; give what has observed the request, to be closed."""
-        # ended in another context than it began in, nothing is to be undone
-        with suppress(ValueError):
+        try:  # noqa: SIM105 - `suppress` costs as much as all else here
             leave(self._token)
+        except ValueError:
+            # ended in another context than it began in, nothing is to be undone
+            pass
+        del self._token  # it keeps the context, which may keep this
         scope = self.inner_scope
         if self.exchange is None and scope is not None and _asks_for_record(scope):
             self.resolve()
@@ -150,7 +161,7 @@ class UnrecordedRequest(PendingScope):
             )
         if self._open is None:
             return None
-        self.exchange = self._open(self)
+        self.exchange = self._open(self._options, self._scope, self)
         if self.exchange is None:
             self._open = None
             return None

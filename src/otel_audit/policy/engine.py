@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from otel_audit._util.cache import BoundedCache
+from otel_audit._util.cache import BoundedCache, Memo
 from otel_audit._util.randomness import generator
 from otel_audit._util.text import CONTROLS
 from otel_audit.config import PREFIX, AuditConfig, Level
@@ -143,9 +143,7 @@ class Policy:
     _paths: BoundedCache[tuple[str, str], Naming] = field(
         default_factory=lambda: BoundedCache(_NAMES), repr=False, compare=False
     )
-    _starts: BoundedCache[tuple[str, str], Start] = field(
-        default_factory=lambda: BoundedCache(_NAMES), repr=False, compare=False
-    )
+    _starts: Memo[tuple[str, str], Start] = field(init=False, repr=False, compare=False)
     _openings: BoundedCache[tuple[str, str], Decision] = field(
         default_factory=lambda: BoundedCache(_NAMES), repr=False, compare=False
     )
@@ -157,6 +155,8 @@ class Policy:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_index", PathIndex(self.routes))
+        starts = Memo(self._start, _NAMES, lambda pair: len(pair[1]) <= _CACHED_PATH)
+        object.__setattr__(self, "_starts", starts)
         named = frozenset().union(*(compiled.methods for compiled in self.rules))
         of_method = {
             method: tuple(one for one in self.rules if not one.methods or method in one.methods)
@@ -218,12 +218,7 @@ class Policy:
             The highest level that a rule could give. That a request which writes to the database
             is recorded in any case needs no body, and is not counted here.
         """
-        known = self._starts.get((method, path))
-        if known is None:
-            known = self._start(method, path)
-            if len(path) <= _CACHED_PATH:
-                self._starts.put((method, path), known)
-        return known
+        return self._starts[method, path]
 
     def at_opening(self, method: str, path: str) -> Decision:
         """Decide on a request of which only the head is known; who it is, is not.
@@ -251,7 +246,8 @@ class Policy:
                 self._openings.put((method, path), known)
         return known
 
-    def _start(self, method: str, path: str) -> Start:
+    def _start(self, pair: tuple[str, str]) -> Start:
+        method, path = pair
         level: Level = "none"
         limits: list[int] = []
         messages = False
