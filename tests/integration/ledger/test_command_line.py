@@ -165,7 +165,7 @@ class TestSearch:
 
     def test_wrong_values_are_wrong_use(self, run):
         """A status and a time that are none, and options that exclude each other."""
-        assert "no status" in run("search", "--status", "9yy", status=1).output
+        assert "no status" in run("search", "--status", "9yy", status=2).output
         assert "no time" in run("search", "--since", "soon", status=2).output
         assert "--follow goes with" in run("search", "--follow", "--all", status=2).output
 

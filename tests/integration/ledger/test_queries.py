@@ -266,7 +266,7 @@ class TestCommands:
         assert [json.loads(line)["id"] for line in lines] == [trail[7]]
         lines = run("search", "--target", "order:7", "--target", "order:8", "--json").stdout
         assert [json.loads(line)["id"] for line in lines.splitlines()] == [trail[8], trail[7]]
-        assert "did you mean actor:?" in run("search", "acter:x", status=1).output
+        assert "did you mean actor:?" in run("search", "acter:x", status=2).output
         assert "No such option" in run("search", "--limt", "3", status=2).output
 
     def test_stats_count_a_query(self, run):
