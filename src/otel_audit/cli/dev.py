@@ -58,8 +58,8 @@ _NOTHING_SEEN: Final = (
 def dev(service: str | None, shows_viewer: bool, command: tuple[str, ...]) -> None:
     """Run an application with an audit store of its own.
 
-    For example: otel-audit dev uvicorn app:app. Its records are printed as they come. The store is
-    an embedded PostgreSQL in .otel-audit/, and is kept between runs. Needs the extra dev.
+    For example: otel-audit dev uvicorn app:app. Its records are printed as they arrive. The store
+    is an embedded PostgreSQL in .otel-audit/, kept between runs. Needs the extra dev.
     """
     beside = str(Path(sys.executable).parent)
     executable = shutil.which(command[0]) or shutil.which(command[0], path=beside)

@@ -31,20 +31,20 @@ _FORMATS: Final = ("html", "csv", "json")
 @click.option("--from", "begin", metavar="TIME", help="The first moment of the period: 2026-11-01.")
 @click.option("--to", "end", metavar="TIME", help="Where it ends: 2026-12-01. Default: now.")
 @click.option("--tenant", help="Only records of this tenant.")
-@click.option("--query", default="", metavar="QUERY", help="Only records that it finds.")
-@click.option("--subject", metavar="ID", help="Whom `subject` is about.")
+@click.option("--query", default="", metavar="QUERY", help="Only records of this query.")
+@click.option("--subject", metavar="ID", help="The subject of the report `subject`.")
 @click.option("--checkpoint", type=click.IntRange(1), metavar="SIZE", help="As of this checkpoint.")
 @click.option("--sample", type=int, default=25, show_default=True, help="Records of `review`.")
-@click.option("--seed", default="1", show_default=True, help="What the sample is drawn by.")
-@click.option("--sign-off", metavar="FINDING", help="Sign off `review`: a record of its own.")
-@click.option("--record", metavar="ID", help="The one record that the sign-off is about.")
+@click.option("--seed", default="1", show_default=True, help="The seed of the sample.")
+@click.option("--sign-off", metavar="FINDING", help="Sign off `review`; this is recorded.")
+@click.option("--record", metavar="ID", help="Sign off only this record.")
 @click.option(
     "--format", "formats", default="html", show_default=True, metavar="LIST",
     help="html, csv, json, or several with commas between.",
 )  # fmt: skip
 @click.option(
     "--out", default=Path(), type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIRECTORY", help="Where the files go; by default, here.",
+    metavar="DIRECTORY", help="Directory of the files. Default: this one.",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace files that are there already.")
 @json_option
@@ -68,10 +68,10 @@ def report(  # noqa: PLR0913, PLR0917 - one for each option
 ) -> None:
     """Make the report NAME of a period, or list the reports.
 
-    The same options and the same checkpoint give the same bytes. It is made of sealed records
-    only, and says what is missing, and what this role may not see. That somebody looked is
-    recorded in the trail. Exit status 0: made; 1: not made, or made of records that are not as
-    they were sealed; 2: wrong use.
+    The same options and the same checkpoint give the same bytes. It has sealed records
+    only, and names what is missing and what this role may not see. The report is recorded in the
+    trail. Exit status 0: made; 1: not made, or made from records that were changed after their
+    seal; 2: wrong use.
     """
     from otel_audit_postgres.reports.registry import REPORTS, find_report
 

@@ -31,8 +31,8 @@ def stats(
 ) -> None:
     """Count records by day and event, and show table sizes.
 
-    With QUERY or --by, show what fits over time, and the most frequent values of each FIELD: event,
-    outcome, actor, tenant, action, status, service, target.
+    With QUERY or --by, show matching records over time, and the most frequent values of each
+    FIELD: event, outcome, actor, tenant, action, status, service, target.
     """
     if text or by:
         _print_counts(dsn, within(query_of(text, {}), since, None), by, as_json)
