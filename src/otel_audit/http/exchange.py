@@ -121,9 +121,11 @@ class Exchange(Lifecycle):
         if self._spooled:
             return True
         self._spooled = True
+        audit = self._audit
         try:
-            opened = account.opened(decision)
-            return options.recorder.opened(opened, self._audit.server_span)
+            if options.place is not None:
+                audit.place = options.place(audit.server_span)
+            return options.recorder.opened(account.opened(decision), audit.server_span)
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._count_failure(error)
             return not options.refuses

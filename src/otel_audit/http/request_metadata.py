@@ -49,6 +49,8 @@ LONGEST_HEADERS = 16_384
 """Lines of kept headers, and characters of all their values."""
 
 _LONGEST_HOST = 256
+_USUAL_HOST = 64
+"""Bytes of a host that is remembered as it is shown."""
 
 
 class RequestHead:
@@ -170,9 +172,12 @@ class RequestHead:
             self._parts.fail("headers", error)
 
     def _shown_host(self, headers: Headers) -> str | None:
-        host = header_of(headers, b"host")
-        if host is None:
+        sent = headers_by_name(headers).get(b"host")
+        if sent is None:
             return None
+        if len(sent) <= _USUAL_HOST and b"@" not in sent:
+            return _usual_host(self._redactor, sent)
+        host = sent.decode("latin-1")
         is_long = len(host) > _LONGEST_HOST
         if is_long:
             self._budget.note_cut("request.host")
@@ -193,6 +198,14 @@ class RequestHead:
         return self._redactor.query(cut_query(text, LONGEST_QUERY), self._budget.head)
 
     def _shown_path(self, routed: Mapping[str, Any], route: str | None) -> str:
+        whole = routed.get("path")
+        if (
+            type(whole) is str
+            and len(whole) <= _BARE_PATH
+            and not routed.get("path_params")
+            and _are_plain[whole]
+        ):
+            return whole
         text = self._without_secrets(path_of(routed), routed)
         if text is None:
             return route or REDACTED
@@ -224,6 +237,21 @@ class RequestHead:
             # not routed yet, so it is not known which segment is a secret: fail towards redaction
             return "/".join(map(unless_token, path.split("/")))
         return _without(path, secret_parameters(parameters, self._redactor, whole))
+
+
+@functools.lru_cache(maxsize=256)
+def _usual_host(redactor: Redactor, host: bytes) -> str:
+    return redactor.phrase(clean(host.decode("latin-1")))
+
+
+def _is_plain(path: str) -> bool:
+    return is_plain_path(path) and not any(
+        unless_token(segment) is not segment for segment in path.split("/")
+    )
+
+
+_are_plain: Memo[str, bool] = Memo(_is_plain, 2048)
+"""Whether a short path clearly holds no secret, whatever its route; the usual ones are known."""
 
 
 def describe_headers(

@@ -57,6 +57,7 @@ _REPEATS: Final = frozenset({307, 308})
 _REDIRECTED: Final = Naming("http.redirected", "EXECUTE")
 
 _NOTHING_SAID: Final = Override()
+_replace: Final = msgspec.structs.replace
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -144,6 +145,9 @@ class Policy:
         default_factory=lambda: BoundedCache(_NAMES), repr=False, compare=False
     )
     _starts: Memo[tuple[str, str], Start] = field(init=False, repr=False, compare=False)
+    _decisions: BoundedCache[tuple[Any, ...], tuple[Decision, Naming]] = field(
+        default_factory=lambda: BoundedCache(_NAMES), repr=False, compare=False
+    )
     _openings: BoundedCache[tuple[str, str], Decision] = field(
         default_factory=lambda: BoundedCache(_NAMES), repr=False, compare=False
     )
@@ -308,21 +312,63 @@ class Policy:
         Returns:
             The decision. Never raises for what a client or a route gives.
         """
-        facts = RequestFacts(
-            method=method,
-            path=path,
-            route=route,
-            status=status,
-            actor_id=actor.id,
-            actor_type=actor.type,
-            actor_role=actor.role,
-            tenant_id=None if tenant is None else tenant.id,
-            tenant_slug=None if tenant is None else tenant.slug,
-            wrote=wrote,
-            nobody=is_nobody(actor),
-        )
         given = scope or {}
-        override = override_of(given.get("endpoint"), given.get("route")) or _NOTHING_SAID
+        said = override_of(given.get("endpoint"), given.get("route"))
+        is_usual = said is None and status not in _REDIRECTS and len(path) <= _CACHED_PATH
+        # all that rules and names depend on, but for the path's parameters
+        facts = (
+            method, path, route, status, actor.id, actor.type, actor.role, actor.verified,
+            actor.reason is None, None if tenant is None else (tenant.id, tenant.slug), wrote,
+            name_all,
+        )  # fmt: skip
+        known = self._decisions.get(facts) if is_usual else None
+        if known is not None:
+            decision, naming = known
+            if naming.target_parameter is None:
+                return decision
+            target = _target(_NOTHING_SAID, naming, _parameters(given), actor)
+            return decision if target == decision.target else _replace(decision, target=target)
+        decision, found = self._decide(
+            RequestFacts(
+                method=method,
+                path=path,
+                route=route,
+                status=status,
+                actor_id=actor.id,
+                actor_type=actor.type,
+                actor_role=actor.role,
+                tenant_id=None if tenant is None else tenant.id,
+                tenant_slug=None if tenant is None else tenant.slug,
+                wrote=wrote,
+                nobody=is_nobody(actor),
+            ),
+            actor,
+            said or _NOTHING_SAID,
+            given,
+            key=key,
+            name_all=name_all,
+            reached=reached,
+            on_failure=on_failure,
+        )
+        if is_usual and found is not None:
+            self._decisions.put(facts, (decision, found))
+        return decision
+
+    def _decide(  # noqa: PLR0913 - one argument a fact
+        self,
+        facts: RequestFacts,
+        actor: Actor,
+        override: Override,
+        given: Mapping[str, Any],
+        *,
+        key: str | None,
+        name_all: bool,
+        reached: bool,
+        on_failure: Callable[[str, Exception], object] | None,
+    ) -> tuple[Decision, Naming | None]:
+        """As `decide`; also gives the name that it rests on, None if a part was not found."""
+        method, path, route = facts.method, facts.path, facts.route
+        status, wrote = facts.status, facts.wrote
         rule = self._rule(facts)
         level, name, sample = rule.level, rule.name or "unnamed", rule.sample
         if override.level is not None:
@@ -332,7 +378,7 @@ class Policy:
         if wrote and _RANK[level] < _RANK["changes"]:
             level, name = "changes", f"{name} (but it wrote)"
         is_named = name_all or level != "none"
-        naming, target = _UNNAMED, None
+        naming, target, is_whole = _UNNAMED, None, True
         turned_away = status in _REDIRECTS and _is_turned_away(
             method, status, given, reached=reached
         )
@@ -346,17 +392,16 @@ class Policy:
         except Exception as error:
             if on_failure is None:
                 raise
+            is_whole = False
             on_failure("name", error)
         try:
-            parameters = given.get("path_params")
-            target = _target(
-                override, naming, parameters if isinstance(parameters, Mapping) else {}, actor
-            )
+            target = _target(override, naming, _parameters(given), actor)
         except Exception as error:
             if on_failure is None:
                 raise
+            is_whole = False
             on_failure("target", error)
-        return Decision(
+        decision = Decision(
             level=level,
             event_name=override.event or rule.event or naming.event_name,
             action=override.action or rule.action or naming.action,
@@ -370,6 +415,7 @@ class Policy:
             turned_away=turned_away,
             is_derived=not (turned_away or override.event or rule.event),
         )
+        return decision, naming if is_whole and rule.sample is None else None
 
     def _rule(self, facts: RequestFacts) -> Rule:
         asked = self._of_method.get(facts.method, self._of_others)
@@ -458,6 +504,11 @@ def _target(
     elif value is None and naming.whom == "actor" and not is_unknown(actor):
         value = actor.id
     return Target(type=naming.target_type, id=value)
+
+
+def _parameters(scope: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = scope.get("path_params")
+    return found if isinstance(found, Mapping) else {}
 
 
 def _filled(template: str, parameters: Mapping[str, Any]) -> str | None:
