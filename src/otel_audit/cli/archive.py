@@ -216,9 +216,7 @@ def prove(
 @click.argument("table", metavar="NAMESPACE.TABLE")
 @dsn_option
 @archive_option
-@click.option(
-    "--catalog", default="default", show_default=True, help="Its name in pyiceberg."
-)
+@click.option("--catalog", default="default", show_default=True, help="Its name in pyiceberg.")
 @click.option(
     "--property", "properties", multiple=True, metavar="NAME=VALUE", help="Catalog property."
 )
