@@ -46,11 +46,16 @@ async def to_rows_by_turns(
     return rows, refused
 
 
-class _Parts:
-    """Rows, as many at a time as go into one statement."""
+class RowParts:
+    """Rows, split into parts that fit into one statement each."""
 
     def __init__(self, rows: Iterator[Row], most_bytes: int) -> None:
-        """Take the first row."""
+        """Take the first row.
+
+        Args:
+            rows: All of them.
+            most_bytes: Bytes of payload in one part. A larger row is a part of its own.
+        """
         self._rows = rows
         self._most_bytes = most_bytes
         self._next = next(rows, None)
@@ -58,6 +63,10 @@ class _Parts:
     def __bool__(self) -> bool:
         """Whether any row is left."""
         return self._next is not None
+
+    def part(self) -> RowPart:
+        """Begin the next part; the one before it must be finished."""
+        return RowPart(self)
 
     def take(self, rows: list[Row]) -> Iterator[Row]:
         """Add to the rows of a part, and yield each, until the part is full."""
@@ -71,20 +80,13 @@ class _Parts:
             yield row
 
 
-def in_parts(rows: Iterable[Row], most_bytes: int) -> Iterator[list[Row]]:
-    """Split rows so that no statement carries more bytes of payload than that, or one row."""
-    parts = _Parts(iter(rows), most_bytes)
-    while parts:
-        yield RowPart(parts).finish()
+class RowFeed(RowParts):
+    """The rows of a batch in parts; each row is made when it is taken.
 
-
-class RowFeed:
-    """The rows of a batch in parts, each row made when it is taken.
-
-    What takes them sends them on: so the server reads while the next ones are made.
+    Whoever takes a row sends it on, so the server reads while the next rows are made.
 
     Attributes:
-        refused: Records that no row can hold, as far as rows were made.
+        refused: Records that no row can hold, among those whose rows were made so far.
     """
 
     def __init__(self, records: Iterable[AuditRecord], most_bytes: int) -> None:
@@ -92,27 +94,26 @@ class RowFeed:
 
         Args:
             records: The batch.
-            most_bytes: Bytes of payload in one part, or one row.
+            most_bytes: As for `RowParts`.
         """
         self.refused: list[Refused] = []
-        self._parts = _Parts(_made(records, self.refused, to_copy=True), most_bytes)
+        super().__init__(_made(records, self.refused, to_copy=True), most_bytes)
 
-    def __bool__(self) -> bool:
-        """Whether any row is left."""
-        return bool(self._parts)
 
-    def part(self) -> RowPart:
-        """Begin the next part; the one before it must be finished."""
-        return RowPart(self._parts)
+def split(rows: Iterable[Row], most_bytes: int) -> Iterator[list[Row]]:
+    """Split rows that are made already; see `RowParts`."""
+    parts = RowParts(iter(rows), most_bytes)
+    while parts:
+        yield parts.part().finish()
 
 
 class RowPart:
     """As many rows as go into one statement; taken once."""
 
-    def __init__(self, parts: _Parts) -> None:
+    def __init__(self, feed: RowParts) -> None:
         """Begin; nothing is taken yet."""
         self._rows: list[Row] = []
-        self._rest = parts.take(self._rows)
+        self._rest = feed.take(self._rows)
 
     def __iter__(self) -> Iterator[Row]:
         """The rows that were not taken before."""
