@@ -33,7 +33,7 @@ from otel_audit.orm.transaction_state import is_autocommit, is_committed
 from otel_audit.record import Change, Operation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from sqlalchemy import Column, Connection
     from sqlalchemy.orm import InstanceState, Mapper, Session, UOWTransaction
@@ -63,12 +63,6 @@ _OWN = "_otel_audit_own"
 
 _LOOKED_AT = 2_000
 """Rows whose texts are gathered at once."""
-
-_DESCRIBE: Mapping[Operation, Callable[[WrittenRow, MapperInfo, ValueReader], Change | None]] = {
-    "insert": describe_insert,
-    "update": describe_update,
-    "delete": describe_delete,
-}
 
 _FEW_ROWS = 4
 """Rows whose texts and documents are looked at in one go: their JSON text must stay short."""
@@ -454,7 +448,7 @@ class OpenFlushes:
         for row in part.rows:
             plan = placed.get(row.plan, row.plan)
             try:
-                change = _DESCRIBE[row.operation](row, plan, reader)
+                change = _change(row, plan, reader)
                 if change is None:
                     continue
                 if short and _is_short(row, short):
@@ -574,6 +568,14 @@ def untracked(operation: Operation, entity: str, table: str, reason: str) -> Cha
 
 def _untold(operation: Operation, plan: MapperInfo) -> Change:
     return untracked(operation, plan.entity, plan.table, "the flush failed")
+
+
+def _change(row: WrittenRow, plan: MapperInfo, reader: ValueReader) -> Change | None:
+    if row.operation == "insert":
+        return describe_insert(row, plan, reader)
+    if row.operation == "update":
+        return describe_update(row, plan, reader)
+    return describe_delete(row, plan, reader)
 
 
 def _is_of(row: WrittenRow, operation: Operation, table: Table) -> bool:
