@@ -203,9 +203,14 @@ class RequestHead:
             type(whole) is str
             and len(whole) <= _BARE_PATH
             and not routed.get("path_params")
-            and _are_plain[whole]
+            and _are_words[whole]
         ):
-            return whole
+            known = self._path
+            if known is not None and known[0] == whole:
+                return known[1]
+            if is_plain_path(whole):
+                self._path = whole, whole
+                return whole
         text = self._without_secrets(path_of(routed), routed)
         if text is None:
             return route or REDACTED
@@ -244,14 +249,12 @@ def _usual_host(redactor: Redactor, host: bytes) -> str:
     return redactor.phrase(clean(host.decode("latin-1")))
 
 
-def _is_plain(path: str) -> bool:
-    return is_plain_path(path) and not any(
-        unless_token(segment) is not segment for segment in path.split("/")
-    )
+def _is_of_words(path: str) -> bool:
+    return all(unless_token(segment) is segment for segment in path.split("/"))
 
 
-_are_plain: Memo[str, bool] = Memo(_is_plain, 2048)
-"""Whether a short path clearly holds no secret, whatever its route; the usual ones are known."""
+_are_words: Memo[str, bool] = Memo(_is_of_words, 2048)
+"""Whether no segment of a short path may be a credential; of the usual ones it is known."""
 
 
 def describe_headers(
