@@ -56,8 +56,8 @@ _USUAL_HOST = 64
 class RequestHead:
     """The head of a request. What cannot change is redacted once, for all records of the action."""
 
-    __slots__ = ("_budget", "_described", "_headers", "_host", "_keep", "_parts", "_path",
-                 "_query", "_redactor", "_scope", "app", "id", "method", "path",
+    __slots__ = ("_at_start", "_budget", "_described", "_headers", "_host", "_keep", "_parts",
+                 "_path", "_query", "_redactor", "_scope", "app", "id", "method", "path",
                  "wire_method")  # fmt: skip
 
     def __init__(  # noqa: PLR0913 - one fact each
@@ -87,6 +87,7 @@ class RequestHead:
         self.method = self.wire_method = _bounded(method)
         self.path = path_below_root(scope)
         self._scope = scope
+        self._at_start = scope.get("method"), scope.get("path"), scope.get("root_path")
         # a mounted application puts itself there
         self.app = scope.get("app")
         self._redactor = redactor
@@ -104,6 +105,8 @@ class RequestHead:
         Middleware may have changed them by what the client said (``X-HTTP-Method-Override``): what
         the application carries out is what counts.
         """
+        if self._at_start == (routed.get("method"), routed.get("path"), routed.get("root_path")):
+            return False
         method = self.method
         if self.wire_method != "WEBSOCKET":
             method = _bounded(method_of(routed))
