@@ -8,7 +8,6 @@ import os
 import socket
 import ssl
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,6 +24,7 @@ from opentelemetry.proto.common.v1.common_pb2 import (
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
 from ports import free_port
+from preloaded import Process
 
 from otel_audit.server.credentials import new_token
 
@@ -34,7 +34,7 @@ START = 1_790_000_000_123_456_789
 class Sink:
     """A running sink: its address, its process, what it has printed, a client with its token."""
 
-    def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path, token: str) -> None:
+    def __init__(self, process: Process, url: str, log: Path, token: str) -> None:
         self.process = process
         self.url = url
         self.token = token
@@ -55,7 +55,7 @@ class Sink:
                 raise AssertionError(f"ended with {self.process.returncode}:\n{self.output}")
             with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 1):
                 return
-            time.sleep(0.05)
+            time.sleep(0.01)
         raise AssertionError(f"not up in {timeout} s:\n{self.output}")
 
     def traces(self, content: bytes, **headers: str) -> httpx.Response:
@@ -87,17 +87,14 @@ def serving(
         (directory / "tokens.toml").write_text(lines)
         options = ("--tokens", str(directory / "tokens.toml"), *options)
     port = free_port()
-    command = [str(Path(sys.executable).parent / "otel-audit"), "serve", "--port", str(port)]
     log = directory / f"sink-{port}.log"
     clean = {key: value for key, value in os.environ.items() if not key.startswith("OTEL_")}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*command, *options],
-            cwd=directory,
-            env={**clean, "OTEL_AUDIT_DSN": dsn, **(environment or {})},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
+    process = Process(
+        ["serve", "--port", str(port), *options],
+        cwd=directory,
+        env={**clean, "OTEL_AUDIT_DSN": dsn, **(environment or {})},
+        stdout=log,
+    )
     sink = Sink(process, f"{scheme}://127.0.0.1:{port}", log, secret)
     try:
         sink.wait_until_up()
@@ -107,7 +104,7 @@ def serving(
         _end(process)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: Process) -> None:
     """Ask it to end, so that its workers end, too; and see that it does."""
     if process.poll() is None:
         process.terminate()

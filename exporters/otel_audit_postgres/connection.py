@@ -314,7 +314,7 @@ async def settle(connection: Connection[Any]) -> None:
 
 
 def refuse_unreplicated(connection: Connection[Any]) -> None:
-    """Raise if a COMMIT has not waited for the synchronous standby, as somebody cut it off.
+    """Raise if a COMMIT did not wait for the synchronous standby because it was cancelled.
 
     Raises:
         StoreUnavailableError: It has not.

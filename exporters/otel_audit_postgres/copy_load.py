@@ -56,7 +56,7 @@ class Loader:
     """Loads batches over one connection, for as long as that works there."""
 
     def __init__(self, connection: Connection[Any], statement_timeout: float) -> None:
-        """Take a connection that is in no transaction; nothing is sent yet.
+        """Take a connection outside a transaction; nothing is sent yet.
 
         Args:
             connection: To the store.

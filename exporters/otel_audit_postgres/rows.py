@@ -208,6 +208,13 @@ def record_from_payload(text: str | bytes) -> AuditRecord:
 
     Raises:
         msgspec.DecodeError: The text is no JSON, or no record (`msgspec.ValidationError`).
+
+    Example::
+
+        async with open_trail(dsn) as trail:
+            for one in (await trail.search(parse("actor:ada"))).records:
+                for shown in await trail.show(str(one.id)):
+                    print(record_from_payload(shown.payload).changes)
     """
     return _decode(text)
 

@@ -43,7 +43,7 @@ from otel_audit_postgres.errors import (
     refusal_reason,
 )
 from otel_audit_postgres.personal.protect import Protector
-from otel_audit_postgres.row_feed import RowFeed, can_be_fed, to_rows, to_rows_by_turns
+from otel_audit_postgres.row_feed import RowFeed, can_be_fed, split, to_rows, to_rows_by_turns
 from otel_audit_postgres.rows import COLUMNS, Row, record_from_payload, to_row
 from otel_audit_postgres.schema import pg_catalog
 from otel_audit_postgres.schema.readiness import refuse_encoding, refuse_unready
@@ -118,6 +118,15 @@ class PostgresSink:
     nothing from its owner. A record that the table refuses goes to ``audit.quarantine`` with the
     reason, and delays no other. After any error the connection is dropped, and the next call opens
     a new one.
+
+    Example::
+
+        sink = PostgresSink(dsn)
+        try:
+            written = await sink.write([record])
+            assert written.stored == 1
+        finally:
+            await sink.close()
     """
 
     def __init__(
@@ -129,7 +138,7 @@ class PostgresSink:
         on_default_rows: Callable[[int], None] | None = None,
         protector: Protector | None = None,
     ) -> None:
-        """Remember where to connect; nothing is opened yet.
+        """Take the settings; nothing is opened yet.
 
         Args:
             dsn: The audit store, ``postgresql://`` or ``postgresql+asyncpg://``.
@@ -473,7 +482,7 @@ class PostgresSink:
         # one statement does not see what it inserts itself
         have_own_ids = len({row.row_id for row in rows}) == len(rows)
         store = self._store if have_own_ids else self._store_new
-        for part in _parts(rows):
+        for part in split(rows, LARGEST_STATEMENT):
             await store(connection, part, became)
 
     async def _store_fed(
@@ -514,7 +523,7 @@ class PostgresSink:
     async def _put(
         self, connection: Connection[Any], rows: Sequence[Row], became: _Outcome
     ) -> tuple[Sequence[Row], int]:
-        """Insert rows; those that the store refuses are found by halving.
+        """Insert rows, and find refused ones by halving.
 
         Returns:
             The rows that it takes, and how many of them are new.
@@ -633,7 +642,7 @@ class PostgresSink:
     async def _store_new(
         self, connection: Connection[Any], rows: Sequence[Row], became: _Outcome
     ) -> None:
-        """Insert rows whose ids are in no other row, of whatever tenant."""
+        """Insert rows with ids that no other row has, of any tenant."""
         ids = [row.id for row in rows]
         found = await connection.fetch(_KNOWN, ids, timeout=self._statement_timeout)
         taken = {row["id"] for row in found}
@@ -755,21 +764,9 @@ def _sound_record() -> AuditRecord:
 
 
 async def _process_incoming() -> None:
-    """Let the loop read what the server said since, such as that it has closed the connection."""
+    """Let the event loop read the server's messages, such as the end of the connection."""
     for _ in range(_TURNS_TO_READ):
         await asyncio.sleep(0)
-
-
-def _parts(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
-    """Split rows so that no statement carries more than `LARGEST_STATEMENT`, or one row."""
-    first, size = 0, 0
-    for number, row in enumerate(rows):
-        size += len(row.payload)
-        if size > LARGEST_STATEMENT and number > first:
-            yield rows[first:number]
-            first, size = number, len(row.payload)
-    if first < len(rows):
-        yield rows[first:]
 
 
 def _arrays(rows: Sequence[Row]) -> list[list[Any]]:

@@ -534,6 +534,7 @@ class Runtime:
             return options
         return dataclasses.replace(
             options,
+            place=stream.place,
             durable=on_any_loop(self.delivery.synced) if config.spool_fsync == "always" else None,
             intended=on_any_loop(stream.intended) if config.exporter == "postgres" else None,
             strict=config.delivery == "strict",

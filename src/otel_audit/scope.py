@@ -68,8 +68,27 @@ class Origin(NamedTuple):
     request_id: str | None = None
 
 
+class Place(NamedTuple):
+    """Where an action takes place: in which trace, and in which process.
+
+    Attributes:
+        producer_id: The process as a producer; None: not settled yet.
+        trace_id, span_id, trace_sampled: The server span, as in a record.
+        resource: The process's resource attributes; not to be changed.
+    """
+
+    producer_id: str | None = None
+    trace_id: str | None = None
+    span_id: str | None = None
+    trace_sampled: bool | None = None
+    resource: dict[str, Any] = {}  # noqa: RUF012 - never changed
+
+
+NOWHERE = Place()
+
+
 @final
-class AuditScope(msgspec.Struct, eq=False):
+class AuditScope(msgspec.Struct, eq=False, weakref=True):
     """The facts known so far about one action.
 
     Attributes:
@@ -78,6 +97,8 @@ class AuditScope(msgspec.Struct, eq=False):
         occurred_at: When it began, Unix nanoseconds.
         started: The same on the monotonic clock, nanoseconds.
         server_span: The application's own span of the request, where there is one.
+        place: Trace and process, where that is settled already: so its records need no copy that
+            says so.
         changes: Changes whose transaction has ended, each with its outcome: committed, unknown,
             and rolled-back ones if they are kept; the first thousand, or as configured.
         further: The changes beyond that.
@@ -122,6 +143,7 @@ class AuditScope(msgspec.Struct, eq=False):
     error: ErrorInfo | None = None
     metadata: dict[str, Any] = msgspec.field(default_factory=dict)
     server_span: Span | None = None
+    place: Place = NOWHERE
     changes: list[Change] = msgspec.field(default_factory=list)
     further: SpilledChanges | None = None
     change_records: list[str] = msgspec.field(default_factory=list)

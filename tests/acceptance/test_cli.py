@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import asyncpg
+import preloaded
 import pytest
 from servers import BIN
 
@@ -21,13 +22,7 @@ NO_EXPORTERS = {
 async def otel_audit(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run otel-audit with the given variables beside the machine's own."""
     return await asyncio.to_thread(
-        subprocess.run,
-        [str(BIN / "otel-audit"), *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **environment},
-        cwd=Path(__file__).parent,
+        preloaded.run, *arguments, env={**os.environ, **environment}, cwd=Path(__file__).parent
     )
 
 

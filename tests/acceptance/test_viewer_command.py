@@ -11,6 +11,7 @@ from pathlib import Path
 
 import asyncpg
 import httpx
+import preloaded
 import pytest
 from otel_audit_postgres import init
 
@@ -26,9 +27,7 @@ async def viewer_dsn(postgres, audit_store) -> str:
 
 
 def refused(*arguments: str) -> str:
-    done = subprocess.run(
-        [PROGRAM, "web", *arguments], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = preloaded.run("web", *arguments)
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     return done.stderr

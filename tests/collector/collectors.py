@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import preloaded
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -88,7 +89,7 @@ class Process:
     environment: Mapping[str, str]
     directory: Path
     up_at: str
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] | preloaded.Process | None = None
 
     @property
     def log(self) -> Path:
@@ -101,16 +102,19 @@ class Process:
     def start(self, *, wait: bool = True) -> None:
         # the interpreter's own directory first, and nothing of this test run's OTEL_*
         clean = {key: value for key, value in os.environ.items() if not key.startswith("OTEL_")}
+        self.process = self._launch({**clean, **self.environment})
+        if wait:
+            self.wait_until_up()
+
+    def _launch(self, environment: dict[str, str]) -> subprocess.Popen[bytes] | preloaded.Process:
         with self.log.open("ab") as output:
-            self.process = subprocess.Popen(
+            return subprocess.Popen(
                 self.command,
-                env={**clean, **self.environment},
+                env=environment,
                 cwd=self.directory,
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
-        if wait:
-            self.wait_until_up()
 
     def wait_until_up(self, timeout: float = 40.0) -> None:
         assert self.process is not None
@@ -123,7 +127,7 @@ class Process:
             with contextlib.suppress(httpx.TransportError):
                 if httpx.get(self.up_at, timeout=2).status_code == 200:
                     return
-            time.sleep(0.05)
+            time.sleep(0.02)
         raise AssertionError(f"{self.name} not up in {timeout} s:\n{self.output}")
 
     def stop(self, how: signal.Signals = signal.SIGTERM, timeout: float = 40.0) -> int:
@@ -146,6 +150,9 @@ class Sink(Process):
 
     url: str = ""
 
+    def _launch(self, environment: dict[str, str]) -> preloaded.Process:
+        return preloaded.Process(self.command, env=environment, cwd=self.directory, stdout=self.log)
+
     def for_collectors(self) -> dict[str, str]:
         """What the files ask for that send to it."""
         return {
@@ -158,22 +165,14 @@ def serving(store: str, directory: Path, name: str = "sink") -> Sink:
     """Describe a sink, and make the token that it takes; it is not started."""
     tokens, token = directory / "tokens.toml", directory / "sink.token"
     if not token.exists():
-        command = [
-            str(BIN / "otel-audit"),
-            "serve",
-            "token",
-            "new",
-            "gateway",
-            "--file",
-            str(tokens),
-        ]
-        made = subprocess.run(command, check=True, capture_output=True, text=True)
+        made = preloaded.run("serve", "token", "new", "gateway", "--file", str(tokens))
+        assert made.returncode == 0, made.stderr
         token.write_text(made.stdout)
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     return Sink(
         name,
-        [str(BIN / "otel-audit"), "serve", "--port", str(port), "--tokens", str(tokens)],
+        ["serve", "--port", str(port), "--tokens", str(tokens)],
         {"OTEL_AUDIT_DSN": store, "OTEL_AUDIT_SERVE_RETRY_AFTER": "1", "PATH": os.environ["PATH"]},
         directory,
         f"{url}/health",

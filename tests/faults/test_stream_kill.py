@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import preloaded
 import pytest
-from acceptance.servers import BIN
 from ledger_store import Log
 from otlp_receiver import Answer
 from ports import free_port
@@ -36,17 +36,16 @@ class Streams:
 
     def command(self, *options: str) -> list[str]:
         return [
-            str(BIN / "otel-audit"), "stream", "run", "--config", "streams.toml", "--state", "state",
+            "stream", "run", "--config", "streams.toml", "--state", "state",
             "--from", "start", "--yes", "--interval", "0.05", *options,
         ]  # fmt: skip
 
     @contextmanager
-    def running(self) -> Iterator[subprocess.Popen[bytes]]:
-        with (self.directory / "log.txt").open("ab") as output:
-            process = subprocess.Popen(
-                self.command(), cwd=self.directory, env=self.environment, stderr=output,
-                stdout=output,
-            )  # fmt: skip
+    def running(self) -> Iterator[preloaded.Process]:
+        process = preloaded.Process(
+            self.command(), cwd=self.directory, env=self.environment,
+            stdout=self.directory / "log.txt",
+        )  # fmt: skip
         try:
             yield process
         finally:
@@ -55,10 +54,9 @@ class Streams:
                 assert process.wait(60) == 0
 
     def once(self) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command("--once"), cwd=self.directory, env=self.environment, text=True, timeout=120,
-            capture_output=True, check=False,
-        )  # fmt: skip
+        return preloaded.run(
+            *self.command("--once"), cwd=self.directory, env=self.environment, timeout=120
+        )
 
 
 def in_order_without_gap(events: list[dict[str, Any]], count: int) -> None:

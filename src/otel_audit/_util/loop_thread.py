@@ -119,7 +119,7 @@ class LoopThread:
     def __init__(
         self, name: str, work: Callable[[], Coroutine[Any, Any, None]] | None = None
     ) -> None:
-        """Name the thread and its work; nothing is started yet.
+        """Take name and work of the thread; nothing is started yet.
 
         Args:
             name: Of the thread.

@@ -35,6 +35,7 @@ from otel_audit.record import (
     Tenant,
     TransactionOutcome,
 )
+from otel_audit.scope import Place
 
 if TYPE_CHECKING:
     from otel_audit._util.spill import SpilledChanges
@@ -109,6 +110,7 @@ def action_record(  # noqa: PLR0913 - one argument a field that only the caller 
         error: What went wrong.
     """
     changes = () if level == "metadata" else tuple(scope.changes)
+    producer_id, trace_id, span_id, trace_sampled, resource = scope.place
     return AuditRecord(
         record_id=scope.record_id,
         action_id=scope.action_id,
@@ -132,8 +134,13 @@ def action_record(  # noqa: PLR0913 - one argument a field that only the caller 
         changes_rolled_back=scope.changes_rolled_back,
         transaction=transaction,
         error=error,
+        trace_id=trace_id,
+        span_id=span_id,
+        trace_sampled=trace_sampled,
+        producer_id=producer_id,
         level=level,
         metadata=metadata,
+        resource=resource,
     )
 
 
@@ -161,6 +168,7 @@ def opened_record(
         level: How much of it will be recorded.
         request: The head of the request, as far as that costs nothing.
     """
+    producer_id, trace_id, span_id, trace_sampled, resource = scope.place
     return AuditRecord(
         record_id=scope.record_id,
         action_id=scope.action_id,
@@ -174,7 +182,12 @@ def opened_record(
         source=scope.source,
         request=request,
         transaction="none",
+        trace_id=trace_id,
+        span_id=span_id,
+        trace_sampled=trace_sampled,
+        producer_id=producer_id,
         level=level,
+        resource=resource,
     )
 
 
@@ -429,6 +442,13 @@ def as_closed(
 
 
 # Derivations on the way to the store
+
+
+def place_of(span: Span | None, producer_id: str, resource: dict[str, Any]) -> Place:
+    """Say where the records of an action come from; see `placed`."""
+    if span is None:
+        return Place(producer_id=producer_id, resource=resource)
+    return Place(producer_id, *_span_facts(span), resource)
 
 
 def in_trace(record: AuditRecord, span: Span) -> AuditRecord:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import Token
@@ -91,6 +92,7 @@ class Lifecycle(ABC):
         self._parts = parts
         self._token: Token[AuditScope | PendingScope | None] | None = None
         self._further: Iterator[None] | None = None
+        self._is_released = False
         audit.at_commit = self._records_at_commit
 
     @abstractmethod
@@ -184,6 +186,16 @@ class Lifecycle(ABC):
         if self._further is not None:
             # the action's own record was handed over just now: a turn comes before the next one
             await in_slices(chain((None,), self._further))
+
+    def _release(self) -> None:
+        """Released: from now on the scope keeps this, for what its transactions leave later.
+
+        Until then each keeps the other, and such a cycle is freed by the garbage collector alone:
+        after each action, together with all that it refers to.
+        """
+        if not self._is_released:
+            self._is_released = True
+            self._audit = weakref.proxy(self._audit)
 
     def _each(self, records: Iterable[AuditRecord]) -> Iterator[None]:
         """Hand over one record with each step."""

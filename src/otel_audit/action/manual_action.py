@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Iterator
+from copy import copy
 from typing import Any
 
 from opentelemetry import trace
@@ -83,11 +85,11 @@ class Action(Lifecycle):
         scope = AuditScope(
             parent_action_id=None if around is None else around.action_id,
             server_span=span if span.get_span_context().is_valid else None,
-            origin=self._origin,
             outer=outer,
         )
         ports = NoPorts() if runtime is None else runtime
         super().__init__(ports, scope, Parts(ports.on_error))
+        scope.origin = self._origin
         if runtime is None:
             # nothing takes its records, not even a transaction of its own
             scope.at_commit = _no_records
@@ -193,14 +195,20 @@ class Action(Lifecycle):
         """
         outcome = self._over(error)
         if outcome is not None:
-            self._make_record(outcome)
-            await self._hand_over_rest_async()
+            try:
+                self._make_record(outcome)
+                await self._hand_over_rest_async()
+            finally:
+                self._release()
 
     def _over(self, error: BaseException | None) -> Outcome | None:
         """Leave the action; None if it was left before, or nothing is audited."""
         self._leave()
         runtime, scope = self._runtime, self._audit
-        if runtime is None or scope.closed:
+        if runtime is None:
+            self._release()
+            return None
+        if scope.closed:
             return None
         if self._pid != os.getpid():
             # a fork in the middle: the parent records the action, the child its own part
@@ -216,12 +224,33 @@ class Action(Lifecycle):
 
     def record_now(self, outcome: Outcome) -> None:
         """Record the action as it is now. Never raises."""
-        self._make_record(outcome)
-        self._hand_over_rest()
+        try:
+            self._make_record(outcome)
+            self._hand_over_rest()
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        # the application may keep this object, and ask it for what stands in the scope
+        if not self._is_released:
+            self._is_released = True
+            copy(self)._follow(self._audit)  # noqa: SLF001 - one of its own kind
+
+    def _follow(self, scope: AuditScope) -> None:
+        """Take the place of the action that this is a copy of, kept by its scope alone."""
+        self._audit = weakref.proxy(scope)
+        scope.origin = self._origin
+        if self._runtime is not None:
+            scope.at_commit = self._records_at_commit
+        if scope.late is not None:
+            scope.late = self._record_late
 
     def finished(self, outcome: Outcome) -> AuditRecord:
         """Make the record of the action as it is now, for another way of delivery."""
-        return self._record(phase=self._phase, outcome=outcome)
+        try:
+            return self._record(phase=self._phase, outcome=outcome)
+        finally:
+            self._release()
 
     def _known(self, *, at_commit: bool) -> AuditRecord:  # noqa: ARG002 - it is the same then
         """Make the record of what is known now."""

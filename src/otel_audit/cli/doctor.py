@@ -47,7 +47,7 @@ _NAME_ACTORS = (
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What one look has shown.
+    """The result of one check.
 
     Attributes:
         name: What was looked at.
@@ -77,7 +77,7 @@ def doctor(  # noqa: PLR0913, PLR0917 - one for each option
     target: str | None,
     as_json: bool,
 ) -> None:
-    """Check settings, hooks, spool and store, and say what to do.
+    """Check settings, hooks, spool and store, and print remedies.
 
     Prints a line for each check. Exit status 1 if a check failed. Warnings do not count as
     failures.
@@ -135,19 +135,27 @@ def _checks(
             remedy=f"set it, or give --dsn{dev_hint()}",
         )
         return
+    yield from _store(config, config.asyncpg_dsn, app_dsn, reader_dsn)
+
+
+def _store(
+    config: AuditConfig, dsn: str, app_dsn: str | None, reader_dsn: str | None
+) -> Iterator[Check]:
     from otel_audit_postgres.checks.inspect import inspect
 
-    found = run_lasting(
-        inspect(config.asyncpg_dsn, app_dsn=None if app_dsn is None else plain_dsn(app_dsn))
-    )
+    found = run_lasting(inspect(dsn, app_dsn=None if app_dsn is None else plain_dsn(app_dsn)))
+    # a store that does not answer is waited for once
+    answers = all(finding.name != "reachable" or finding.ok for finding in found)
     from otel_audit_postgres.retention.health import inspect_retention
 
-    kept = run_lasting(inspect_retention(config, config.asyncpg_dsn))
-    for finding in [*found, *_ledger(config, config.asyncpg_dsn), *kept]:
+    kept = run_lasting(inspect_retention(config, dsn))
+    sealed = _ledger(config, dsn, answers=answers)
+    for finding in [*found, *sealed, *kept]:
         yield Check(finding.name, finding.ok, finding.detail, finding.remedy or "")
-    readable = config.asyncpg_dsn if reader_dsn is None else plain_dsn(reader_dsn)
-    yield from _streams(readable)
-    yield from _actors(readable)
+    reader = dsn if reader_dsn is None else plain_dsn(reader_dsn)
+    if answers or reader_dsn is not None:
+        yield from _streams(reader)
+        yield from _actors(reader)
     if config.orm == "transactional" and config.outbox_asyncpg_dsn is not None:
         from otel_audit_postgres.outbox import inspect_outbox
 
@@ -156,7 +164,7 @@ def _checks(
             yield Check(finding.name, finding.ok, finding.detail, finding.remedy or "")
 
 
-def _ledger(config: AuditConfig, dsn: str) -> Iterator[CheckResult]:
+def _ledger(config: AuditConfig, dsn: str, *, answers: bool) -> Iterator[CheckResult]:
     from otel_audit_postgres.checks.inspect import CheckResult
     from otel_audit_postgres.ledger.anchors import anchors_from
     from otel_audit_postgres.ledger.health import inspect_key_file, inspect_ledger
@@ -170,7 +178,8 @@ def _ledger(config: AuditConfig, dsn: str) -> Iterator[CheckResult]:
             "ledger settings", ok=False, detail=str(error), remedy="correct the setting"
         )
         return
-    yield from run_lasting(inspect_ledger(dsn, keys=keys, anchors=anchors))
+    if answers:
+        yield from run_lasting(inspect_ledger(dsn, keys=keys, anchors=anchors))
 
 
 def _hooks(target: str | None) -> Iterator[Check]:

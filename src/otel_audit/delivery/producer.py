@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from otel_audit._util.fork import renew_in_child
 from otel_audit._util.ids import uuid7
 from otel_audit._util.ratelimited_log import log_limited
-from otel_audit.action.compose import numbered, placed
+from otel_audit.action.compose import numbered, place_of, placed
 from otel_audit.action.record_limit import MARGIN, RECORD_LIMIT, first_of, fit
 from otel_audit.attributes import SCOPE_NAME, plain_values, to_attributes
 from otel_audit.delivery.delivery import Delivery
@@ -28,6 +28,7 @@ from otel_audit.delivery.queue_entries import Entry
 from otel_audit.delivery.sink import Refused
 from otel_audit.delivery.spool import FrameKind, SpoolError
 from otel_audit.record import AuditRecord, to_json
+from otel_audit.scope import Place
 
 _logger = logging.getLogger(__name__)
 
@@ -132,6 +133,10 @@ class Producer:
                 _logger, event, "The stream's own record %s was not made", event, error=error
             )
 
+    def place(self, server_span: trace.Span | None) -> Place:
+        """Say from which process and in which trace the records of an action will be."""
+        return place_of(server_span, self.producer_id, resource_attributes())
+
     def opened(self, record: AuditRecord, server_span: trace.Span | None) -> bool:
         """Write down that an action has begun.
 
@@ -224,7 +229,10 @@ class Producer:
             self._delivery.submit(numbered(piece, self.producer_id, self._next()))
 
     def _note(self, kind: FrameKind, record: AuditRecord, server_span: trace.Span | None) -> None:
-        known = placed(record, server_span, self.producer_id, resource_attributes())
+        known = record
+        # a forked child is another producer than the one in which the action has begun
+        if known.producer_id != self.producer_id:
+            known = placed(record, server_span, self.producer_id, resource_attributes())
         text = self._small(known)
         if text is None:
             known = first_of(self._fitted(known))
@@ -232,9 +240,11 @@ class Producer:
 
     def _send(self, record: AuditRecord, server_span: trace.Span | None) -> None:
         # encoded once, number and all: what is measured is what the spool takes
-        finished = placed(
-            record, server_span, self.producer_id, resource_attributes(), self._next()
-        )
+        number = self._next()
+        if record.producer_id == self.producer_id:
+            finished = numbered(record, self.producer_id, number)
+        else:
+            finished = placed(record, server_span, self.producer_id, resource_attributes(), number)
         text = self._small(finished)
         if text is not None:
             self._submit(finished, text, server_span)

@@ -16,8 +16,9 @@ from otel_audit.redaction.budget import WorkBudget
 from otel_audit.redaction.json_values import NotUnderstoodError, describe_bytes
 from otel_audit.redaction.multipart import Part, boundary_of, describe_part, split_parts
 from otel_audit.redaction.number_spelling import encode, parse_exact
-from otel_audit.redaction.truncate import cut_text, describe_cut
-from otel_audit.redaction.truncated_bodies import (
+from otel_audit.redaction.truncate import (
+    cut_text,
+    describe_cut,
     whole_json,
     whole_lines,
     whole_parameters,

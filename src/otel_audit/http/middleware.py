@@ -31,7 +31,11 @@ Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 EXCHANGE = "otel_audit.exchange"
-"""The ASGI scope's key under which the exchange under way is found."""
+"""The ASGI scope's key of a weak reference to the exchange under way.
+
+The outer middleware keeps the exchange. A strong reference would close a cycle, in whatever copy of
+the scope: each request would wait for the garbage collector, and so would all that it refers to.
+"""
 
 OBSERVED = frozenset({"http", "websocket"})
 """Kinds of ASGI scopes that are actions."""
@@ -113,7 +117,7 @@ class OuterMiddleware:
         if type(exchange) is UnrecordedRequest:
             await self._let_pass(exchange, scope, receive, send)
             return
-        if exchange.refused or not await exchange.admitted():
+        if exchange.refused or (exchange.is_intended and not await exchange.admitted()):
             await refuse(scope, receive, send)
             return
 
@@ -125,7 +129,7 @@ class OuterMiddleware:
             return send(message)
 
         may_wait = exchange.may_wait
-        scope[EXCHANGE] = exchange
+        scope[EXCHANGE] = weakref.ref(exchange)
         exchange.enter()
         try:
             await self.app(scope, _observed_receive(exchange, receive), observed_send)
@@ -144,7 +148,7 @@ class OuterMiddleware:
                 return _send_when_durable(exchange, send, message)
             return send(message)
 
-        scope[EXCHANGE] = request
+        scope[EXCHANGE] = weakref.ref(request)
         try:
             await self.app(scope, receive, observed_send)
         except BaseException as error:
@@ -186,22 +190,29 @@ class InnerMiddleware:
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Handle one connection (ASGI 3)."""
-        exchange: Exchange | UnrecordedRequest | None = scope.get(EXCHANGE)
+        found: weakref.ref[Exchange | UnrecordedRequest] | None = scope.get(EXCHANGE)
+        exchange = None if found is None else found()
         if type(exchange) is UnrecordedRequest:
             exchange = exchange.routed(scope)
         if exchange is None or not exchange.routed(scope):
             return self.app(scope, receive, send)
+        if exchange.is_moved:
+            return self._observe_moved(exchange, scope, receive, send)
         return self._observe(exchange, scope, receive, send)
 
-    async def _observe(
+    async def _observe_moved(
         self, exchange: Exchange, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        if not await exchange.admitted_inside():
+        if await exchange.admitted_inside():
+            await self._observe(exchange, scope, receive, send)
+        else:
             await refuse(scope, receive, send)
-            return
+
+    def _observe(
+        self, exchange: Exchange, scope: Scope, receive: Receive, send: Send
+    ) -> Awaitable[None]:
         if exchange.socket is not None:
-            await self.app(scope, receive, send)
-            return
+            return self.app(scope, receive, send)
         request_copy = exchange.bodies.request_inside
 
         async def tapped_receive() -> Message:
@@ -213,7 +224,7 @@ class InnerMiddleware:
         def observed_send(message: Message) -> Awaitable[None]:
             return send(exchange.sent_inside(message))
 
-        await self.app(scope, receive if request_copy is None else tapped_receive, observed_send)
+        return self.app(scope, receive if request_copy is None else tapped_receive, observed_send)
 
 
 async def _send_when_durable(exchange: Exchange, send: Send, message: Message) -> None:

@@ -11,7 +11,7 @@ from opentelemetry import trace
 from otel_audit.action.ports import Recorder
 from otel_audit.record import Actor, AuditRecord, Source, Tenant
 from otel_audit.redaction import Redactor
-from otel_audit.scope import AuditScope
+from otel_audit.scope import AuditScope, Place
 
 if TYPE_CHECKING:
     from otel_audit.action.lifecycle import Watchdog
@@ -47,6 +47,8 @@ class CaptureOptions:
         on_loss: Called for each failure of ours that costs a record.
         subject_of: Whom a token names that an answer hands out; None if it is not verified.
         entered: Called with the ASGI scope as the router gets it; None: not at all. Never raises.
+        place: Says in which process and trace the records of an action are, given its span; None:
+            the recorder says so later.
         durable: Waits until the record of an answer is on disk; None: no wait.
         intended: Brings an intent to the store; says whether the action may begin.
         settle: Brings home what the database has answered, so that it is in this action's record.
@@ -71,6 +73,7 @@ class CaptureOptions:
     watch: Watchdog | None
     log: Callable[[AuditRecord, trace.Span | None], None] | None
     on_error: Callable[[], None]
+    place: Callable[[trace.Span | None], Place] | None = None
     durable: Callable[[], Awaitable[None]] | None = None
     intended: Callable[[AuditRecord, trace.Span | None], Awaitable[bool]] | None = None
     strict: bool = False

@@ -49,13 +49,15 @@ LONGEST_HEADERS = 16_384
 """Lines of kept headers, and characters of all their values."""
 
 _LONGEST_HOST = 256
+_USUAL_HOST = 64
+"""Bytes of a host that is remembered as it is shown."""
 
 
 class RequestHead:
     """The head of a request. What cannot change is redacted once, for all records of the action."""
 
-    __slots__ = ("_budget", "_described", "_headers", "_host", "_keep", "_parts", "_path",
-                 "_query", "_redactor", "_scope", "app", "id", "method", "path",
+    __slots__ = ("_at_start", "_budget", "_described", "_headers", "_host", "_keep", "_parts",
+                 "_path", "_query", "_redactor", "_scope", "app", "id", "method", "path",
                  "wire_method")  # fmt: skip
 
     def __init__(  # noqa: PLR0913 - one fact each
@@ -85,6 +87,7 @@ class RequestHead:
         self.method = self.wire_method = _bounded(method)
         self.path = path_below_root(scope)
         self._scope = scope
+        self._at_start = scope.get("method"), scope.get("path"), scope.get("root_path")
         # a mounted application puts itself there
         self.app = scope.get("app")
         self._redactor = redactor
@@ -102,6 +105,8 @@ class RequestHead:
         Middleware may have changed them by what the client said (``X-HTTP-Method-Override``): what
         the application carries out is what counts.
         """
+        if self._at_start == (routed.get("method"), routed.get("path"), routed.get("root_path")):
+            return False
         method = self.method
         if self.wire_method != "WEBSOCKET":
             method = _bounded(method_of(routed))
@@ -170,9 +175,12 @@ class RequestHead:
             self._parts.fail("headers", error)
 
     def _shown_host(self, headers: Headers) -> str | None:
-        host = header_of(headers, b"host")
-        if host is None:
+        sent = headers_by_name(headers).get(b"host")
+        if sent is None:
             return None
+        if len(sent) <= _USUAL_HOST and b"@" not in sent:
+            return _usual_host(self._redactor, sent)
+        host = sent.decode("latin-1")
         is_long = len(host) > _LONGEST_HOST
         if is_long:
             self._budget.note_cut("request.host")
@@ -193,6 +201,19 @@ class RequestHead:
         return self._redactor.query(cut_query(text, LONGEST_QUERY), self._budget.head)
 
     def _shown_path(self, routed: Mapping[str, Any], route: str | None) -> str:
+        whole = routed.get("path")
+        if (
+            type(whole) is str
+            and len(whole) <= _BARE_PATH
+            and not routed.get("path_params")
+            and _are_words[whole]
+        ):
+            known = self._path
+            if known is not None and known[0] == whole:
+                return known[1]
+            if is_plain_path(whole):
+                self._path = whole, whole
+                return whole
         text = self._without_secrets(path_of(routed), routed)
         if text is None:
             return route or REDACTED
@@ -224,6 +245,19 @@ class RequestHead:
             # not routed yet, so it is not known which segment is a secret: fail towards redaction
             return "/".join(map(unless_token, path.split("/")))
         return _without(path, secret_parameters(parameters, self._redactor, whole))
+
+
+@functools.lru_cache(maxsize=256)
+def _usual_host(redactor: Redactor, host: bytes) -> str:
+    return redactor.phrase(clean(host.decode("latin-1")))
+
+
+def _is_of_words(path: str) -> bool:
+    return all(unless_token(segment) is segment for segment in path.split("/"))
+
+
+_are_words: Memo[str, bool] = Memo(_is_of_words, 2048)
+"""Whether no segment of a short path may be a credential; of the usual ones it is known."""
 
 
 def describe_headers(

@@ -58,11 +58,11 @@ def enrich(  # noqa: C901, PLR0913 - one fact after another
         names.ACTION: parse_action(audit.action) or decision.action,
         names.CHANGES_COUNT: audit.changes_total + audit.changes_pending,
     }
-    changes: list[Change] = []
+    changes: list[Change] = audit.changes[:_MOST_CHANGES]
     if audit.changes_pending:
         found[names.CHANGES_PROVISIONAL] = True
-    if audit.changes or audit.changes_pending:
-        changes = [*audit.changes[:_MOST_CHANGES], *audit.pending(_MOST_CHANGES)][:_MOST_CHANGES]
+        changes = [*changes, *audit.pending(_MOST_CHANGES)][:_MOST_CHANGES]
+    if changes or audit.changes_pending:
         found[names.ENTITIES] = tuple(islice(entities_of(changes), _MOST_ENTITIES))
     actor = audit.actor or ANONYMOUS
     found[names.ACTOR_ID] = actor.id

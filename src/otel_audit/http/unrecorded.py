@@ -46,9 +46,10 @@ class UnrecordedRequest(PendingScope):
         ended: Whether the response's last chunk was sent.
     """
 
-    __slots__ = ("_context", "_header", "_is_moved_on", "_is_routed", "_method", "_open",
-                 "_options", "_path", "_scope", "_token", "_whole_path", "ended", "exchange", "id",
-                 "inner_scope", "loop", "occurred_at", "start", "started")  # fmt: skip
+    __slots__ = ("__weakref__", "_context", "_header", "_is_moved_on", "_is_routed", "_method",
+                 "_open", "_options", "_path", "_scope", "_token", "_whole_path", "ended",
+                 "exchange", "id", "inner_scope", "loop", "occurred_at", "start",
+                 "started")  # fmt: skip
 
     def __init__(
         self,
@@ -142,6 +143,7 @@ class UnrecordedRequest(PendingScope):
         except ValueError:
             # ended in another context than it began in, nothing is to be undone
             pass
+        del self._token  # it keeps the context, which may keep this
         scope = self.inner_scope
         if self.exchange is None and scope is not None and _asks_for_record(scope):
             self.resolve()

@@ -26,6 +26,7 @@ from otel_audit.identity.safe_access import (
     first_header,
     first_identifier,
     header_values,
+    headers_by_name,
     identifier,
     load_hook,
     peek,
@@ -119,6 +120,9 @@ class ActorOptions:
     )
     """The resolvers that are not switched off."""
 
+    asks_token_next: bool = field(init=False, repr=False, compare=False)
+    """Whether a token decides where the application has named nobody itself."""
+
     def __post_init__(self) -> None:
         known = functools.lru_cache(maxsize=_TOKENS)(lambda token: _token_actor(token, self))
 
@@ -131,9 +135,14 @@ class ActorOptions:
             "api_key": self.api_key_header is None,
             "certificate": self.certificate_header is None,
             "callable": self.resolver is None,
+            "session": self.session_key is None,
         }
         asked = tuple((name, _RESOLVERS[name]) for name in self.order if not off.get(name))
         object.__setattr__(self, "asked", asked)
+        names = [name for name, _ in asked]
+        before = set(names[: names.index("jwt")]) if "jwt" in names else {"callable"}
+        asks_token_next = before <= {"app", "state", "user"}
+        object.__setattr__(self, "asks_token_next", asks_token_next)
 
     @classmethod
     def from_config(cls, config: AuditConfig) -> ActorOptions:
@@ -225,6 +234,19 @@ def resolve_actor(
         The actor. Where no resolver knows, ``anonymous``, with the first reason why not: one of
         `UNCHECKED` at least, if there was any credential.
     """
+    token = bearer.token
+    if (
+        token is not None
+        and token.verified
+        and options.asks_token_next
+        and audit_scope.actor is None
+        and asgi_scope.get("user") is None
+        and "user" not in state_of(asgi_scope)
+    ):
+        # as the loop below finds it, without asking those that have nothing to say
+        named = options.named_by(token)
+        if isinstance(named, Actor) and _has_canonical_role(named, options):
+            return named
     request = _Request(asgi_scope, audit_scope, options, bearer)
     reason: str | None = None
     for name, ask in options.asked:
@@ -263,9 +285,9 @@ def read_bearer(asgi_scope: Scope, options: ActorOptions) -> Bearer:
 
 def _token_of(asgi_scope: Scope, options: ActorOptions) -> str | None:
     """The token in the header, else in the cookie that the settings name."""
-    given = first_header(asgi_scope, "authorization")
-    if given is not None:
-        scheme, _, token = given.strip().partition(" ")
+    sent = headers_by_name(asgi_scope.get("headers") or ()).get(b"authorization")
+    if sent is not None:
+        scheme, _, token = sent.decode("latin-1").strip().partition(" ")
         if scheme.lower() in options.schemes:
             return token.strip()
     if options.token_cookie is None:
@@ -319,6 +341,10 @@ def _tell_what_may_be_set_wrong(reason: str) -> None:
         )  # fmt: skip
 
 
+def _has_canonical_role(actor: Actor, options: ActorOptions) -> bool:
+    return options.aliases.get(actor.role or "", actor.role) == actor.role
+
+
 def _finished(actor: Actor, request: _Request) -> Actor:
     """Use the canonical role, and add what only the token says of the same actor."""
     token = None
@@ -327,9 +353,9 @@ def _finished(actor: Actor, request: _Request) -> Actor:
         token = (
             named if isinstance(named, Actor) and named.id == actor.id and named.verified else None
         )
-    role = actor.role or (token.role if token else None)
-    if token is None and request.options.aliases.get(role or "", role) == role:
+    if token is None and _has_canonical_role(actor, request.options):
         return actor
+    role = actor.role or (token.role if token else None)
     return msgspec.structs.replace(
         actor,
         role=request.options.aliases.get(role, role) if role is not None else None,

@@ -269,6 +269,7 @@ class SourceReader:
         """
         self._options = options
         self._redactor = redactor
+        self._has_cookie = options.session_cookie is not None and bool(options.hash)
         self._forwarded = options.proxies.header.encode("latin-1")
         self._alike: Memo[tuple[str, bytes | None], Source] = Memo(
             self._of_pair, _REMEMBERED, lambda pair: len(pair[1] or b"") <= USER_AGENT_LIMIT
@@ -286,6 +287,13 @@ class SourceReader:
         """
         if known is None:
             known = self._of_connection(asgi_scope)
+        if (
+            not self._has_cookie
+            and known.session_id is None
+            and (claims is None or claim(claims, self._options.session_claim) is None)
+            and "session_id" not in state_of(asgi_scope)
+        ):
+            return known  # nothing names a session
         found = resolve_source(asgi_scope, self._options, claims, known)
         return found if found is known else shown_source(found, self._redactor)
 

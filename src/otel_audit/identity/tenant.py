@@ -62,6 +62,9 @@ class TenantOptions:
     asked: tuple[tuple[str, _Ask], ...] = field(init=False, repr=False, compare=False)
     """The sources that are not switched off."""
 
+    beyond: tuple[tuple[str, _Ask], ...] = field(init=False, repr=False, compare=False)
+    """Those of them to be asked where the application has set nothing."""
+
     def __post_init__(self) -> None:
         off = {
             "header": self.header is None,
@@ -71,6 +74,8 @@ class TenantOptions:
         }
         found = tuple((name, _SOURCES[name]) for name in self.order if not off.get(name))
         object.__setattr__(self, "asked", found)
+        beyond = tuple((name, ask) for name, ask in found if name not in ("app", "state"))
+        object.__setattr__(self, "beyond", beyond)
 
     @classmethod
     def from_config(cls, config: AuditConfig) -> TenantOptions:
@@ -106,7 +111,12 @@ def resolve_tenant(
     Returns:
         The tenant, None if no source names one.
     """
-    for name, ask in options.asked:
+    asked = options.asked
+    if audit_scope.tenant is None:
+        state = state_of(asgi_scope)
+        if "tenant" not in state and "tenant_id" not in state:
+            asked = options.beyond
+    for name, ask in asked:
         try:
             found = ask(asgi_scope, audit_scope, claims or _NO_CLAIMS, options)
         except Exception as error:  # noqa: BLE001 - the app's objects and callables raise anything

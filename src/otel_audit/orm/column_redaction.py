@@ -30,8 +30,9 @@ from otel_audit.redaction.truncate import (
     is_cut,
     shorten,
     whole_head,
+    whole_json,
+    withhold_undecided,
 )
-from otel_audit.redaction.truncated_bodies import whole_json, withhold_undecided
 from otel_audit.redaction.walker import parse_json
 from otel_audit.scope import open_scope
 

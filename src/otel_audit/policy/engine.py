@@ -57,6 +57,7 @@ _REPEATS: Final = frozenset({307, 308})
 _REDIRECTED: Final = Naming("http.redirected", "EXECUTE")
 
 _NOTHING_SAID: Final = Override()
+_replace: Final = msgspec.structs.replace
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -144,9 +145,10 @@ class Policy:
         default_factory=lambda: BoundedCache(_NAMES), repr=False, compare=False
     )
     _starts: Memo[tuple[str, str], Start] = field(init=False, repr=False, compare=False)
-    _openings: BoundedCache[tuple[str, str], Decision] = field(
+    _decisions: BoundedCache[tuple[Any, ...], tuple[Decision, Naming]] = field(
         default_factory=lambda: BoundedCache(_NAMES), repr=False, compare=False
     )
+    _openings: Memo[tuple[str, str], Decision] = field(init=False, repr=False, compare=False)
     _index: PathIndex = field(init=False, repr=False, compare=False)
     _of_method: Mapping[str, tuple[CompiledRule, ...]] = field(
         init=False, repr=False, compare=False
@@ -155,8 +157,8 @@ class Policy:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_index", PathIndex(self.routes))
-        starts = Memo(self._start, _NAMES, lambda pair: len(pair[1]) <= _CACHED_PATH)
-        object.__setattr__(self, "_starts", starts)
+        object.__setattr__(self, "_starts", Memo(self._start, _NAMES, _is_short))
+        object.__setattr__(self, "_openings", Memo(self._opening, _NAMES, _is_short))
         named = frozenset().union(*(compiled.methods for compiled in self.rules))
         of_method = {
             method: tuple(one for one in self.rules if not one.methods or method in one.methods)
@@ -230,21 +232,19 @@ class Policy:
         Returns:
             As `decide`, which it asks. No rule that samples matches a request without an answer.
         """
-        known = self._openings.get((method, path))
-        if known is None:
-            known = self.decide(
-                method=method,
-                path=path,
-                route=None,
-                status=None,
-                actor=ANONYMOUS,
-                tenant=None,
-                wrote=False,
-                reached=False,
-            )
-            if len(path) <= _CACHED_PATH:
-                self._openings.put((method, path), known)
-        return known
+        return self._openings[method, path]
+
+    def _opening(self, pair: tuple[str, str]) -> Decision:
+        return self.decide(
+            method=pair[0],
+            path=pair[1],
+            route=None,
+            status=None,
+            actor=ANONYMOUS,
+            tenant=None,
+            wrote=False,
+            reached=False,
+        )
 
     def _start(self, pair: tuple[str, str]) -> Start:
         method, path = pair
@@ -308,21 +308,63 @@ class Policy:
         Returns:
             The decision. Never raises for what a client or a route gives.
         """
-        facts = RequestFacts(
-            method=method,
-            path=path,
-            route=route,
-            status=status,
-            actor_id=actor.id,
-            actor_type=actor.type,
-            actor_role=actor.role,
-            tenant_id=None if tenant is None else tenant.id,
-            tenant_slug=None if tenant is None else tenant.slug,
-            wrote=wrote,
-            nobody=is_nobody(actor),
-        )
         given = scope or {}
-        override = override_of(given.get("endpoint"), given.get("route")) or _NOTHING_SAID
+        said = override_of(given.get("endpoint"), given.get("route"))
+        is_usual = said is None and status not in _REDIRECTS and len(path) <= _CACHED_PATH
+        # all that rules and names depend on, but for the path's parameters
+        facts = (
+            method, path, route, status, actor.id, actor.type, actor.role, actor.verified,
+            actor.reason is None, None if tenant is None else (tenant.id, tenant.slug), wrote,
+            name_all,
+        )  # fmt: skip
+        known = self._decisions.get(facts) if is_usual else None
+        if known is not None:
+            decision, naming = known
+            if naming.target_parameter is None:
+                return decision
+            target = _target(_NOTHING_SAID, naming, _parameters(given), actor)
+            return decision if target == decision.target else _replace(decision, target=target)
+        decision, found = self._decide(
+            RequestFacts(
+                method=method,
+                path=path,
+                route=route,
+                status=status,
+                actor_id=actor.id,
+                actor_type=actor.type,
+                actor_role=actor.role,
+                tenant_id=None if tenant is None else tenant.id,
+                tenant_slug=None if tenant is None else tenant.slug,
+                wrote=wrote,
+                nobody=is_nobody(actor),
+            ),
+            actor,
+            said or _NOTHING_SAID,
+            given,
+            key=key,
+            name_all=name_all,
+            reached=reached,
+            on_failure=on_failure,
+        )
+        if is_usual and found is not None:
+            self._decisions.put(facts, (decision, found))
+        return decision
+
+    def _decide(  # noqa: PLR0913 - one argument a fact
+        self,
+        facts: RequestFacts,
+        actor: Actor,
+        override: Override,
+        given: Mapping[str, Any],
+        *,
+        key: str | None,
+        name_all: bool,
+        reached: bool,
+        on_failure: Callable[[str, Exception], object] | None,
+    ) -> tuple[Decision, Naming | None]:
+        """As `decide`; also gives the name that it rests on, None if a part was not found."""
+        method, path, route = facts.method, facts.path, facts.route
+        status, wrote = facts.status, facts.wrote
         rule = self._rule(facts)
         level, name, sample = rule.level, rule.name or "unnamed", rule.sample
         if override.level is not None:
@@ -332,7 +374,7 @@ class Policy:
         if wrote and _RANK[level] < _RANK["changes"]:
             level, name = "changes", f"{name} (but it wrote)"
         is_named = name_all or level != "none"
-        naming, target = _UNNAMED, None
+        naming, target, is_whole = _UNNAMED, None, True
         turned_away = status in _REDIRECTS and _is_turned_away(
             method, status, given, reached=reached
         )
@@ -346,17 +388,16 @@ class Policy:
         except Exception as error:
             if on_failure is None:
                 raise
+            is_whole = False
             on_failure("name", error)
         try:
-            parameters = given.get("path_params")
-            target = _target(
-                override, naming, parameters if isinstance(parameters, Mapping) else {}, actor
-            )
+            target = _target(override, naming, _parameters(given), actor)
         except Exception as error:
             if on_failure is None:
                 raise
+            is_whole = False
             on_failure("target", error)
-        return Decision(
+        decision = Decision(
             level=level,
             event_name=override.event or rule.event or naming.event_name,
             action=override.action or rule.action or naming.action,
@@ -370,6 +411,7 @@ class Policy:
             turned_away=turned_away,
             is_derived=not (turned_away or override.event or rule.event),
         )
+        return decision, naming if is_whole and rule.sample is None else None
 
     def _rule(self, facts: RequestFacts) -> Rule:
         asked = self._of_method.get(facts.method, self._of_others)
@@ -401,6 +443,10 @@ class Policy:
             if len(path) <= _CACHED_PATH:
                 self._paths.put((method, path), known)
         return known
+
+
+def _is_short(pair: tuple[str, str]) -> bool:
+    return len(pair[1]) <= _CACHED_PATH
 
 
 def is_nobody(actor: Actor) -> bool:
@@ -458,6 +504,11 @@ def _target(
     elif value is None and naming.whom == "actor" and not is_unknown(actor):
         value = actor.id
     return Target(type=naming.target_type, id=value)
+
+
+def _parameters(scope: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = scope.get("path_params")
+    return found if isinstance(found, Mapping) else {}
 
 
 def _filled(template: str, parameters: Mapping[str, Any]) -> str | None:

@@ -149,17 +149,14 @@ class CompiledRule:
     status: tuple[tuple[int, int], ...]
     is_certain: bool
     """Whether method and path alone decide that it matches."""
+    leaves_out: bool
+    """Whether a request that matches may not be recorded."""
 
     def concerns(self, method: str, path: str) -> bool:
         """Return whether it can match a request of which only the head is known."""
         if self.methods and method not in self.methods:
             return False
         return not self.paths or self._has_path(path, None)
-
-    @property
-    def leaves_out(self) -> bool:
-        """Whether a request that matches may not be recorded."""
-        return self.rule.level == "none" or self.rule.sample is not None
 
     def matches(self, facts: RequestFacts) -> bool:
         """Return whether it matches a finished request of one of its methods.
@@ -238,6 +235,7 @@ def compile_rule(rule: Rule, where: str) -> CompiledRule:
         paths=_compile_paths(rule.paths),
         status=tuple(_status(word, where) for word in rule.status),
         is_certain=not any(asked) and rule.wrote is None and rule.sample is None,
+        leaves_out=rule.level == "none" or rule.sample is not None,
     )
 
 

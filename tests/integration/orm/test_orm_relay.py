@@ -11,6 +11,7 @@ import uuid
 
 import asyncpg
 import msgspec
+import preloaded
 import pytest
 from acceptance.servers import BIN
 from otel_audit_postgres import PostgresSink
@@ -342,10 +343,8 @@ class TestCommand:
 
     async def run(self, outbox: str, store: str, *arguments: str):
         return await asyncio.to_thread(
-            subprocess.run,
-            [BIN / "otel-audit", *arguments],
-            env=self.environment(outbox, store), capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            preloaded.run, *arguments, env=self.environment(outbox, store)
+        )
 
     async def test_once(self, outbox, audit_store):
         """It brings over what waits, says how much, and ends."""

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import httpx
+import preloaded
 import pytest
 from sinks import request, serving, span
 
@@ -201,11 +199,7 @@ class TestStart:
 
 def _cli(*arguments, environment=None):
     clean = {key: value for key, value in os.environ.items() if not key.startswith("OTEL_")}
-    return subprocess.run(
-        [str(Path(sys.executable).parent / "otel-audit"), *arguments],
-        env={**clean, **(environment or {})}, capture_output=True, text=True, timeout=60,
-        check=False,
-    )  # fmt: skip
+    return preloaded.run(*arguments, env={**clean, **(environment or {})})
 
 
 def _until(happens, timeout=60.0):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from otel_audit.http.body import _gunzip, make_body
 from otel_audit.record import NO_CONTENT, Body
 from otel_audit.redaction import Redactor
-from otel_audit.redaction.truncated_bodies import whole_json
+from otel_audit.redaction.truncate import whole_json
 
 CANARY = "Xq7canary9Zt"
 redactor = Redactor()

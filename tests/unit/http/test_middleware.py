@@ -456,7 +456,7 @@ class TestPath:
 
         def slow(app):
             async def before(scope, receive, send):
-                scope[EXCHANGE]._takes_long()
+                scope[EXCHANGE]()._takes_long()
                 await app(scope, receive, send)
 
             return before

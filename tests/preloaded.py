@@ -1,0 +1,222 @@
+"""Processes of the command `otel-audit` that start in no time: forked from one that has imported it.
+
+Each is a process of its own, with its own environment, directory, output and exit status. A fresh
+interpreter takes a second of CPU for its imports; a test that is about the start, or about worker
+processes, which start from the program's file, begins one with `subprocess`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import gc
+import importlib
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_MODULES = (
+    "otel_audit.cli.main", "otel_audit.server.access_log", "otel_audit.server.app",
+    "otel_audit.server.uvicorn_server", "otel_audit_postgres.ledger.sealer",
+    "uvicorn.lifespan.on", "uvicorn.loops.auto", "uvicorn.protocols.http.auto",
+    "uvicorn.protocols.websockets.auto", "asyncpg",
+)  # fmt: skip
+_LARGEST = 1 << 20
+
+
+class Process:
+    """What `subprocess.Popen` offers, of a process that another one has forked."""
+
+    def __init__(
+        self,
+        arguments: list[str],
+        *,
+        env: Mapping[str, str],
+        stdout: Path,
+        stderr: Path | None = None,
+        cwd: Path | str = ".",
+    ) -> None:
+        """Start `otel-audit` with these arguments.
+
+        Args:
+            arguments: Without the command's name.
+            env: All of its environment.
+            stdout: The file that it writes to.
+            stderr: Another one for its errors; None: the same.
+            cwd: Its directory.
+        """
+        self.args = ["otel-audit", *arguments]
+        self.returncode: int | None = None
+        self._forking = _forking()
+        for one in (stdout, stderr or stdout):
+            Path(one).touch()  # it is there at once, as one is that was opened for a process
+        self.pid = self._forking.start(
+            {
+                "arguments": arguments,
+                "environment": dict(env),
+                "directory": str(Path(cwd).absolute()),
+                "output": [str(Path(one).absolute()) for one in (stdout, stderr or stdout)],
+            }
+        )
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = self._forking.status(self.pid, 0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        end = None if timeout is None else time.monotonic() + timeout
+        while self.poll() is None:
+            left = 1.0 if end is None else end - time.monotonic()
+            if left <= 0:
+                raise subprocess.TimeoutExpired(self.args, timeout or 0)
+            self.returncode = self._forking.status(self.pid, min(left, 1.0))
+        assert self.returncode is not None
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def run(
+    *arguments: str,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | str = ".",
+    timeout: float = 60.0,
+) -> subprocess.CompletedProcess[str]:
+    """Run `otel-audit` to its end, as `subprocess.run` does with `capture_output` and `text`."""
+    with tempfile.TemporaryDirectory() as made:
+        output = [Path(made, name) for name in ("stdout", "stderr")]
+        process = Process(
+            list(arguments), env=os.environ if env is None else env, cwd=cwd,
+            stdout=output[0], stderr=output[1],
+        )  # fmt: skip
+        try:
+            status = process.wait(timeout)
+        except BaseException:
+            process.kill()
+            raise
+        return subprocess.CompletedProcess(
+            process.args, status, *(one.read_text() for one in output)
+        )
+
+
+class _Forking:
+    """This process's side: one that forks, and what is known of those it has forked."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._ended: dict[int, int] = {}
+        self._socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with other:
+            self._process = subprocess.Popen(
+                [sys.executable, __file__, str(other.fileno())],
+                pass_fds=[other.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                cwd="/",
+            )
+        atexit.register(self._close)
+
+    def start(self, asked: dict[str, Any]) -> int:
+        with self._lock:
+            self._socket.send(json.dumps(asked).encode())
+            while (told := self._receive(60.0)) is None or "started" not in told:
+                pass
+            return int(told["started"])
+
+    def status(self, pid: int, timeout: float) -> int | None:
+        """How a process has ended; None: it runs, also after so many seconds."""
+        with self._lock:
+            while pid not in self._ended and self._receive(timeout) is not None:
+                pass
+            return self._ended.pop(pid, None)
+
+    def _receive(self, timeout: float) -> dict[str, Any] | None:
+        self._socket.settimeout(timeout)
+        try:
+            content = self._socket.recv(_LARGEST)
+        except (TimeoutError, BlockingIOError):
+            return None
+        if not content:
+            raise AssertionError("the process that forks others has ended")
+        told: dict[str, Any] = json.loads(content)
+        if "ended" in told:
+            self._ended[told["ended"]] = told["status"]
+        return told
+
+    def _close(self) -> None:
+        self._socket.close()
+        self._process.wait(10)
+
+
+@functools.cache
+def _forking() -> _Forking:
+    return _Forking()
+
+
+def _fork_for(asking: socket.socket) -> dict[str, Any] | None:
+    """Fork for who asks until nobody does; what was asked, in a process that was forked."""
+    selector = selectors.DefaultSelector()
+    selector.register(asking, selectors.EVENT_READ)
+    while True:
+        for key, _ in selector.select():
+            if key.data is None:
+                content = asking.recv(_LARGEST)
+                if not content:
+                    return None
+                pid = os.fork()
+                if pid == 0:
+                    selector.close()
+                    asking.close()
+                    return dict(json.loads(content))
+                selector.register(os.pidfd_open(pid), selectors.EVENT_READ, pid)
+                asking.send(json.dumps({"started": pid}).encode())
+                continue
+            status = os.waitstatus_to_exitcode(os.waitpid(key.data, 0)[1])
+            selector.unregister(key.fd)
+            os.close(key.fd)
+            with contextlib.suppress(OSError):  # nobody asks any more
+                asking.send(json.dumps({"ended": key.data, "status": status}).encode())
+
+
+def _become(asked: dict[str, Any]) -> None:
+    """Be the process that was asked for, as if it had been started so."""
+    for number, path in enumerate(asked["output"], 1):
+        # a file that both write to is not overwritten by either
+        opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(opened, number)
+        os.close(opened)
+    os.environ.clear()
+    os.environ.update(asked["environment"])
+    os.chdir(asked["directory"])
+    sys.argv = ["otel-audit", *asked["arguments"]]
+
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # the directory of this file: the command does not see the tests
+    for name in _MODULES:
+        importlib.import_module(name)
+    gc.freeze()  # else each one visits all of it once more as it ends
+    asked = _fork_for(socket.socket(fileno=int(sys.argv[1])))
+    if asked is not None:
+        _become(asked)
+        sys.modules["otel_audit.cli.main"].cli(prog_name="otel-audit")
