@@ -187,7 +187,7 @@ def run(request, postgres, audit_template, tmp_path_factory) -> Run:
         "APP_DSN": postgres.dsn(shop).replace("postgresql://", "postgresql+asyncpg://"),
         "OTEL_TRACES_EXPORTER": "console,otlp",
         "OTEL_METRICS_EXPORTER": "console",
-        "OTEL_METRIC_EXPORT_INTERVAL": "1000",
+        "OTEL_METRIC_EXPORT_INTERVAL": "300",
         "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
         "OTEL_BSP_SCHEDULE_DELAY": "100",
         "PYTHONUNBUFFERED": "1",
@@ -247,7 +247,7 @@ async def exported_all(server: Server, collector: Receiver) -> None:
     async with asyncio.timeout(60):
         while server.output.count('"resource_metrics"') < wanted or len(collector.received) != last:
             last = len(collector.received)
-            await asyncio.sleep(1)
+            await asyncio.sleep(0.3)  # longer than spans wait
 
 
 async def everything(dsn: str) -> tuple[bytes, list[asyncpg.Record]]:
