@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import threading
 import time
 
 import asyncpg
@@ -117,13 +118,13 @@ class TestWaiting:
     async def test_one_that_answers_late_still_counts(self, log):
         """An anchor that takes longer than a round waits gets its checkpoints all the same."""
         kept: list[str] = []
-        a_round_is_over = asyncio.Event()
+        a_round_is_over = threading.Event()  # it is asked on a thread of its own
 
         class Late:
             name = "late"
 
             async def last(self):
-                await a_round_is_over.wait()
+                await asyncio.to_thread(a_round_is_over.wait, 60)
                 return kept[-1] if kept else None
 
             async def publish(self, note):
