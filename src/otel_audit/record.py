@@ -37,7 +37,12 @@ ChangeKind = Literal["entity", "relation", "bulk", "untracked"]
 
 
 class _Part(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Base of the record and its parts: immutable, and silent about what is not known."""
+    """Base of the record and its parts: immutable, and silent about what is not known.
+
+    Those that hold only what redaction has made, JSON that refers to nothing else, are hidden from
+    the garbage collector (``gc=False``): none can be part of a cycle, and there are many. What an
+    application fills itself is not, as it may put anything there.
+    """
 
 
 class Actor(_Part, frozen=True, kw_only=True):
@@ -102,7 +107,7 @@ class Target(_Part, frozen=True, kw_only=True):
     id: str | None = None
 
 
-class Source(_Part, frozen=True, kw_only=True):
+class Source(_Part, frozen=True, kw_only=True, gc=False):
     """The source: where the action came from.
 
     Attributes:
@@ -127,7 +132,7 @@ NO_CONTENT = msgspec.Raw(b"")
 """Stands for the body that is not there; always this one object."""
 
 
-class Body(_Part, frozen=True, kw_only=True):
+class Body(_Part, frozen=True, kw_only=True, gc=False):
     """A request or response body, redacted.
 
     Attributes:
@@ -152,7 +157,7 @@ class Body(_Part, frozen=True, kw_only=True):
         return None if self.content is NO_CONTENT else bytes(self.content).decode()
 
 
-class Request(_Part, frozen=True, kw_only=True):
+class Request(_Part, frozen=True, kw_only=True, gc=False):
     """The HTTP request, redacted.
 
     Attributes:
@@ -178,7 +183,7 @@ class Request(_Part, frozen=True, kw_only=True):
     body: Body | None = None
 
 
-class Response(_Part, frozen=True, kw_only=True):
+class Response(_Part, frozen=True, kw_only=True, gc=False):
     """The HTTP response, redacted. ``status_code`` is None if none was sent."""
 
     status_code: int | None = None
@@ -186,7 +191,7 @@ class Response(_Part, frozen=True, kw_only=True):
     body: Body | None = None
 
 
-class Change(_Part, frozen=True, kw_only=True):
+class Change(_Part, frozen=True, kw_only=True, gc=False):
     """One change in the application's database.
 
     Attributes:
@@ -251,7 +256,7 @@ class Change(_Part, frozen=True, kw_only=True):
         return named_reference(self.name, *self.key.values())
 
 
-class ErrorInfo(_Part, frozen=True, kw_only=True):
+class ErrorInfo(_Part, frozen=True, kw_only=True, gc=False):
     """An error: its type and its redacted message."""
 
     type: str
@@ -287,7 +292,7 @@ class Received(_Part, frozen=True, kw_only=True):
     link: str | None = None
 
 
-class AuditRecord(_Part, frozen=True, kw_only=True):
+class AuditRecord(_Part, frozen=True, kw_only=True, gc=False):
     """The finished, immutable fact.
 
     Attributes:

@@ -9,7 +9,9 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import count, islice, takewhile
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.delivery.batch_size import BatchSize
@@ -40,7 +42,7 @@ _OPENING_PAUSE: Final = 1.0
 """Seconds between two tries to open a spool that cannot be opened."""
 
 
-class Item(NamedTuple):
+class Item(msgspec.Struct, frozen=True, eq=False, gc=False):
     """A finished entry that waits.
 
     Attributes:
@@ -231,7 +233,7 @@ class RecordQueue:
         if item.position is None or item.spool is self.spool:
             return item
         self._memory_only.add(item.number)
-        return item._replace(position=None, spool=None)
+        return msgspec.structs.replace(item, position=None, spool=None)
 
     def begin_reading(self) -> Position | None:
         """See whether it is time to read back what is only on disk; call it under the lock.
