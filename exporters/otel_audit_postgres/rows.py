@@ -256,7 +256,9 @@ def projections(text: str | bytes) -> dict[str, Any]:
 def versions_with(column: str) -> tuple[str, ...]:
     """The versions of the payload's schema whose rows have a column; only others may have NULL."""
     first = ADDED_IN.get(column)
-    return READABLE_VERSIONS if first is None else READABLE_VERSIONS[READABLE_VERSIONS.index(first) :]
+    return (
+        READABLE_VERSIONS if first is None else READABLE_VERSIONS[READABLE_VERSIONS.index(first) :]
+    )
 
 
 def key_text(text: str) -> str:
