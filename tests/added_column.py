@@ -57,7 +57,9 @@ def copy_with_column(directory: Path) -> None:
     number = max(int(one.name[:4]) for one in folder.glob("[0-9]*.sql")) + 1
     found = re.search(r"^   ```sql\n(.*?)^   ```$", section(), re.MULTILINE | re.DOTALL)
     assert found is not None
-    (folder / f"{number:04}_region.sql").write_text(re.sub(r"^   ", "", found[1], flags=re.MULTILINE))
+    (folder / f"{number:04}_region.sql").write_text(
+        re.sub(r"^   ", "", found[1], flags=re.MULTILINE)
+    )
 
 
 def run_with_column(source: Path, dsn: str, directory: Path, key: str) -> dict[str, Any]:
@@ -98,7 +100,9 @@ async def _use(dsn: str, directory: Path, key_text: str) -> dict[str, Any]:
 
     async def problems() -> list[str]:
         report, _ = await trail.check_all()
-        return [f"{one.kind.value}: {one.detail}" for one in (*report.problems, *report.malformed)]
+        return [f"{one.kind.value}: {one.detail}" for one in report.problems] + [
+            f"malformed: {one}" for one in report.malformed
+        ]
 
     async def report() -> list[str]:
         asked = Options(begin=datetime(2025, 1, 1, tzinfo=UTC), end=datetime.now(UTC))

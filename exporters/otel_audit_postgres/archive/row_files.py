@@ -159,9 +159,7 @@ def _with_nulls(batch: Any, columns: Sequence[str], lacking: Sequence[str]) -> A
     versions = {*batch.column("schema_version").to_pylist()}
     for name in lacking:
         if versions.intersection(versions_with(name)):
-            raise ArchiveError(
-                f"the file lacks column {name}, which its rows have by their version"
-            )
+            raise ArchiveError(f"the file lacks the column {name}, which rows of its version have")
     schema = row_schema()
     return arrow.RecordBatch.from_arrays(
         [

@@ -63,8 +63,10 @@ def _searchable(value: str) -> str:
     )
 
 
-NOT_COMPARED: Final = frozenset({"id", "duration_ms", "entities", "content_hash", "received_hash"})
-"""Columns that only the verification derives, or that the sum covers; the payload is compared itself."""
+NOT_COMPARED: Final = frozenset({
+    "id", "duration_ms", "entities", "content_hash", "received_hash", "payload",
+})  # fmt: skip
+"""Columns that the verification alone derives from a payload, or that are compared otherwise."""
 EXPECTED: Final = {
     "event_name": "p.event_name",
     "action": "p.action",

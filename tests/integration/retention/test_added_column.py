@@ -3,38 +3,91 @@
 from __future__ import annotations
 
 import re
-import shutil
 
+import asyncpg
 import pytest
-from added_column import FEBRUARY, IN_EUROPE, changed_files, copy_with_column, run_with_column, section
+from added_column import (
+    FEBRUARY,
+    IN_EUROPE,
+    changed_files,
+    copy_with_column,
+    run_with_column,
+    section,
+)
+from filled_stores import filled_store
 from otel_audit_postgres import rows
 from otel_audit_postgres.archive.objects import ArchiveError
-from otel_audit_postgres.archive.row_files import parquet, read_rows
-from otel_audit_postgres.ledger.verify.row_check import altered_columns
+from otel_audit_postgres.archive.row_files import NAMES, parquet, read_rows
 from retention_trail import Trail
-from strategies import a_record
 
-from otel_audit._util.ids import uuid7
+
+@pytest.fixture(scope="module")
+def old_store(audit_server, tmp_path_factory):
+    """A month in an archive, sealed rows, and one that the next version's sealer will find."""
+    with filled_store(audit_server, tmp_path_factory.mktemp("old"), Trail, _fill) as filled:
+        yield filled
+
+
+async def _fill(trail):
+    await trail.write_in(FEBRUARY, 4, resource=IN_EUROPE)
+    await trail.seal()
+    await trail.retain()
+    await trail.write(2, resource=IN_EUROPE)
+    await trail.seal()
+    await trail.write(1, resource=IN_EUROPE)
 
 
 def test_the_page_lists_the_files_that_change():
     """Whoever adds a column finds each place on the page."""
-    listed = set(re.findall(r"^\d\..*?`([^`]+/[^`]+\.(?:py|sql))`", section(), re.MULTILINE))
+    listed = set(re.findall(r"^\d\. `([^`]+)`", section(), re.MULTILINE))
 
     assert listed == changed_files()
 
 
 @pytest.mark.slow
-def test_everything_goes_on_by_the_steps_of_the_page(audit_server, tmp_path):
-    """Old rows and archives hold the value in their payloads only, and are accused of nothing."""
+def test_everything_goes_on_by_the_steps_of_the_page(audit_server, old_store, tmp_path):
+    """Old rows have the value in their payloads only, and are accused of nothing."""
+    copy_with_column(tmp_path / "source")
+    with audit_server.database(old_store.database) as dsn:
+        log = old_store.log(Trail, dsn, tmp_path / "log")
+        found = run_with_column(tmp_path / "source", dsn, tmp_path / "log", log.key.text())
 
-    async def fill(trail):
-        await trail.write_in(FEBRUARY, 4, resource=IN_EUROPE)
-        await trail.seal()
-        await trail.retain()
-        await trail.write(2, resource=IN_EUROPE)
-        await trail.seal()
-        await trail.write(1, resource=IN_EUROPE)  # waits for the sealer of the next version
+    changed = "columns that do not follow from the payload: region"
+    assert found == {
+        "problems after migrating": [],
+        "queued": {"rows": 6, "same": 6},
+        "problems after writing": [],
+        "searched": 5,
+    }, changed
 
-    with audit_server.database(audit_server.template) as dsn:
-        trail = Trail(dsn, tmp_path / "log")
+
+class TestAnArchivedFile:
+    @pytest.fixture
+    def file(self, retained, tmp_path):
+        """One without the tenant, as if this column had been added later."""
+        arrow, files = parquet()
+        (path, *_) = sorted((retained.archive._folder / "2025-01").glob("*.parquet"))
+        files.write_table(files.read_table(path).drop_columns("service_name"), tmp_path / "old")
+        return tmp_path / "old"
+
+    def test_that_is_older_than_a_column_has_null_there(self, file, monkeypatch):
+        """It has what was known when it was written."""
+        monkeypatch.setitem(rows.ADDED_IN, "service_name", "3")
+        monkeypatch.setattr(rows, "READABLE_VERSIONS", ("1", "2", "3"))
+
+        read = list(read_rows(file))
+
+        assert [tuple(row) for row in read] == [NAMES] * len(read)
+        assert {row["service_name"] for row in read} == {None}
+        assert [row["service_name"] for row in read_rows(file, ("service_name",))] == [None] * len(
+            read
+        )
+
+    @pytest.mark.parametrize("added", ["2", None])
+    def test_that_lacks_what_its_version_has_is_refused(self, file, monkeypatch, added):
+        """Its rows say by their version that the column was there."""
+        if added:
+            monkeypatch.setitem(rows.ADDED_IN, "service_name", added)
+
+        with pytest.raises(ArchiveError, match="the file lacks the? ?columns?:? service_name"):
+            list(read_rows(file))

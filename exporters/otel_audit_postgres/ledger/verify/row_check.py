@@ -17,7 +17,7 @@ def leaf_of(row: Mapping[str, Any]) -> Leaf:
 def altered_columns(row: Mapping[str, Any]) -> list[str]:
     """Name the columns that do not follow from the row's payload.
 
-    A column that was added later may be NULL in a row of an earlier version of the payload's schema.
+    A column that was added later (`ADDED_IN`) may be NULL in a row of an earlier version.
 
     Args:
         row: A row as `otel_audit_postgres.ledger.store.rows` gives it.
