@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,24 @@ from contextlib import closing
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
+
+import asyncpg
+import column_migration
+from ledger_store import Administrator
+from otel_audit_postgres import migrate, open_trail, parse, record_from_payload, rows
+from otel_audit_postgres.archive.catalog import archived_objects
+from otel_audit_postgres.archive.query import query_archives
+from otel_audit_postgres.archive.restore import restore_month
+from otel_audit_postgres.archive.row_files import read_rows
+from otel_audit_postgres.exports.check import check_export
+from otel_audit_postgres.exports.write import write_export
+from otel_audit_postgres.ledger.keys import read_signing_key
+from otel_audit_postgres.query import queries
+from otel_audit_postgres.reports.evidence import Witnesses
+from otel_audit_postgres.reports.make_report import make_report
+from otel_audit_postgres.reports.model import Options
+from otel_audit_postgres.reports.registry import REPORTS
+from retention_trail import Trail
 
 ROOT = Path(__file__).parents[1]
 FEBRUARY, MAY = date(2025, 2, 1), date(2025, 5, 1)
@@ -53,12 +70,9 @@ def copy_with_column(directory: Path) -> None:
         text = path.read_text()
         assert text.count(old) == 1, (file, old)
         path.write_text(text.replace(old, new))
-    folder = directory / _STORE / "sql"
-    number = max(int(one.name[:4]) for one in folder.glob("[0-9]*.sql")) + 1
-    found = re.search(r"^   ```sql\n(.*?)^   ```$", section(), re.MULTILINE | re.DOTALL)
-    assert found is not None
-    (folder / f"{number:04}_region.sql").write_text(
-        re.sub(r"^   ", "", found[1], flags=re.MULTILINE)
+    name = f"{column_migration.next_number():04}_region.sql"
+    (directory / _STORE / "sql" / name).write_text(
+        column_migration.column_migration("region", "text")
     )
 
 
@@ -77,97 +91,95 @@ def run_with_column(source: Path, dsn: str, directory: Path, key: str) -> dict[s
 
 
 async def _use(dsn: str, directory: Path, key_text: str) -> dict[str, Any]:
-    import asyncpg
-    from ledger_store import Administrator
-    from otel_audit_postgres import migrate, open_trail, parse, record_from_payload, rows
-    from otel_audit_postgres.archive.catalog import archived_objects
-    from otel_audit_postgres.archive.query import query_archives
-    from otel_audit_postgres.archive.restore import restore_month
-    from otel_audit_postgres.archive.row_files import read_rows
-    from otel_audit_postgres.exports.check import check_export
-    from otel_audit_postgres.exports.write import write_export
-    from otel_audit_postgres.ledger.keys import read_signing_key
-    from otel_audit_postgres.query import queries
-    from otel_audit_postgres.reports.evidence import Witnesses
-    from otel_audit_postgres.reports.make_report import make_report
-    from otel_audit_postgres.reports.model import Options
-    from otel_audit_postgres.reports.registry import REPORTS
-    from retention_trail import Trail
-
     assert rows.ADDED_IN == {"region": "3"}, rows.__file__
-    trail = Trail(dsn, directory, read_signing_key(key_text, "key"))
     found: dict[str, Any] = {}
-
-    async def problems() -> list[str]:
-        report, _ = await trail.check_all()
-        return [f"{one.kind.value}: {one.detail}" for one in report.problems] + [
-            f"malformed: {one}" for one in report.malformed
-        ]
-
-    async def report() -> list[str]:
-        asked = Options(begin=datetime(2025, 1, 1, tzinfo=UTC), end=datetime.now(UTC))
-        witnesses = Witnesses((trail.key.public,), (trail.anchor,))
-        async with queries.opened(dsn) as connection:
-            made = await make_report(connection, REPORTS["integrity"], asked, witnesses=witnesses)
-        with closing(made):
-            return [note for note in made.notes if note.startswith("TAMPERED")]
-
-    await migrate(dsn)
-    found["problems after migrating"] = await problems()
-    await trail.write(2, occurred_at=time.time_ns(), resource=IN_EUROPE)
-    await trail.write_in(MAY, 3, resource=IN_EUROPE)
     connection = await asyncpg.connect(dsn)
-    found["queued"] = dict(await connection.fetchrow(
-        "SELECT count(*) AS rows, count(*) FILTER (WHERE q.columns_hash = audit.columns_hash(a)) "
-        "AS same FROM audit.ledger_queue q JOIN audit.audit_logs a USING (id, tenant_id)"
-    ))  # fmt: skip
-    await trail.seal()
-    found["problems after writing"] = await problems()
-    async with open_trail(dsn) as reading:
-        hits = (await reading.search(parse("region:eu"))).records
-        (shown,) = await reading.show(str(hits[0].id))
-        found["searched"] = len(hits)
-        found["shown"] = record_from_payload(shown.payload).resource
-    out = directory / "export.parquet"
-    await write_export(dsn, parse("event:order.*"), "parquet", out)
-    found["exported"] = sorted(row["region"] or "-" for row in read_rows(out))
-    found["problems of the export"] = check_export(out, [trail.key.public]).problems
-    found["report"] = await report()
-
-    await trail.retain()
-    await trail.seal()
-    found["problems after archiving"] = await problems()
-    objects = await archived_objects(dsn)
-    found["months"] = sorted(f"{one.month:%Y-%m}" for one in objects)
-    old = [one for one in objects if one.month == FEBRUARY]
-    for name, among in (("all", objects), ("old", old)):
-        hits = query_archives(trail.archive, among, parse("region:eu"))
-        found[f"asked of {name} archives"] = len(hits)
-    found["asked of old archives for anything"] = len(query_archives(trail.archive, old, parse("")))
-    for month in (FEBRUARY, MAY):
-        await restore_month(dsn, trail.archive, month, 5)
-    found["restored"] = [
-        [f"{row['month']:%Y-%m}", row["region"], row["count"]]
-        for row in await connection.fetch(
-            "SELECT month, region, count(*) FROM audit.restored_logs GROUP BY 1, 2 ORDER BY 1"
-        )
-    ]
-
-    for schema_version, region in (("3", None), ("2", "us")):
-        await Administrator(connection).does(
-            "UPDATE audit.audit_logs SET region = $2 "
-            "WHERE schema_version = $1 AND payload -> 'resource' ->> 'cloud.region' = 'eu'",
-            schema_version, region,
-        )  # fmt: skip
-        found[f"problems with {region} in version {schema_version}"] = await problems()
-        found[f"report with {region} in version {schema_version}"] = await report()
-        await Administrator(connection).does(
-            "UPDATE audit.audit_logs SET region = CASE schema_version WHEN '3' THEN "
-            "payload -> 'resource' ->> 'cloud.region' END WHERE event_name NOT LIKE 'audit.%'"
-        )
-    found["problems at last"] = await problems()
+    trail = Trail(dsn, directory, read_signing_key(key_text, "key"))
+    for step in (_write, _read, _archive, _tamper):
+        found |= await step(trail, connection)
     await connection.close()
     return found
+
+
+async def _write(trail: Trail, connection: Any) -> dict[str, Any]:
+    await migrate(trail.dsn)
+    migrated = await _problems(trail)
+    await trail.write(2, occurred_at=time.time_ns(), resource=IN_EUROPE)
+    await trail.write_in(MAY, 3, resource=IN_EUROPE)
+    queued = await connection.fetchrow(
+        "SELECT count(*), count(*) FILTER (WHERE q.columns_hash = audit.columns_hash(a)) AS same "
+        "FROM audit.ledger_queue q JOIN audit.audit_logs a USING (id, tenant_id)"
+    )
+    await trail.seal()
+    return {
+        "problems after migrating": migrated,
+        "queued": [*queued],
+        "problems after writing": await _problems(trail),
+    }
+
+
+async def _read(trail: Trail, _: Any) -> dict[str, Any]:
+    async with open_trail(trail.dsn) as reading:
+        hits = (await reading.search(parse("region:eu"))).records
+        (shown,) = await reading.show(str(hits[0].id))
+    out = trail.archive._folder.parent / "export.parquet"
+    await write_export(trail.dsn, parse("event:order.*"), "parquet", out)
+    return {
+        "found": len(hits),
+        "shown": record_from_payload(shown.payload).resource,
+        "exported": sorted(row["region"] or "none" for row in read_rows(out)),
+        "problems of the export": check_export(out, [trail.key.public]).problems,
+        "report": await _report(trail),
+    }
+
+
+async def _archive(trail: Trail, connection: Any) -> dict[str, Any]:
+    await trail.retain()
+    await trail.seal()
+    objects = await archived_objects(trail.dsn)
+    old = [one for one in objects if one.month == FEBRUARY]
+    for month in (FEBRUARY, MAY):
+        await restore_month(trail.dsn, trail.archive, month, 5)
+    restored = await connection.fetch(
+        "SELECT month::text, region, count(*) FROM audit.restored_logs GROUP BY 1, 2 ORDER BY 1"
+    )
+    return {
+        "problems after archiving": await _problems(trail),
+        "found in all files": len(query_archives(trail.archive, objects, parse("region:eu"))),
+        "found in old files": len(query_archives(trail.archive, old, parse("region:eu"))),
+        "rows of old files": len(query_archives(trail.archive, old, parse(""))),
+        "restored": [[*row] for row in restored],
+    }
+
+
+async def _tamper(trail: Trail, connection: Any) -> dict[str, Any]:
+    found, administrator = {}, Administrator(connection)
+    for version, region in (("3", None), ("2", "us")):
+        await administrator.does(_CHANGE, version, region)
+        found[f"{region} in rows of version {version}"] = await _problems(trail)
+        found[f"report of {region} in rows of version {version}"] = await _report(trail)
+        await administrator.does(_CHANGE, version, "eu" if version == "3" else None)
+    return {**found, "problems at last": await _problems(trail)}
+
+
+_CHANGE = """
+UPDATE audit.audit_logs SET region = $2
+WHERE schema_version = $1 AND payload -> 'resource' ->> 'cloud.region' = 'eu'
+"""
+
+
+async def _problems(trail: Trail) -> list[str]:
+    report, _ = await trail.check_all()
+    return sorted({one.detail for one in (*report.problems, *report.malformed)})
+
+
+async def _report(trail: Trail) -> list[str]:
+    asked = Options(begin=datetime(2025, 1, 1, tzinfo=UTC), end=datetime.now(UTC))
+    witnesses = Witnesses((trail.key.public,), (trail.anchor,))
+    async with queries.opened(trail.dsn) as connection:
+        made = await make_report(connection, REPORTS["integrity"], asked, witnesses=witnesses)
+    with closing(made):
+        return [note for note in made.notes if note.startswith("TAMPERED")]
 
 
 if __name__ == "__main__":

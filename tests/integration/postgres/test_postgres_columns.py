@@ -68,9 +68,9 @@ async def test_the_limit_of_all_texts_counts_each(connection):
     )
     (counted,) = re.findall(r"WHEN (octet_length\(i\.action_id\).*?) > 4194304", text, re.DOTALL)
 
-    assert re.findall(r"octet_length\(i\.(\w+)\)", counted) and TEXTS - {"producer_id"} == set(
-        re.findall(r"octet_length\(i\.(\w+)\)", counted)
-    )
+    names = set(re.findall(r"octet_length\(i\.(\w+)\)", counted))
+    # the producer's id has a limit of its own
+    assert names == TEXTS - {"producer_id"}
 
 
 def test_reports_compare_each_or_say_that_they_do_not():

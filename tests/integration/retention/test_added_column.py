@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-import asyncpg
 import pytest
 from added_column import (
     FEBRUARY,
@@ -53,19 +52,34 @@ def test_everything_goes_on_by_the_steps_of_the_page(audit_server, old_store, tm
         found = run_with_column(tmp_path / "source", dsn, tmp_path / "log", log.key.text())
 
     changed = "columns that do not follow from the payload: region"
+    told = "TAMPERED"
     assert found == {
         "problems after migrating": [],
-        "queued": {"rows": 6, "same": 6},
+        "queued": [6, 6],
         "problems after writing": [],
-        "searched": 5,
-    }, changed
+        "found": 5,
+        "shown": IN_EUROPE,
+        "exported": ["eu"] * 5 + ["none"] * 3,
+        "problems of the export": [],
+        "report": [],
+        "problems after archiving": [],
+        "found in all files": 3,
+        "found in old files": 0,
+        "rows of old files": 4,
+        "restored": [["2025-02-01", None, 4], ["2025-05-01", "eu", 3]],
+        "None in rows of version 3": [changed],
+        "report of None in rows of version 3": [told],
+        "us in rows of version 2": [changed],
+        "report of us in rows of version 2": [told],
+        "problems at last": [],
+    }
 
 
 class TestAnArchivedFile:
     @pytest.fixture
     def file(self, retained, tmp_path):
-        """One without the tenant, as if this column had been added later."""
-        arrow, files = parquet()
+        """One without the service, as if this column had been added later."""
+        _, files = parquet()
         (path, *_) = sorted((retained.archive._folder / "2025-01").glob("*.parquet"))
         files.write_table(files.read_table(path).drop_columns("service_name"), tmp_path / "old")
         return tmp_path / "old"
@@ -89,5 +103,5 @@ class TestAnArchivedFile:
         if added:
             monkeypatch.setitem(rows.ADDED_IN, "service_name", added)
 
-        with pytest.raises(ArchiveError, match="the file lacks the? ?columns?:? service_name"):
+        with pytest.raises(ArchiveError, match="the file lacks .*service_name"):
             list(read_rows(file))
