@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
 from added_column import (
@@ -31,9 +32,9 @@ async def _fill(trail):
     await trail.write_in(FEBRUARY, 4, resource=IN_EUROPE)
     await trail.seal()
     await trail.retain()
-    await trail.write(2, resource=IN_EUROPE)
+    await trail.write(2, occurred_at=time.time_ns(), resource=IN_EUROPE)
     await trail.seal()
-    await trail.write(1, resource=IN_EUROPE)
+    await trail.write(1, occurred_at=time.time_ns(), resource=IN_EUROPE)
 
 
 def test_the_page_lists_the_files_that_change():
@@ -52,7 +53,7 @@ def test_everything_goes_on_by_the_steps_of_the_page(audit_server, old_store, tm
         found = run_with_column(tmp_path / "source", dsn, tmp_path / "log", log.key.text())
 
     changed = "columns that do not follow from the payload: region"
-    told = "TAMPERED"
+    told = "TAMPERED: {} records were changed, the first: ID: " + changed
     assert found == {
         "problems after migrating": [],
         "queued": [6, 6],
@@ -68,9 +69,9 @@ def test_everything_goes_on_by_the_steps_of_the_page(audit_server, old_store, tm
         "rows of old files": 4,
         "restored": [["2025-02-01", None, 4], ["2025-05-01", "eu", 3]],
         "None in rows of version 3": [changed],
-        "report of None in rows of version 3": [told],
+        "report of None in rows of version 3": [told.format(2)],
         "us in rows of version 2": [changed],
-        "report of us in rows of version 2": [told],
+        "report of us in rows of version 2": [told.format(3)],
         "problems at last": [],
     }
 
