@@ -378,7 +378,7 @@ def describe_insert(row: WrittenRow, plan: MapperInfo, reader: ValueReader) -> C
             # what `read` would find, without the call
             values[name] = [None, value]
         elif value is None or (value is _UNKNOWN and not column.filled):
-            # a type of the application's may store something for nothing
+            # a TypeDecorator may store a value that is not NULL for None
             stored = None if column.stored is None else read(column, None)
             if stored is not None:
                 values[name] = [None, stored]

@@ -63,7 +63,7 @@ class ConnectionFacts:
     __slots__ = ("began_in", "flush", "part", "sessions", "state")
 
     def __init__(self) -> None:
-        """Begin with nothing known."""
+        """Nothing is known of a connection that has only been made."""
         self.state: TransactionState | None = None
         self.began_in: AuditScope | PendingScope | None = None
         self.sessions: tuple[weakref.ref[Session], ...] = ()
@@ -255,7 +255,7 @@ class TransactionTracker:
             if _is_over(state, connection):
                 self.end(connection, "committed")
             else:
-                # nothing of it is undone if none was begun, only not yet answered
+                # in psycopg's pipelined autocommit a ROLLBACK undoes nothing: unknown
                 undecided = is_pipelined_autocommit(connection)
                 self.end(connection, "unknown" if undecided else "rolled_back")
 
