@@ -22,9 +22,11 @@ from otel_audit.delivery.receipts import WRITTEN_HERE, WrittenAs
 from otel_audit.delivery.sink import Accepted, Conflict, Receipt, Refused, Written
 from otel_audit.errors import ConfigurationError, StoreError
 from otel_audit.record import ANONYMOUS, AuditRecord
+from otel_audit_postgres.batch_insert import INSERT, parameters
 from otel_audit_postgres.connection import (
     Connection,
     InsufficientPrivilegeError,
+    OwnConnection,
     TimeLimits,
     UndefinedFunctionError,
     connect,
@@ -44,7 +46,7 @@ from otel_audit_postgres.errors import (
 )
 from otel_audit_postgres.personal.protect import Protector
 from otel_audit_postgres.row_feed import RowFeed, can_be_fed, split, to_rows, to_rows_by_turns
-from otel_audit_postgres.rows import COLUMNS, Row, record_from_payload, to_row
+from otel_audit_postgres.rows import Row, record_from_payload, to_row
 from otel_audit_postgres.schema import pg_catalog
 from otel_audit_postgres.schema.readiness import refuse_encoding, refuse_unready
 
@@ -53,22 +55,6 @@ _logger = logging.getLogger(__name__)
 LARGEST_STATEMENT: Final = 2_000_000
 """Bytes of payload that go into one statement; a larger batch is sent in several."""
 
-# one array a column; arrays of arrays cannot be unnested, so entities travel as array literals
-_SENT_AS: Final = {"text[]": "text", "json": "text"}
-_NAMES: Final = ", ".join(name for name, _ in COLUMNS)
-_VALUES: Final = ", ".join(
-    f"{name}::{kind}" if kind in _SENT_AS else name for name, kind in COLUMNS
-)
-_ARRAYS: Final = ", ".join(
-    f"${number}::{_SENT_AS.get(kind, kind)}[]" for number, (_, kind) in enumerate(COLUMNS, 1)
-)
-_INSERT: Final = (
-    f"INSERT INTO audit.audit_logs ({_NAMES}) SELECT {_VALUES} "  # noqa: S608 - constants
-    f"FROM unnest({_ARRAYS}) AS sent ({_NAMES}) "
-    # the key is id and tenant: an id that another tenant's record has is taken, too
-    "WHERE sent.id <> ALL (ARRAY(SELECT taken.id FROM audit.audit_logs AS taken "
-    "WHERE taken.id = ANY ($1::uuid[]))) ON CONFLICT DO NOTHING"
-)
 _STORED: Final = (
     "SELECT id, content_hash, received_hash FROM audit.audit_logs WHERE id = ANY($1::uuid[])"
 )
@@ -100,14 +86,6 @@ _TODAY: Final = "SELECT extract(epoch FROM date_trunc('day', now() AT TIME ZONE 
 _MOST_CLAIMS: Final = 4
 """Ids that a record is tried under, its own included. Each follows from its content, so the next
 one is needed only where somebody knew all of it beforehand."""
-
-# to receive data, to read it, to read the end of the stream, to notify the connection
-_TURNS_TO_READ: Final = 4
-_ONLY_NULL: Final = {type(None)}
-_TEXTS: Final = {str, type(None)}
-_TEXT_COLUMNS: Final = [place for place, (_, kind) in enumerate(COLUMNS) if kind == "text"]
-_ENTITIES: Final = [name for name, _ in COLUMNS].index("entities")
-_PAYLOAD: Final = [name for name, _ in COLUMNS].index("payload")
 
 
 class PostgresSink:
@@ -154,7 +132,7 @@ class PostgresSink:
         self._on_default_rows = on_default_rows
         self._connect_timeout = connect_timeout
         self._statement_timeout = statement_timeout
-        self._connection: Connection[Any] | None = None
+        self._connection: OwnConnection | None = None
         self._loader: Loader | None = None
         self._has_broken_loading = False
         self._upkept_on: date | None = None
@@ -396,7 +374,7 @@ class PostgresSink:
 
     async def _connected(self) -> Connection[Any]:
         if self._connection is not None:
-            await _process_incoming()
+            await self._connection.process_incoming()
         if self._connection is None or self._connection.is_closed():
             self._connection = await connect(
                 self._dsn, self._connect_timeout, TimeLimits.of_statements(self._statement_timeout)
@@ -587,7 +565,7 @@ class PostgresSink:
         trial = connection.transaction()
         await trial.start()
         try:
-            await connection.execute(_INSERT, *_arrays([sound]), timeout=self._statement_timeout)
+            await connection.execute(INSERT, *parameters([sound]), timeout=self._statement_timeout)
         except Exception as error:
             if not is_refusal(error):
                 raise
@@ -624,7 +602,8 @@ class PostgresSink:
             loaded = await self._load(rows)
             if loaded is not None:
                 return loaded
-        status = await connection.execute(_INSERT, *_arrays(rows), timeout=self._statement_timeout)
+        sent = parameters(rows)
+        status = await connection.execute(INSERT, *sent, timeout=self._statement_timeout)
         self._has_broken_loading = False
         return int(status.rpartition(" ")[2])
 
@@ -761,45 +740,6 @@ class _Outcome:
 
 def _sound_record() -> AuditRecord:
     return process_record("audit.store.tried", actor=ANONYMOUS)
-
-
-async def _process_incoming() -> None:
-    """Let the event loop read the server's messages, such as the end of the connection."""
-    for _ in range(_TURNS_TO_READ):
-        await asyncio.sleep(0)
-
-
-def _arrays(rows: Sequence[Row]) -> list[list[Any]]:
-    """Put rows down as a statement's parameters.
-
-    Raises:
-        TypeError: A field has a type that its class does not allow; so a refusal, as the server's.
-    """
-    try:
-        arrays = [list(column) for column in zip(*(row.values for row in rows), strict=True)]
-        arrays[_ENTITIES] = [_literal(entities) for entities in arrays[_ENTITIES]]
-    except (AttributeError, LookupError) as error:
-        raise TypeError(type(error).__name__) from None
-    arrays[_PAYLOAD] = [payload.decode() for payload in arrays[_PAYLOAD]]
-    kinds = [set(map(type, column)) for column in arrays]
-    for place in _TEXT_COLUMNS:
-        # the driver takes a list in a list for a second dimension, which unnest makes flat
-        if not kinds[place] <= _TEXTS and not all(map(_may_be_text, arrays[place])):
-            raise TypeError(COLUMNS[place][0])
-    # unnest fills up with NULL; each one that is sent costs the driver more than a text does
-    return [
-        [] if kind == _ONLY_NULL else column for kind, column in zip(kinds, arrays, strict=True)
-    ]
-
-
-def _may_be_text(value: object) -> bool:
-    return value is None or isinstance(value, str)
-
-
-def _literal(texts: Sequence[str]) -> str:
-    """Write a ``text[]`` literal (PostgreSQL documentation, 8.15.6)."""
-    quoted = (text.replace("\\", "\\\\").replace('"', '\\"') for text in texts)
-    return "{" + ",".join(f'"{text}"' for text in quoted) + "}"
 
 
 def _came_directly(row: Row, stored: set[tuple[Any, bytes]]) -> bool:
