@@ -630,7 +630,7 @@ class AuditConfig(BaseSettings):
         "all, and notes what it finds, or puts into quarantine what has no valid one, as spans.",
     )
     serve_trust_file: Path | None = Field(
-        None, description="The file that says whose signatures the OTLP sink believes."
+        None, description="The file of signers that the OTLP sink trusts."
     )
     serve_max_body_bytes: int = Field(
         24 * 1024 * 1024, ge=1024, description="Bytes of one request to the OTLP sink, as received."

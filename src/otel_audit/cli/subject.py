@@ -239,7 +239,7 @@ def replay(dsn: str | None, dry_run: bool, yes: bool, as_json: bool) -> None:
         if as_json:
             echo_json({"told": destroyed, "back": back})
         else:
-            echo(f"{back} keys are back, of {destroyed} that the trail tells of")
+            echo(f"{back} keys are back, of {destroyed} that the trail names")
         return
     if back:
         asked(f"{back} keys are destroyed again. Go on?", yes=yes, as_json=as_json)
@@ -247,7 +247,7 @@ def replay(dsn: str | None, dry_run: bool, yes: bool, as_json: bool) -> None:
     if as_json:
         echo_json({"told": count, "destroyed": back})
         return
-    echo(f"{count} keys that the trail tells of are destroyed")
+    echo(f"{count} keys that the trail names are destroyed")
 
 
 def _keys() -> KeyStore:

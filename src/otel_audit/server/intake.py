@@ -317,7 +317,7 @@ class Intake:
         if isinstance(error, StoreUnavailableError):
             log_limited(_logger, "away", "No records accepted: %s", error, level=logging.WARNING)
         elif isinstance(error, StoreError):
-            log_limited(_logger, "unfit", "NO RECORDS ACCEPTED until somebody acts: %s", error)
+            log_limited(_logger, "unfit", "NO RECORDS ACCEPTED until this is fixed: %s", error)
         else:
             log_limited(_logger, "write", "No records accepted: writing failed", error=error)
 

@@ -242,7 +242,7 @@ def _signers(config: AuditConfig) -> TrustedSigners | None:
     if config.serve_trust_file is None:
         raise ConfigurationError(
             f"{PREFIX}SERVE_TRUST_FILE: missing, and {PREFIX}SERVE_VERIFY is "
-            f"{config.serve_verify}; name the file that says whose signatures are believed"
+            f"{config.serve_verify}; name the file of trusted signers"
         )
     return read_trust_file(config.serve_trust_file)
 
