@@ -222,7 +222,7 @@ def _marked(config: AuditConfig) -> Iterator[Check]:
         yield Check(
             "personal columns", ok=True,
             detail=f"{len(marked)} are marked; "
-            + ("encrypted here" if config.keys_dsn else "the process that stores records encrypts them"),
+            + ("encrypted here" if config.keys_dsn else "encrypted where they are stored"),
         )  # fmt: skip
 
 
