@@ -101,7 +101,7 @@ class Service:
             receipts: Whether receipts are requested.
 
         Raises:
-            Problem: Not all of it is known to be stored.
+            RequestError: Not all of it is known to be stored.
         """
         allowance = RequestBudget.of_message(1 << 30) if allowance is None else allowance
         taking = _Taking(await self._ready(), sender, allowance)
