@@ -630,7 +630,7 @@ class AuditConfig(BaseSettings):
         "all, and notes what it finds, or puts into quarantine what has no valid one, as spans.",
     )
     serve_trust_file: Path | None = Field(
-        None, description="The file that says whose signatures the OTLP sink believes."
+        None, description="The file of signers that the OTLP sink trusts."
     )
     serve_max_body_bytes: int = Field(
         24 * 1024 * 1024, ge=1024, description="Bytes of one request to the OTLP sink, as received."
@@ -920,7 +920,7 @@ def user_state_directory(setting: str) -> Path:
         ) from None
 
 
-def said_yes(setting: str) -> bool:
+def is_set_true(setting: str) -> bool:
     """Return whether a variable of the environment is true, whatever else may be wrong there.
 
     Args:
@@ -930,8 +930,8 @@ def said_yes(setting: str) -> bool:
     return word.strip().lower() in ("1", "true", "yes", "on", "y", "t")
 
 
-def said_no(setting: str) -> bool:
-    """Return whether a variable of the environment is false; see `said_yes`."""
+def is_set_false(setting: str) -> bool:
+    """Return whether a variable of the environment is false; see `is_set_true`."""
     word = os.environ.get(f"{PREFIX}{setting.upper()}", "")
     return word.strip().lower() in ("0", "false", "no", "off", "n", "f")
 

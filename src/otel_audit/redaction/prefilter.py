@@ -139,7 +139,7 @@ class Scan:
         ]
         others = [piece for piece in pieces if not piece.isascii()]
         self._pattern = _compiled(alike)
-        # an accent that is taken off, or a letter that is, no longer shows where a word begins
+        # removing accents or letters can hide word boundaries, so this search ignores them
         self._spelled_pattern = _compiled([*alike, *_other_scripts(others)])
         self._anything = not all(pieces)
 
@@ -221,7 +221,7 @@ def _either_case(word: str) -> str:
 # other escapes could spell anything; so could a name with an escape in it
 _HARD: Final = re.compile(rb'\\(?:[^"nrt/]|"[^"]*"\s*:)')
 _SOFT: Final = ((b'\\"', b'"'), (b"\\n", b"\n"), (b"\\r", b"\r"), (b"\\t", b"\t"), (b"\\/", b"/"))
-# under a plain name only the replacement of a value that was removed before, or null
+# values that are redacted already (a placeholder, an HMAC) and null need no look
 _TAKEN_OUT: Final = (
     rb'(?:"(?:\[REDACTED\]|\[WITHHELD\]|hmac:[A-Za-z0-9_-]{1,32}:[0-9a-f]{64})"|null)'
 )
