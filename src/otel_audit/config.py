@@ -145,9 +145,9 @@ class JwtIssuer(BaseModel):
     """One of several issuers of bearer tokens: its name, its key or keys, what it may sign with.
 
     Attributes:
-        issuer: The `iss` of its tokens.
+        issuer: The ``iss`` of its tokens.
         algorithms: Signature algorithms that are accepted from it.
-        audience: The `aud` its tokens must carry, or several: one of them is enough.
+        audience: The ``aud`` its tokens must carry, or several: one of them is enough.
         key: Secret (HS*) or public key in PEM; exactly one of this and the next two.
         jwks_url: Where its JWK set is fetched.
         jwks_file: File with its JWK set.
