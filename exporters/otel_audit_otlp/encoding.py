@@ -134,7 +134,7 @@ def _resource_spans(resource: Mapping[str, Any], group: Iterable[Carried]) -> by
 
 
 def parts_of(carried: Sequence[Carried]) -> Iterator[Sequence[Carried]]:
-    """Split what is to be sent into requests of at most `LARGEST_REQUEST` bytes, or one span."""
+    """Split spans into requests of at most `LARGEST_REQUEST` bytes, or one span."""
     first, size = 0, 0
     for number, item in enumerate(carried):
         own = len(item.span)

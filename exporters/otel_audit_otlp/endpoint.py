@@ -46,6 +46,10 @@ class Endpoint:
         tls: For ``https``: whom to trust, and our certificate; None for ``http``.
         compression: How a request's body is compressed.
         timeout: Seconds that one request may take, from connecting to the answer's last byte.
+
+    Example::
+
+        endpoint = Endpoint("http://127.0.0.1:4318/v1/traces", headers={"x-token": "…"})
     """
 
     url: str

@@ -34,10 +34,16 @@ class OtlpAuditExporter(SpanExporter):
 
     Under a `BatchSpanProcessor` it gets only spans that are sampled and fit its queue. Records that
     otel-audit makes itself do not need it: they have a delivery of their own.
+
+    Example::
+
+        provider = TracerProvider()
+        exporter = OtlpAuditExporter(AuditConfig(otlp_endpoint="http://127.0.0.1:4318"))
+        provider.add_span_processor(SimpleSpanProcessor(exporter))
     """
 
     def __init__(self, config: AuditConfig | None = None) -> None:
-        """Open the spool; nothing is connected yet.
+        """Open the spool, without a connection.
 
         Args:
             config: The settings; by default those of the environment and the settings' file, with

@@ -126,7 +126,7 @@ def _heads(tag: bytes) -> list[bytes]:
 
 
 def _before_text(size: int) -> bytes:
-    """What stands before a text that is an attribute's value, and is not short."""
+    """The prefix of a long text as an attribute's value."""
     length = _varint(size)
     return _VALUE + _varint(len(_STRING) + len(length) + size) + _STRING + length
 

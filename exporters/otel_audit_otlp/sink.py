@@ -39,10 +39,16 @@ class OtlpSink:
     The receiver must answer only when what it got is safe, as `otel-audit serve` does, and a
     Collector with a persistent queue. A record that it refuses is found by halving and set aside
     on this machine with the reason, and holds up no other.
+
+    Example::
+
+        refused = []
+        sink = OtlpSink(Endpoint("http://127.0.0.1:4318/v1/traces"), refused.extend)
+        await sink.close()
     """
 
     def __init__(self, endpoint: Endpoint, set_aside: Callable[[Sequence[Refused]], None]) -> None:
-        """Remember where to send; nothing is opened yet.
+        """Take the settings; nothing is opened yet.
 
         Args:
             endpoint: The receiver.

@@ -1,4 +1,4 @@
-"""The audit schema by Alembic, for those who migrate everything with it.
+"""Alembic operations for the audit schema.
 
 A revision of yours calls `upgrade`; see docs/migrations.md::
 

@@ -8,9 +8,10 @@ nothing may be left in a session: settings go into each transaction, and no stat
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -79,6 +80,9 @@ _CACHED_STATEMENTS: Final = 100
 
 _PATIENCE: Final = 2.0
 """Seconds for cancelling the running statement in the server and closing the connection."""
+
+# to receive data, to read it, to read the end of the stream, to notify the connection
+_TURNS_TO_READ: Final = 4
 
 _SYNC_WAIT: Final = "SyncRepWaitForLSN"
 """The server's function that warns where a COMMIT did not wait for the synchronous standby."""
@@ -171,6 +175,52 @@ class OwnConnection(_Connection):
             async with self.transaction():
                 return await super().fetchval(*args, **options)
         return await super().fetchval(*args, **options)
+
+    async def copy_then(
+        self,
+        copy: str,
+        then: str,
+        source: AsyncIterable[bytes],
+        timeout: float,  # noqa: ASYNC109 - asyncpg's own
+    ) -> str:
+        """Copy, and execute one more statement, in one transaction and one message to the server.
+
+        Args:
+            copy: ``COPY ... FROM STDIN``.
+            then: What follows when all is copied.
+            source: What is copied.
+            timeout: Seconds for all of it.
+
+        Returns:
+            The status of the second one.
+        """
+        # a limit of its own would start a task for every piece
+        async with asyncio.timeout(timeout):
+            status: str = await self._copy_in(  # type: ignore[attr-defined]
+                f"{copy}; {then}", source, None
+            )
+        return status
+
+    async def process_incoming(self) -> None:
+        """Let the loop read what the server said since, such as that it has closed the connection.
+
+        Costs one look at the socket where it has said nothing.
+        """
+        if self._is_quiet():
+            return
+        for _ in range(_TURNS_TO_READ):
+            await asyncio.sleep(0)
+
+    def _is_quiet(self) -> bool:
+        transport = self._transport  # type: ignore[attr-defined]
+        if transport is None:
+            return False
+        link = transport.get_extra_info("socket")
+        if link is None or transport.is_closing() or not hasattr(select, "poll"):
+            return False
+        look = select.poll()
+        look.register(link.fileno(), select.POLLIN)
+        return not look.poll(0)
 
     def keep_alive(self, wanted: Mapping[str, int]) -> None:
         """Set socket options as libpq does."""
@@ -314,7 +364,7 @@ async def settle(connection: Connection[Any]) -> None:
 
 
 def refuse_unreplicated(connection: Connection[Any]) -> None:
-    """Raise if a COMMIT has not waited for the synchronous standby, as somebody cut it off.
+    """Raise if a COMMIT did not wait for the synchronous standby because it was cancelled.
 
     Raises:
         StoreUnavailableError: It has not.

@@ -26,6 +26,9 @@ count = Struct("!h").pack
 """The number of fields that a row begins with."""
 length = Struct("!i").pack
 """The length of a field whose value follows."""
+_SHORT: Final = 256
+_LENGTHS: Final = [length(size) for size in range(_SHORT)]
+"""Those of short fields, ready: looking one up takes half the time of packing it."""
 _int4 = Struct("!ii").pack
 _int8 = Struct("!iq").pack
 _float8 = Struct("!id").pack
@@ -58,7 +61,8 @@ def text(value: str | None) -> bytes:
     if value is None:
         return NULL
     encoded = str.encode(value)
-    return length(len(encoded)) + encoded
+    size = len(encoded)
+    return (_LENGTHS[size] if size < _SHORT else length(size)) + encoded
 
 
 def texts(values: Sequence[str]) -> bytes:

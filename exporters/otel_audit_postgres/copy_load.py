@@ -2,19 +2,18 @@
 
 Row-level security forbids a role that it binds to COPY into the table itself, and COPY knows no ON
 CONFLICT. So the rows are copied into a temporary table of the connection's own, and go from there
-into ``audit.audit_logs``, in one transaction. The table is always named with its schema, so that
-no search_path decides which one it is.
+into ``audit.audit_logs``, in one transaction and one message to the server. The table is always
+named with its schema, so that no search_path decides which one it is.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable
-from typing import Any, Final
+from typing import Final
 
 from otel_audit._util.ratelimited_log import log_limited
-from otel_audit_postgres.connection import Connection, is_pooled
+from otel_audit_postgres.connection import OwnConnection, is_pooled
 from otel_audit_postgres.copy_format import in_pieces
 from otel_audit_postgres.errors import is_refusal, sqlstate
 from otel_audit_postgres.rows import COLUMNS, Row
@@ -29,14 +28,14 @@ Measured with records of about 2 KB, microseconds of client CPU a row, COPY agai
 """
 
 _TABLE: Final = "otel_audit_batch"
-_COLUMNS: Final = [name for name, _ in COLUMNS]
-_NAMES: Final = ", ".join(_COLUMNS)
+_NAMES: Final = ", ".join(name for name, _ in COLUMNS)
 _DEFINITIONS: Final = ", ".join(f"{name} pg_catalog.{kind}" for name, kind in COLUMNS)
 # a row of a few kilobytes is not compressed on its way: the trigger reads its payload several times
 _CREATE: Final = (
     f"CREATE TEMPORARY TABLE pg_temp.{_TABLE} ({_DEFINITIONS}) "
     "WITH (toast_tuple_target = 8160) ON COMMIT DELETE ROWS"
 )
+_COPY: Final = f"COPY pg_temp.{_TABLE} ({_NAMES}) FROM STDIN (FORMAT binary)"
 _INSERT_NEW: Final = (
     f"INSERT INTO audit.audit_logs ({_NAMES}) SELECT {_NAMES} "  # noqa: S608 - constants
     f"FROM pg_temp.{_TABLE} "
@@ -55,8 +54,8 @@ tables, no room for them, or a proxy that hands every transaction to another bac
 class Loader:
     """Loads batches over one connection, for as long as that works there."""
 
-    def __init__(self, connection: Connection[Any], statement_timeout: float) -> None:
-        """Take a connection that is in no transaction; nothing is sent yet.
+    def __init__(self, connection: OwnConnection, statement_timeout: float) -> None:
+        """Take a connection outside a transaction; nothing is sent yet.
 
         Args:
             connection: To the store.
@@ -90,14 +89,12 @@ class Loader:
             return None
         try:
             if not self._is_prepared:
-                await self._run(_CREATE)
+                await self._connection.execute(_CREATE, timeout=self._timeout)
                 self._is_prepared = True
             return await self._load(rows)
         except Exception as error:
             if not _leaves_connection(error):
                 raise
-            if self._connection.is_in_transaction():
-                await self._run("ROLLBACK")
             if self._insert is _INSERT_NEW and sqlstate(error) == _UNIQUE_VIOLATION:
                 self._insert = _INSERT
                 return None
@@ -108,22 +105,9 @@ class Loader:
             return None
 
     async def _load(self, rows: Iterable[Row]) -> int:
-        await self._run("BEGIN")
-        # one limit around all: asyncpg's own starts a task for every piece
-        async with asyncio.timeout(self._timeout):
-            await self._connection.copy_to_table(
-                _TABLE,
-                schema_name="pg_temp",
-                columns=_COLUMNS,
-                source=_one_by_one(in_pieces((row.copied, row.payload) for row in rows)),
-                format="binary",
-            )
-        status = await self._run(self._insert)
-        await self._run("COMMIT")
+        source = _one_by_one(in_pieces((row.copied, row.payload) for row in rows))
+        status = await self._connection.copy_then(_COPY, self._insert, source, self._timeout)
         return int(status.rpartition(" ")[2])
-
-    async def _run(self, statement: str) -> str:
-        return await self._connection.execute(statement, timeout=self._timeout)
 
     def _give_up(self, error: Exception) -> None:
         self._is_possible = False

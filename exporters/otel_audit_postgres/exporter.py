@@ -1,4 +1,4 @@
-"""A plain OpenTelemetry exporter for spans that somebody flagged as audit spans: best effort.
+"""An OpenTelemetry span exporter for flagged audit spans: best effort.
 
 ``OTEL_TRACES_EXPORTER=otlp,audit_postgres`` puts it behind a `BatchSpanProcessor`, which skips
 spans that are not sampled, drops the oldest when its queue is full, and does not try again.
@@ -61,7 +61,7 @@ class PostgresAuditSpanExporter(SpanExporter):
         timeout: float = 10.0,
         connect_timeout: float | None = None,
     ) -> None:
-        """Remember where to store; nothing is opened yet.
+        """Take the settings; nothing is opened yet.
 
         Args:
             dsn: The audit store; by default what ``OTEL_AUDIT_DSN`` or the settings' file says.

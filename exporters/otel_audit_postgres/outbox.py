@@ -113,7 +113,7 @@ WHERE t.oid = to_regclass('audit.outbox') AND r.rolname = current_user
 
 
 def outbox_sql(*, application: str | None = None, relay: str | None = None) -> str:
-    """Write down what `init_outbox` runs, for those who apply SQL themselves.
+    """Return the SQL that `init_outbox` runs, to be applied by hand.
 
     Args:
         application: The application's login role, or one that it takes on; gets INSERT and nothing
@@ -131,7 +131,7 @@ def outbox_sql(*, application: str | None = None, relay: str | None = None) -> s
 async def init_outbox(
     dsn: str, *, application: str | None = None, relay: str | None = None
 ) -> tuple[str, ...]:
-    """Make the outbox in an application's database, with its grants; nothing is done twice.
+    """Create the outbox in an application's database, with its grants. Idempotent.
 
     Args:
         dsn: The application's database, as a role that may create a schema in it.
@@ -204,7 +204,7 @@ class PostgresOutbox:
     def __init__(
         self, dsn: str, *, connect_timeout: float = 5.0, statement_timeout: float = 30.0
     ) -> None:
-        """Remember where to connect; nothing is opened yet.
+        """Take the settings; nothing is opened yet.
 
         Args:
             dsn: The application's database, as the relay's role.

@@ -1,4 +1,4 @@
-"""Values that are stored encrypted, as texts: what such a text looks like, and what finds it.
+"""The text form of encrypted values, and their searchable beginning.
 
 ``~p1.PSEUDONYM.KEY.BOX``: a keyed hash, by which equal values of one subject are found; the
 id of the subject's key; nonce, ciphertext and tag. Each part in URL-safe base64 without padding.
@@ -26,7 +26,7 @@ class EncryptedValue(NamedTuple):
     box: bytes
 
     def text(self) -> str:
-        """As it is stored."""
+        """The stored text."""
         return MARK + ".".join(map(encoded, self))
 
 

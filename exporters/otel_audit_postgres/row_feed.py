@@ -46,26 +46,19 @@ async def to_rows_by_turns(
     return rows, refused
 
 
-class RowFeed:
-    """The rows of a batch in parts, each row made when it is taken.
+class RowParts:
+    """Rows, split into parts that fit into one statement each."""
 
-    What takes them sends them on: so the server reads while the next ones are made.
-
-    Attributes:
-        refused: Records that no row can hold, as far as rows were made.
-    """
-
-    def __init__(self, records: Iterable[AuditRecord], most_bytes: int) -> None:
-        """Make the first row.
+    def __init__(self, rows: Iterator[Row], most_bytes: int) -> None:
+        """Take the first row.
 
         Args:
-            records: The batch.
-            most_bytes: Bytes of payload in one part, or one row.
+            rows: All of them.
+            most_bytes: Bytes of payload in one part. A larger row is a part of its own.
         """
-        self.refused: list[Refused] = []
-        self._made = _made(records, self.refused, to_copy=True)
+        self._rows = rows
         self._most_bytes = most_bytes
-        self._next = next(self._made, None)
+        self._next = next(rows, None)
 
     def __bool__(self) -> bool:
         """Whether any row is left."""
@@ -83,14 +76,41 @@ class RowFeed:
             if size > self._most_bytes and rows:
                 return
             rows.append(row)
-            self._next = next(self._made, None)
+            self._next = next(self._rows, None)
             yield row
+
+
+class RowFeed(RowParts):
+    """The rows of a batch in parts; each row is made when it is taken.
+
+    Whoever takes a row sends it on, so the server reads while the next rows are made.
+
+    Attributes:
+        refused: Records that no row can hold, among those whose rows were made so far.
+    """
+
+    def __init__(self, records: Iterable[AuditRecord], most_bytes: int) -> None:
+        """Make the first row.
+
+        Args:
+            records: The batch.
+            most_bytes: As for `RowParts`.
+        """
+        self.refused: list[Refused] = []
+        super().__init__(_made(records, self.refused, to_copy=True), most_bytes)
+
+
+def split(rows: Iterable[Row], most_bytes: int) -> Iterator[list[Row]]:
+    """Split rows that are made already; see `RowParts`."""
+    parts = RowParts(iter(rows), most_bytes)
+    while parts:
+        yield parts.part().finish()
 
 
 class RowPart:
     """As many rows as go into one statement; taken once."""
 
-    def __init__(self, feed: RowFeed) -> None:
+    def __init__(self, feed: RowParts) -> None:
         """Begin; nothing is taken yet."""
         self._rows: list[Row] = []
         self._rest = feed.take(self._rows)

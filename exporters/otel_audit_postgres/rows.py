@@ -9,6 +9,7 @@ says what each column's value is; a `_Form` says how it is put down, as an objec
 from __future__ import annotations
 
 import hashlib
+import math
 import operator
 import uuid
 from collections.abc import Callable
@@ -95,7 +96,8 @@ def _exact_text(value: object) -> str:
     raise TypeError
 
 
-_encode = msgspec.json.Encoder(enc_hook=_exact_text).encode
+encode_exact = msgspec.json.Encoder(enc_hook=_exact_text).encode
+"""Writes JSON, of texts and of kinds of texts; `TypeError` where a type has no JSON."""
 _decode = msgspec.json.Decoder(AuditRecord).decode
 
 
@@ -137,6 +139,11 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     def values(self) -> tuple[Any, ...]:
         """One value for each of `COLUMNS`, in this order, as a statement's parameters."""
         return _project(self.record, self.row_id, self.payload, self.content_hash, _OBJECTS)
+
+    @property
+    def json_values(self) -> tuple[Any, ...]:
+        """As `values`, spelled as the server reads them from JSON; the payload as text."""
+        return _project(self.record, self.row_id, self.payload, self.content_hash, _JSON)
 
     @property
     def received_hash(self) -> bytes | None:
@@ -208,6 +215,13 @@ def record_from_payload(text: str | bytes) -> AuditRecord:
 
     Raises:
         msgspec.DecodeError: The text is no JSON, or no record (`msgspec.ValidationError`).
+
+    Example::
+
+        async with open_trail(dsn) as trail:
+            for one in (await trail.search(parse("actor:ada"))).records:
+                for shown in await trail.show(str(one.id)):
+                    print(record_from_payload(shown.payload).changes)
     """
     return _decode(text)
 
@@ -251,7 +265,11 @@ def key_text(text: str) -> str:
 
 
 def _copied_key(text: Any) -> bytes:
-    return copy_format.text(key_text(text))
+    return copy_format.text(text if len(text) <= LONGEST_KEY else key_text(text))
+
+
+def _copied_searchable(text: str | None) -> bytes:
+    return copy_format.text(searchable(text))
 
 
 class _Form(NamedTuple):
@@ -261,6 +279,7 @@ class _Form(NamedTuple):
         null: What is unknown.
         uuid: From 16 bytes.
         text: One that many records have, or None.
+        searched: The same, of an encrypted one what finds it.
         key: The same, bounded by `key_text`; not None.
         own_text: One that few records have, or None.
         own_key: The same, bounded by `key_text`; not None.
@@ -276,6 +295,7 @@ class _Form(NamedTuple):
     null: Any
     uuid: Callable[[bytes], Any]
     text: Callable[[str | None], Any]
+    searched: Callable[[str | None], Any]
     key: Callable[[str], Any]
     own_text: Callable[[str | None], Any]
     own_key: Callable[[str], Any]
@@ -296,6 +316,7 @@ _OBJECTS: Final = _Form(
     null=None,
     uuid=lambda value: uuid.UUID(bytes=value),
     text=_same,
+    searched=searchable,
     key=key_text,
     own_text=_same,
     own_key=key_text,
@@ -307,10 +328,18 @@ _OBJECTS: Final = _Form(
     bytea=_same,
     json=_same,
 )
+_JSON: Final = _OBJECTS._replace(
+    uuid=bytes.hex,
+    # JSON has no infinity
+    float8=lambda value: value if math.isfinite(value) else str(value),
+    bytea=lambda value: None if value is None else f"\\x{value.hex()}",
+    json=bytes.decode,
+)
 _COPIED: Final = _Form(
     null=copy_format.NULL,
     uuid=copy_format.raw,
     text=Memo(copy_format.text, _REMEMBERED, _is_short).__getitem__,
+    searched=Memo(_copied_searchable, _REMEMBERED, _is_short).__getitem__,
     key=Memo(_copied_key, _REMEMBERED, _is_short).__getitem__,
     own_text=copy_format.text,
     own_key=_copied_key,
@@ -327,13 +356,13 @@ _COPIED: Final = _Form(
 def _written_down(record: AuditRecord) -> tuple[AuditRecord, bytes]:
     """Encode a record; sanitize it first if its text could not be stored and searched."""
     try:
-        payload = _encode(record)
+        payload = encode_exact(record)
         if not needs_mending(payload) and type(record.record_id) is str and _names_alike(record):
             return record, payload
     except (UnicodeEncodeError, TypeError, AttributeError, RecursionError):
         pass
     mended = mend_record(record)
-    payload = _encode(mended)
+    payload = encode_exact(mended)
     try:
         return _decode(payload), payload
     except (msgspec.DecodeError, RecursionError) as error:
@@ -359,7 +388,10 @@ def _project(
     record: AuditRecord, row_id: bytes, payload: bytes, content_hash: bytes, form: _Form
 ) -> tuple[Any, ...]:
     """Make the values in the order of `COLUMNS`, put down in that form."""
-    null, uuid_, text, key, own_text, own_key, moment, float8, int4, int8, texts, bytea, json = form
+    (
+        null, uuid_, text, searched, key, own_text, own_key,
+        moment, float8, int4, int8, texts, bytea, json,
+    ) = form  # fmt: skip
     actor, tenant, target, source = record.actor, record.tenant, record.target, record.source
     request, response, received = record.request, record.response, record.received
     service = record.resource.get("service.name")
@@ -378,14 +410,14 @@ def _project(
         text(actor.role),
         null if target is None else key(target.type),
         null if target is None or target.id is None else own_key(target.id),
-        null if source is None else text(searchable(source.address)),
-        null if source is None else text(searchable(source.user_agent)),
-        null if source is None else text(searchable(source.session_id)),
+        null if source is None else searched(source.address),
+        null if source is None else searched(source.user_agent),
+        null if source is None else searched(source.session_id),
         null if record.error is None else text(record.error.type),
         text(service) if isinstance(service, str) else null,
         null if request is None else text(request.method),
         null if request is None else text(request.route),
-        null if request is None else text(searchable(request.path)),
+        null if request is None else searched(request.path),
         null if response is None else int4(_fitting(response.status_code, 31)),
         null if request is None or request.id is None else own_key(request.id),
         null if record.trace_id is None else own_key(record.trace_id),

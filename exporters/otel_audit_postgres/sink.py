@@ -22,9 +22,11 @@ from otel_audit.delivery.receipts import WRITTEN_HERE, WrittenAs
 from otel_audit.delivery.sink import Accepted, Conflict, Receipt, Refused, Written
 from otel_audit.errors import ConfigurationError, StoreError
 from otel_audit.record import ANONYMOUS, AuditRecord
+from otel_audit_postgres.batch_insert import INSERT, parameters
 from otel_audit_postgres.connection import (
     Connection,
     InsufficientPrivilegeError,
+    OwnConnection,
     TimeLimits,
     UndefinedFunctionError,
     connect,
@@ -43,8 +45,8 @@ from otel_audit_postgres.errors import (
     refusal_reason,
 )
 from otel_audit_postgres.personal.protect import Protector
-from otel_audit_postgres.row_feed import RowFeed, can_be_fed, to_rows, to_rows_by_turns
-from otel_audit_postgres.rows import COLUMNS, Row, record_from_payload, to_row
+from otel_audit_postgres.row_feed import RowFeed, can_be_fed, split, to_rows, to_rows_by_turns
+from otel_audit_postgres.rows import Row, record_from_payload, to_row
 from otel_audit_postgres.schema import pg_catalog
 from otel_audit_postgres.schema.readiness import refuse_encoding, refuse_unready
 
@@ -53,22 +55,6 @@ _logger = logging.getLogger(__name__)
 LARGEST_STATEMENT: Final = 2_000_000
 """Bytes of payload that go into one statement; a larger batch is sent in several."""
 
-# one array a column; arrays of arrays cannot be unnested, so entities travel as array literals
-_SENT_AS: Final = {"text[]": "text", "json": "text"}
-_NAMES: Final = ", ".join(name for name, _ in COLUMNS)
-_VALUES: Final = ", ".join(
-    f"{name}::{kind}" if kind in _SENT_AS else name for name, kind in COLUMNS
-)
-_ARRAYS: Final = ", ".join(
-    f"${number}::{_SENT_AS.get(kind, kind)}[]" for number, (_, kind) in enumerate(COLUMNS, 1)
-)
-_INSERT: Final = (
-    f"INSERT INTO audit.audit_logs ({_NAMES}) SELECT {_VALUES} "  # noqa: S608 - constants
-    f"FROM unnest({_ARRAYS}) AS sent ({_NAMES}) "
-    # the key is id and tenant: an id that another tenant's record has is taken, too
-    "WHERE sent.id <> ALL (ARRAY(SELECT taken.id FROM audit.audit_logs AS taken "
-    "WHERE taken.id = ANY ($1::uuid[]))) ON CONFLICT DO NOTHING"
-)
 _STORED: Final = (
     "SELECT id, content_hash, received_hash FROM audit.audit_logs WHERE id = ANY($1::uuid[])"
 )
@@ -101,14 +87,6 @@ _MOST_CLAIMS: Final = 4
 """Ids that a record is tried under, its own included. Each follows from its content, so the next
 one is needed only where somebody knew all of it beforehand."""
 
-# to receive data, to read it, to read the end of the stream, to notify the connection
-_TURNS_TO_READ: Final = 4
-_ONLY_NULL: Final = {type(None)}
-_TEXTS: Final = {str, type(None)}
-_TEXT_COLUMNS: Final = [place for place, (_, kind) in enumerate(COLUMNS) if kind == "text"]
-_ENTITIES: Final = [name for name, _ in COLUMNS].index("entities")
-_PAYLOAD: Final = [name for name, _ in COLUMNS].index("payload")
-
 
 class PostgresSink:
     """A `otel_audit.delivery.sink.Sink` over one connection, opened when it is first needed.
@@ -118,6 +96,15 @@ class PostgresSink:
     nothing from its owner. A record that the table refuses goes to ``audit.quarantine`` with the
     reason, and delays no other. After any error the connection is dropped, and the next call opens
     a new one.
+
+    Example::
+
+        sink = PostgresSink(dsn)
+        try:
+            written = await sink.write([record])
+            assert written.stored == 1
+        finally:
+            await sink.close()
     """
 
     def __init__(
@@ -129,7 +116,7 @@ class PostgresSink:
         on_default_rows: Callable[[int], None] | None = None,
         protector: Protector | None = None,
     ) -> None:
-        """Remember where to connect; nothing is opened yet.
+        """Take the settings; nothing is opened yet.
 
         Args:
             dsn: The audit store, ``postgresql://`` or ``postgresql+asyncpg://``.
@@ -145,7 +132,7 @@ class PostgresSink:
         self._on_default_rows = on_default_rows
         self._connect_timeout = connect_timeout
         self._statement_timeout = statement_timeout
-        self._connection: Connection[Any] | None = None
+        self._connection: OwnConnection | None = None
         self._loader: Loader | None = None
         self._has_broken_loading = False
         self._upkept_on: date | None = None
@@ -387,7 +374,7 @@ class PostgresSink:
 
     async def _connected(self) -> Connection[Any]:
         if self._connection is not None:
-            await _process_incoming()
+            await self._connection.process_incoming()
         if self._connection is None or self._connection.is_closed():
             self._connection = await connect(
                 self._dsn, self._connect_timeout, TimeLimits.of_statements(self._statement_timeout)
@@ -473,7 +460,7 @@ class PostgresSink:
         # one statement does not see what it inserts itself
         have_own_ids = len({row.row_id for row in rows}) == len(rows)
         store = self._store if have_own_ids else self._store_new
-        for part in _parts(rows):
+        for part in split(rows, LARGEST_STATEMENT):
             await store(connection, part, became)
 
     async def _store_fed(
@@ -514,7 +501,7 @@ class PostgresSink:
     async def _put(
         self, connection: Connection[Any], rows: Sequence[Row], became: _Outcome
     ) -> tuple[Sequence[Row], int]:
-        """Insert rows; those that the store refuses are found by halving.
+        """Insert rows, and find refused ones by halving.
 
         Returns:
             The rows that it takes, and how many of them are new.
@@ -578,7 +565,7 @@ class PostgresSink:
         trial = connection.transaction()
         await trial.start()
         try:
-            await connection.execute(_INSERT, *_arrays([sound]), timeout=self._statement_timeout)
+            await connection.execute(INSERT, *parameters([sound]), timeout=self._statement_timeout)
         except Exception as error:
             if not is_refusal(error):
                 raise
@@ -615,7 +602,8 @@ class PostgresSink:
             loaded = await self._load(rows)
             if loaded is not None:
                 return loaded
-        status = await connection.execute(_INSERT, *_arrays(rows), timeout=self._statement_timeout)
+        sent = parameters(rows)
+        status = await connection.execute(INSERT, *sent, timeout=self._statement_timeout)
         self._has_broken_loading = False
         return int(status.rpartition(" ")[2])
 
@@ -633,7 +621,7 @@ class PostgresSink:
     async def _store_new(
         self, connection: Connection[Any], rows: Sequence[Row], became: _Outcome
     ) -> None:
-        """Insert rows whose ids are in no other row, of whatever tenant."""
+        """Insert rows with ids that no other row has, of any tenant."""
         ids = [row.id for row in rows]
         found = await connection.fetch(_KNOWN, ids, timeout=self._statement_timeout)
         taken = {row["id"] for row in found}
@@ -752,57 +740,6 @@ class _Outcome:
 
 def _sound_record() -> AuditRecord:
     return process_record("audit.store.tried", actor=ANONYMOUS)
-
-
-async def _process_incoming() -> None:
-    """Let the loop read what the server said since, such as that it has closed the connection."""
-    for _ in range(_TURNS_TO_READ):
-        await asyncio.sleep(0)
-
-
-def _parts(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
-    """Split rows so that no statement carries more than `LARGEST_STATEMENT`, or one row."""
-    first, size = 0, 0
-    for number, row in enumerate(rows):
-        size += len(row.payload)
-        if size > LARGEST_STATEMENT and number > first:
-            yield rows[first:number]
-            first, size = number, len(row.payload)
-    if first < len(rows):
-        yield rows[first:]
-
-
-def _arrays(rows: Sequence[Row]) -> list[list[Any]]:
-    """Put rows down as a statement's parameters.
-
-    Raises:
-        TypeError: A field has a type that its class does not allow; so a refusal, as the server's.
-    """
-    try:
-        arrays = [list(column) for column in zip(*(row.values for row in rows), strict=True)]
-        arrays[_ENTITIES] = [_literal(entities) for entities in arrays[_ENTITIES]]
-    except (AttributeError, LookupError) as error:
-        raise TypeError(type(error).__name__) from None
-    arrays[_PAYLOAD] = [payload.decode() for payload in arrays[_PAYLOAD]]
-    kinds = [set(map(type, column)) for column in arrays]
-    for place in _TEXT_COLUMNS:
-        # the driver takes a list in a list for a second dimension, which unnest makes flat
-        if not kinds[place] <= _TEXTS and not all(map(_may_be_text, arrays[place])):
-            raise TypeError(COLUMNS[place][0])
-    # unnest fills up with NULL; each one that is sent costs the driver more than a text does
-    return [
-        [] if kind == _ONLY_NULL else column for kind, column in zip(kinds, arrays, strict=True)
-    ]
-
-
-def _may_be_text(value: object) -> bool:
-    return value is None or isinstance(value, str)
-
-
-def _literal(texts: Sequence[str]) -> str:
-    """Write a ``text[]`` literal (PostgreSQL documentation, 8.15.6)."""
-    quoted = (text.replace("\\", "\\\\").replace('"', '\\"') for text in texts)
-    return "{" + ",".join(f'"{text}"' for text in quoted) + "}"
 
 
 def _came_directly(row: Row, stored: set[tuple[Any, bytes]]) -> bool:

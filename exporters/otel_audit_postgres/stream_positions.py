@@ -48,7 +48,7 @@ WHERE b.first <= $1 ORDER BY b.first DESC LIMIT 1
 
 
 class PositionError(StoreError):
-    """A position that does not fit the log: nothing is sent before somebody has decided."""
+    """A position contradicts the log. The stream waits for a decision."""
 
 
 class Refusal(NamedTuple):
@@ -76,7 +76,7 @@ class Parked(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """How far a stream is.
+    """The position of a stream.
 
     Attributes:
         name: The stream's.
@@ -119,7 +119,7 @@ async def refuse_others(connection: Connection[Any]) -> None:
 async def open_stream(
     connection: Connection[Any], name: str, settings: Mapping[str, Any], start: int | None
 ) -> Position:
-    """Make a stream, or take its settings as they are now; either is a record.
+    """Make a stream, or update its settings; both are recorded.
 
     Args:
         connection: As a member of otel_audit_streamer.
@@ -132,7 +132,7 @@ async def open_stream(
 
 
 async def position(connection: Connection[Any], name: str) -> Position:
-    """Where a stream is now.
+    """The current position of a stream.
 
     Raises:
         StoreError: There is no such stream.
@@ -248,12 +248,12 @@ async def waiting_for(connection: Connection[Any], next_leaf: int, sealed: Horiz
 
 
 async def parked(connection: Connection[Any], name: str, most: int = 1000) -> list[Parked]:
-    """What a stream's destination refused, in order."""
+    """The events that a stream's destination refused, in order."""
     return [Parked(*row.values()) for row in await connection.fetch(_PARKED, name, most)]
 
 
 async def count_parked(connection: Connection[Any], at: Position) -> int:
-    """How many events were refused since the stream was rewound last, or ever."""
+    """The number of refused events since the last rewind, or since the start."""
     number: int = await connection.fetchval(_COUNT_PARKED, at.name, at.turn)
     return number
 

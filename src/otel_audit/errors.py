@@ -27,6 +27,23 @@ class ConfigurationError(OtelAuditError):
     """
 
 
+class InvalidInputError(ConfigurationError):
+    """A query or an id that somebody gave cannot be read; the message says where.
+
+    On the command line the exit status is then 2, as for any wrong use.
+
+    Example::
+
+        from otel_audit.errors import InvalidInputError
+        from otel_audit_postgres.query.grammar import parse
+
+        try:
+            parse("acter:ada")
+        except InvalidInputError as error:
+            assert "did you mean actor:?" in str(error)
+    """
+
+
 class InstrumentationError(OtelAuditError):
     """The application cannot be instrumented as requested.
 

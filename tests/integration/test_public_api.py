@@ -1,4 +1,4 @@
-"""Every public name has a docstring, and the example in it runs."""
+"""Every public name of each public module has a docstring, and the example in it runs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
+import otel_audit_otlp
+import otel_audit_postgres
 import pytest
 from fastapi import FastAPI
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
 import otel_audit
+import otel_audit.testing
 from otel_audit import AuditConfig
-from otel_audit.testing import recorded
+from otel_audit._util.ids import uuid7
+from otel_audit.testing import make_record, recorded
 
 ROOT = Path(__file__).parents[2]
 STARTS_AUDITING = {"instrument", "uninstrument", "AuditInstrumentor", "InstrumentationError"}
@@ -30,9 +37,9 @@ class Session:
     def run_sync(self) -> None: ...
 
 
-def examples_of(name: str) -> list[str]:
+def examples_of(public: object) -> list[str]:
     """The blocks after two colons in the docstring of a public name."""
-    text = inspect.getdoc(getattr(otel_audit, name)) or ""
+    text = inspect.getdoc(public) or ""
     found = re.findall(r"::\n\n((?:    .*\n|\n)+)", text + "\n")
     return [textwrap.dedent(block) for block in found]
 
@@ -55,7 +62,7 @@ def audited(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.mark.parametrize("name", otel_audit.__all__)
 async def test_the_example_of_a_public_name_runs(name: str, audited: None) -> None:
     """Each name shows how it is used, and that works."""
-    blocks = examples_of(name)
+    blocks = examples_of(getattr(otel_audit, name))
     assert blocks, f"{name} has no example"
     app = FastAPI()
     known: dict[str, Any] = {
@@ -63,6 +70,58 @@ async def test_the_example_of_a_public_name_runs(name: str, audited: None) -> No
         "db": Session(), "order": "order:7", "asyncio": __import__("asyncio"),
         "queue": None, "work": _work,
     }  # fmt: skip
+    await _run(name, blocks, known)
+
+
+@pytest.mark.parametrize("name", sorted(set(otel_audit.testing.__all__) - {"ANY"}))
+async def test_the_example_of_a_name_for_tests_runs(name: str) -> None:
+    """Each runs against an application with one route."""
+    app = FastAPI()
+    app.post("/orders", status_code=201)(lambda: None)
+    known = {one: getattr(otel_audit.testing, one) for one in otel_audit.testing.__all__}
+    blocks = examples_of(known[name])
+    assert blocks, f"{name} has no example"
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://shop") as client:
+        await _run(name, blocks, {**known, "app": app, "client": client})
+
+
+@pytest.mark.parametrize("name", otel_audit_postgres.__all__)
+async def test_the_example_of_a_name_of_the_store_runs(
+    name: str, audit_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each runs against a store with a record."""
+    monkeypatch.chdir(tmp_path)
+    record = make_record("order.created", actor="ada", record_id=uuid7(), target="order:7")
+    sink = otel_audit_postgres.PostgresSink(audit_store)
+    await sink.write([record])
+    await sink.close()
+    known = {one: getattr(otel_audit_postgres, one) for one in otel_audit_postgres.__all__}
+    blocks = examples_of(known[name])
+    assert blocks, f"{name} has no example"
+    another = make_record("order.paid", record_id=uuid7())
+    await _run(name, blocks, {**known, "dsn": audit_store, "Path": Path, "record": another})
+
+
+@pytest.mark.parametrize("name", otel_audit_otlp.__all__)
+async def test_the_example_of_a_name_for_otlp_runs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each runs without a receiver: nothing is sent yet."""
+    monkeypatch.setenv("OTEL_AUDIT_SPOOL_DIR", str(tmp_path))
+    known: dict[str, Any] = {
+        **{one: getattr(otel_audit_otlp, one) for one in otel_audit_otlp.__all__},
+        "AuditConfig": AuditConfig, "TracerProvider": TracerProvider,
+        "SimpleSpanProcessor": SimpleSpanProcessor,
+    }  # fmt: skip
+    blocks = examples_of(known[name])
+    assert blocks, f"{name} has no example"
+    await _run(name, blocks, known)
+    if "provider" in known:
+        known["provider"].shutdown()
+
+
+async def _run(name: str, blocks: list[str], known: dict[str, Any]) -> None:
     for block in blocks:
         code = compile(block, name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
         done = eval(code, known)

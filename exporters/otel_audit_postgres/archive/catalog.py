@@ -1,4 +1,4 @@
-"""The store's list of archives: the manifests, in their order."""
+"""The archives that the store records: their manifests, in order."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def removed_keys(connection: Connection[Any]) -> set[str]:
 
 
 async def recorded_removals(connection: Connection[Any]) -> dict[str, uuid.UUID]:
-    """The same, each with the record that tells of it."""
+    """The removed keys, each with the record of the removal."""
     return {row["key"]: row["record_id"] for row in await connection.fetch(_REMOVED)}
 
 
@@ -93,7 +93,7 @@ class ListedObject(NamedTuple):
     is_removed: bool
 
     def as_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """The values for JSON."""
         one = self.entry
         return {
             "month": f"{self.month:%Y-%m}", "class": one.kind, "key": one.key, "rows": one.rows,
@@ -118,7 +118,7 @@ async def archived_objects(dsn: str) -> list[ListedObject]:
 
 
 async def listed_objects(connection: Connection[Any]) -> list[ListedObject]:
-    """As `archived_objects`, over a connection."""
+    """As `archived_objects`, on an open connection."""
     removed = await removed_keys(connection)
     counting = latest(await recorded_archives(connection))
     return [

@@ -1,4 +1,4 @@
-"""Whether an archive is what was sealed: objects, rows, tree, manifests, and their chain."""
+"""Verification of an archive: objects, rows, tree, manifests, and their chain."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class ArchiveReport:
         return not self.findings.problems
 
     def as_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """The values for JSON."""
         return {
             "ok": self.ok,
             "months": self.months,
@@ -409,7 +409,7 @@ def _read(
 
 
 def _altered(batch: Any, question: Question) -> Iterator[Sequence[str]]:
-    """Which columns of each row do not follow from its payload, of those that can be told."""
+    """The columns of each row that differ from its payload, as far as this can be checked."""
     columns = [batch.column(name).to_pylist() for name in _PROJECTED]
     for values in zip(*columns, strict=True):
         row = dict(zip(_PROJECTED, values, strict=True))
@@ -443,7 +443,7 @@ _OF_THE_STORE: Final = r"received_by IS NULL AND payload::text !~ '\\u'"
 
 
 async def _named_removals(connection: Connection[Any]) -> dict[uuid.UUID, str | None]:
-    """What the records of removed objects tell of their names."""
+    """The names of removed objects, from the records of the removals."""
     found = await connection.fetch(
         "SELECT id, payload -> 'metadata' ->> 'key' FROM audit.audit_logs "  # noqa: S608 - constants
         f"WHERE event_name = 'audit.archive.removed' AND {_OF_THE_STORE}"

@@ -17,7 +17,7 @@ _PROPERTIES: Final = {"gc.enabled": "false"}
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """What a table lacks, or has too much.
+    """The objects that a table lacks, or must lose.
 
     Attributes:
         added: Names of objects that it lacks.
@@ -30,7 +30,7 @@ class Registration:
     rows: int
 
     def as_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """The values for JSON."""
         return {"added": [*self.added], "removed": [*self.removed], "rows": self.rows}
 
 

@@ -47,11 +47,11 @@ class ArchivedObject:
     expires: date | None
 
     def is_due(self, day: date) -> bool:
-        """Whether it may be gone on a day, as the manifest says, whatever a database says."""
+        """Whether the object may be deleted on a day, by the manifest alone."""
         return self.expires is not None and self.expires <= day
 
     def line(self) -> str:
-        """As the manifest has it."""
+        """The line of the manifest."""
         return (
             f"object: {self.key} {self.kind} {self.rows} {self.size} {self.sha256} "
             f"{self.first} {self.last} {self.locked_until or NONE} {self.expires or NONE}\n"
@@ -88,7 +88,7 @@ class ArchiveManifest:
         return sum(one.rows for one in self.objects)
 
     def text(self) -> str:
-        """What is signed."""
+        """The signed text."""
         lines = [
             f"{FORMAT}\n",
             f"log: {self.log}\n",
@@ -104,7 +104,7 @@ class ArchiveManifest:
         return "".join(lines)
 
     def note(self, signers: Sequence[Signer] = ()) -> str:
-        """As a signed note."""
+        """The signed note."""
         return signed_text(self.text(), signers)
 
 

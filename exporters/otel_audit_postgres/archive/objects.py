@@ -45,7 +45,7 @@ class ArchiveStore(Protocol):
         """Its name in messages, without secrets."""
 
     def url_of(self, key: str) -> str:
-        """Where an object is, as other programs are told; of all of them for an empty name."""
+        """The URL of an object; of the archive for an empty name."""
 
     def put(self, key: str, file: Path, sha256: str, retain_until: date | None) -> None:
         """Write an object, if it is not there; the same content is no error, another one is."""
@@ -75,7 +75,7 @@ class ArchiveStore(Protocol):
         """Put a legal hold on an object, or take it off, where the store knows them."""
 
     def locked_until(self, key: str) -> date | None:
-        """Until when nobody can delete the object; None if the store does not say."""
+        """The date until which the object is locked; None if it is not known."""
 
     def weakness(self) -> str | None:
         """Why what is here could be deleted too early; None if it cannot be."""
@@ -127,7 +127,7 @@ class FolderArchive:
         return f"file:{self._folder}"
 
     def url_of(self, key: str) -> str:
-        """As ``file:///…``."""
+        """The URL, ``file:///…``."""
         return f"{self._folder.absolute().as_uri()}/{key}"
 
     def put(self, key: str, file: Path, sha256: str, retain_until: date | None) -> None:  # noqa: ARG002
@@ -175,7 +175,7 @@ class FolderArchive:
         """Do nothing: there are no copies."""
 
     def list_keys(self) -> list[str]:
-        """All files but those that are being written."""
+        """All files without drafts."""
         found = (path for path in self._folder.rglob("*") if path.is_file())
         return sorted(
             path.relative_to(self._folder).as_posix()
@@ -247,7 +247,7 @@ class S3Archive:
         return f"s3://{self._bucket}/{self._prefix}".rstrip("/")
 
     def url_of(self, key: str) -> str:
-        """As ``s3://…``."""
+        """The URL, ``s3://…``."""
         return f"s3://{self._bucket}/{self._prefix}{key}"
 
     def put(self, key: str, file: Path, sha256: str, retain_until: date | None) -> None:
@@ -305,7 +305,7 @@ class S3Archive:
         yield kept
 
     def _refuse_shared(self, cache: Path) -> None:
-        """What others can write into would answer questions in the archive's stead."""
+        """Refuse a cache that other users can write to."""
         with contextlib.suppress(FileNotFoundError):
             found = cache.stat()
             if found.st_uid != os.geteuid() or found.st_mode & _OTHERS_MAY_WRITE:
@@ -384,7 +384,7 @@ class S3Archive:
             raise self._failed(error, key, "held") from None
 
     def locked_until(self, key: str) -> date | None:
-        """Until when its lock lasts; the first day of all where it has none."""
+        """The end of the object's lock; the first day of the calendar if it has none."""
         try:
             found = self._client.head_object(Bucket=self._bucket, Key=self._prefix + key)
         except self._errors as error:

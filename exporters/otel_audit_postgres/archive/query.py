@@ -30,7 +30,7 @@ SHOWN: Final = (
 _READ: Final = (
     "id", "tenant_id", "occurred_at", "recorded_at", "event_name", "outcome", "actor_id",
     "target_type", "target_id", "status_code", "request_id", "trace_id", "action_id", "phase",
-    "service_name", "payload",
+    "service_name", "transaction_outcome", "payload",
 )  # fmt: skip
 _REASON: Final = "json_extract_string(TRY_CAST(payload AS JSON), '$.actor.reason')"
 _WHOLE: Final = (
@@ -64,7 +64,7 @@ class ArchivedHit:
     key: str
 
     def as_json(self) -> dict[str, Any]:
-        """As plain values, with the payload."""
+        """The values for JSON, with the payload."""
         return {
             **{name: getattr(self.found, name) for name in SHOWN}, "id": str(self.found.id),
             "month": f"{self.month:%Y-%m}", "object": self.key, "payload": self.payload,
@@ -215,7 +215,7 @@ class _Conditions:
         )
 
     def statement(self, limit: int) -> str:
-        """Which records fit, the newest first: their ids and files."""
+        """The matching records, newest first: ids and files."""
         return (
             "SELECT id, filename FROM read_parquet(?, filename = true) "  # noqa: S608 - bound
             f"WHERE {' AND '.join(self.parts) or 'true'} ORDER BY id DESC LIMIT {limit:d}"
@@ -227,7 +227,7 @@ class _Conditions:
         before: uuid.UUID | None,
         record_id: uuid.UUID | None,
     ) -> None:
-        """Add what the caller lays down, whatever the query says."""
+        """Add conditions of the caller."""
         if tenants is not None:
             self.parts.append(f"list_contains({self._bind([*tenants])}, tenant_id)")
         if before is not None:
@@ -315,7 +315,7 @@ class _Conditions:
         return f"({by_type} AND {known.column} = {self._bind(key_text(key))})"
 
     def entity(self, known: Field, value: Value) -> str:
-        """What it is about."""
+        """The condition on the entity."""
         if value.operator == "any":
             return f"len({known.column}) > 0"
         return f"list_contains({known.column}, {self._bind(key_text(value.text))})"
@@ -332,7 +332,7 @@ class _Conditions:
 
 
 def _time_of(record_id: uuid.UUID) -> datetime:
-    """When a record was made, as its id says; the last moment of all if it says none."""
+    """A record's time by its id; the end of the calendar if the id has none."""
     try:
         return datetime.fromtimestamp((record_id.int >> 80) / 1000, UTC)
     except (OverflowError, ValueError, OSError):

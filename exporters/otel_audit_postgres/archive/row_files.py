@@ -108,7 +108,7 @@ class RowFile:
             begin = end
 
     def _ends_of(self, rows: Any) -> list[int]:
-        """How many bytes of payload there are up to each row, it included."""
+        """The cumulative sizes of payloads, in bytes."""
         from pyarrow import compute
 
         lengths = compute.binary_length(rows.column("payload")).cast(self._arrow.int64())

@@ -1,4 +1,4 @@
-"""Looks into archives on somebody's behalf: within the trail's scopes, and recorded like it."""
+"""Searches in archives, within the trail's scopes, and recorded like any search."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def search_archives(
     limit: int = 50,
     before: uuid.UUID | None = None,
 ) -> list[ArchivedHit]:
-    """Look for archived records, the newest first; that somebody looked is recorded.
+    """Search archived records, newest first. The search is recorded.
 
     Args:
         trail: Who looks, and how far: only tenants that he would be shown in the trail.
@@ -55,7 +55,7 @@ async def search_archives(
 async def archived_record(
     trail: Trail, archive: ArchiveStore, record_id: uuid.UUID
 ) -> list[ArchivedHit]:
-    """The archived records of an id: one, as a rule, or none; that somebody looked is recorded.
+    """The archived records with an id: usually one or none. The view is recorded.
 
     Args:
         trail: As for `search_archives`.

@@ -62,7 +62,7 @@ class SparseTree:
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """What the note says.
+        """The text of the note.
 
         Raises:
             ArchiveError: It is no checkpoint.
@@ -73,7 +73,7 @@ class SparseTree:
             raise ArchiveError(f"the archive's checkpoint: {error}") from None
 
     def text(self) -> str:
-        """As a file; the same tree has the same bytes."""
+        """The text of the file; equal trees have equal bytes."""
         nodes = [
             [first, count, base64.b64encode(digest).decode()] for first, count, digest in self.nodes
         ]

@@ -108,7 +108,7 @@ async def copied_rows(
 
 
 def table_of(copied: CopiedRows) -> Any:
-    """What was copied as a table: the columns of a file but for those of the leaf.
+    """The copied rows as a table, without the leaf's columns.
 
     Raises:
         MissingExtraError: `pyarrow` is not installed.
@@ -179,7 +179,7 @@ def leaf_hashes(rows: Any) -> Iterator[bytes]:
 def with_leaves(
     table: Any, rows: Sequence[int], leaves: Sequence[int], digests: Sequence[bytes]
 ) -> Any:
-    """Some rows of a table in an order, each with its leaf, as a file has them."""
+    """Rows of a table in a given order, each with its leaf."""
     arrow, _ = parquet()
     is_all = len(rows) == table.num_rows and [*rows] == [*range(table.num_rows)]
     chosen = table if is_all else table.take(arrow.array(rows, arrow.int64()))

@@ -159,7 +159,7 @@ def _stretch(piece: Block | Pruned, lowest: bytes, above: bytes) -> _Stretch:
 
 
 class _Pipeline:
-    """Reads rows while those that were read before are hashed and written, by a thread."""
+    """Reads rows while a thread hashes and writes the previous ones."""
 
     def __init__(
         self, connection: Connection[Any], writer: _Writer, progress: Callable[[int], None] | None
@@ -183,7 +183,7 @@ class _Pipeline:
         await self._settled()
 
     async def stop(self) -> None:
-        """Let the thread come to its end, whatever that is: its files are closed next."""
+        """Wait for the thread to end; its files are closed next."""
         if self._under_way is not None:
             await asyncio.wait([self._under_way])
 
@@ -218,7 +218,7 @@ class _Pipeline:
         return await copied_rows(self._connection, [row_id for _, row_id, _ in places], most)
 
     async def _fitting(self, places: Sequence[_Place]) -> int:
-        """How many of them fit into memory, one at the least."""
+        """The number of rows that fit into memory, at least one."""
         ids = [row_id.hex() for _, row_id, _ in places]
         sizes = dict(await self._connection.fetch(_SIZES, ids))
         held = 0

@@ -222,7 +222,7 @@ async def opened_ways(connection: Connection[Any]) -> list[str]:
 
 
 async def wrong_grants(connection: Connection[Any]) -> list[str]:
-    """Which rights the group roles lack, and which somebody has too many."""
+    """Missing rights of the group roles, and excess rights of others."""
     return [
         *await _texts(connection, _LACKING, *map(list, zip(*_NEEDED, strict=True))),
         *await _texts(connection, _LACKING_FUNCTIONS, *map(list, zip(*_granted(), strict=True))),

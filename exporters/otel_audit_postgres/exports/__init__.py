@@ -1,1 +1,1 @@
-"""Records as files that can be taken away, with a proof that holds without the store."""
+"""Exports: records as files, with a proof that is checked without the store."""

@@ -1,4 +1,4 @@
-"""Checks an export without the store: the file, each row, and the way to the signed checkpoint."""
+"""Checks an export without the store: file, rows, and the path to the signed checkpoint."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _LAST: Final = (datetime(9999, 12, 31, tzinfo=UTC) - _EPOCH) // timedelta(micros
 
 @dataclass(slots=True)
 class ExportCheck:
-    """What was found of an export.
+    """The result of checking an export.
 
     Attributes:
         manifest: What it should be.
@@ -114,13 +114,13 @@ def _signers(
 
 @dataclass(frozen=True, slots=True)
 class _InFile:
-    """One row of a file: its text, or what CSV has instead."""
+    """One row of a file: its text, or its columns in CSV."""
 
     text: bytes = b""
     cells: tuple[str, str, datetime, bytes] | None = None
 
     def content_of(self, proved: ProvedRow) -> bytes | None:
-        """The content hash that the row must have been sealed under; None: it is another row.
+        """The content hash that the row was sealed with; None if it is another row.
 
         The proof is not signed. So what it says may never stand for what the file says: a hash
         from the proof would prove a row of which the file shows another text.

@@ -1,4 +1,4 @@
-"""Rows as CSV, NDJSON and JSON: the bytes, and nothing of where they go."""
+"""Rows as CSV, NDJSON and JSON bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FORMULA: Final = frozenset("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 
 @dataclass(frozen=True)
 class TextFormat:
-    """How rows are written as text.
+    """A text format for rows.
 
     Attributes:
         begin: What stands before the first row.
@@ -38,14 +38,14 @@ def csv_lines(rows: Iterable[Sequence[Any]]) -> bytes:
 
 
 def plain_csv_lines(rows: Iterable[Sequence[Any]]) -> bytes:
-    """Write rows as CSV of which it is known that no cell is a formula."""
+    """Write rows as CSV, without a check for formulas."""
     target = io.StringIO()
     csv.writer(target).writerows(rows)
     return target.getvalue().encode()
 
 
 def harmless(value: Any) -> Any:
-    """A cell that no spreadsheet takes for a formula."""
+    """A cell that no spreadsheet reads as a formula."""
     kind = type(value)
     if kind is str:
         return f"'{value}" if value[:1] in _FORMULA else value

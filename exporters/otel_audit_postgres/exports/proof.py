@@ -1,4 +1,4 @@
-"""What an export needs to be checked without the store: its manifest, and a proof of its rows.
+"""The manifest and the proof of an export, for checking it without the store.
 
 The proof has the leaf and the time of each row. Of the rest of the tree it has as few hashes as
 make up the checkpoint's root. So the rows alone, hashed again, lead to what the key has signed.
@@ -23,12 +23,12 @@ FORMAT: Final = "otel-audit export 3"
 
 
 class ExportError(OtelAuditError, ValueError):
-    """A file that is no export, or not the one that its manifest tells of."""
+    """A file is no export, or its manifest names another file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportManifest:
-    """What an export is, beside it as ``FILE.manifest.json``.
+    """The manifest of an export, ``FILE.manifest.json``.
 
     Attributes:
         file: The file's name.
@@ -71,7 +71,7 @@ class ExportManifest:
     format: str = FORMAT
 
     def text(self) -> bytes:
-        """As a file."""
+        """The text of the file."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False).encode() + b"\n"
 
 
@@ -94,7 +94,7 @@ class ProvedRow:
 
 @dataclass(slots=True)
 class ProofFile:
-    """A proof that is being written.
+    """Writes a proof.
 
     Attributes:
         path: Where.
@@ -119,7 +119,7 @@ class ProofFile:
         self._target.close()
 
     def abandon(self) -> None:
-        """Close it as it is."""
+        """Close the file without an end."""
         self._target.close()
 
 

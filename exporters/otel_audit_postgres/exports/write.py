@@ -1,4 +1,4 @@
-"""Exports: what a query finds, in the ledger's order, as a file with a manifest and a proof."""
+"""Writes exports: a query's records in the ledger's order, with a manifest and a proof."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ async def write_export(  # noqa: PLR0913 - each a choice of its own
     replace: bool = False,
     progress: Progress = lambda _done, _all: None,
 ) -> ExportManifest:
-    """Write what a query finds into a file, with its manifest and proof beside it.
+    """Write a query's records to a file, with its manifest and proof beside it.
 
     That it is taken out is recorded before the first byte. The files are there as a whole, or not
     at all.
@@ -174,7 +174,7 @@ class _Files:
             )
 
     def open(self) -> None:
-        """See that files can be written here, before anything is asked or recorded."""
+        """Open the drafts, so that an unwritable directory fails before the query."""
         try:
             for path in (self.draft, self.proof_draft):
                 os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
@@ -194,7 +194,7 @@ class _Files:
             return hashlib.file_digest(source, "sha256").hexdigest()
 
     def keep(self, manifest: ExportManifest) -> None:
-        """Give all files their names, the manifest last: where it is, the others are whole."""
+        """Rename the drafts, the manifest last: if it exists, the others are complete."""
         data, proof, beside = self._places()
         beside.unlink(missing_ok=True)
         self.draft.replace(data)
@@ -206,7 +206,7 @@ class _Files:
         sync_directory(data.parent)
 
     def discard(self) -> None:
-        """Leave nothing half written."""
+        """Delete the drafts."""
         for path in (self.draft, self.proof_draft):
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
@@ -222,7 +222,7 @@ class _Files:
 
 @dataclass(slots=True)
 class _Done:
-    """What was written."""
+    """The result of an export."""
 
     rows: int = 0
     changed: int = 0
@@ -231,7 +231,7 @@ class _Done:
 
 
 class _Target(Protocol):
-    """Where rows are written."""
+    """The file that rows are written to."""
 
     def write(self, rows: Sequence[_Found]) -> None:
         """Write some rows."""
@@ -240,7 +240,7 @@ class _Target(Protocol):
         """End the file."""
 
     def abandon(self) -> None:
-        """Close it as it is."""
+        """Close the file without an end."""
 
 
 class _TextTarget:
@@ -269,12 +269,12 @@ class _TextTarget:
         self._file.close()
 
     def abandon(self) -> None:
-        """Close it as it is."""
+        """Close the file without an end."""
         self._file.close()
 
 
 class _Columns:
-    """A row's own columns, without those that were asked for the proof."""
+    """A row's columns without those for the proof."""
 
     def __init__(self, found: _Found) -> None:
         self.leaf = found.leaf
@@ -314,7 +314,7 @@ class _ParquetTarget:
         self._file.close()
 
     def abandon(self) -> None:
-        """Close it as it is."""
+        """Close the file without an end."""
         self._file.close()
 
 
@@ -468,7 +468,7 @@ class _Reading:
 
 
 def _of_leaf(rows: Sequence[Any], number: int, sealed: bytes) -> _Found | None:
-    """The row that was sealed at a leaf; one that was changed since, where there is no other."""
+    """The row that was sealed at a leaf; a changed row if there is no other."""
     for row in rows:
         hashed = content_hash(row["text"]) if "text" in row else row["hash"]
         found = _Found(number, row["recorded_us"], row["row_id"].bytes, hashed, True, row)  # noqa: FBT003

@@ -74,7 +74,7 @@ class FileAnchor:
     """
 
     def __init__(self, path: Path, *, directory: bool) -> None:
-        """Remember where; nothing is touched yet."""
+        """Take the path; nothing is opened yet."""
         self._path = path
         self._directory = directory
 
@@ -129,7 +129,7 @@ class HttpAnchor:
     """
 
     def __init__(self, url: str) -> None:
-        """Remember where; nothing is opened yet."""
+        """Take the address; nothing is opened yet."""
         self._url = url
 
     @property
@@ -174,7 +174,7 @@ class ObjectAnchor:
     def __init__(
         self, name: str, get: Callable[[], str | None], put: Callable[[str], object]
     ) -> None:
-        """Remember how; nothing is called yet.
+        """Take the command; nothing is called yet.
 
         Args:
             name: What to call it in messages.

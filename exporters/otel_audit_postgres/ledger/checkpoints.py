@@ -1,4 +1,4 @@
-"""Checkpoints as signed notes, byte for byte as C2SP has them.
+"""Checkpoints as signed notes, in the format of C2SP.
 
 Sources: C2SP ``signed-note`` (the envelope) and ``tlog-checkpoint`` (the text within). A note is
 its text, an empty line, and a line for each signature: ``— name base64(key id || signature)``.

@@ -204,7 +204,7 @@ def check(bundle: dict[str, Any], keys: list[str]) -> list[str]:
 
 
 def plain(text: str) -> str:
-    """Write out what would steer a terminal: a bundle is somebody else's text."""
+    """Escape control characters: a bundle is untrusted text."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 

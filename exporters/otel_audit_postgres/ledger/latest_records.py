@@ -1,4 +1,4 @@
-"""The end of the log: which records came last, sealed or waiting for it."""
+"""The latest records: sealed, and waiting for their seal."""
 
 from __future__ import annotations
 

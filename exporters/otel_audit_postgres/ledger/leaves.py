@@ -42,7 +42,7 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Leaves that were sealed together, as they are stored.
+    """Leaves that were sealed together, in their stored form.
 
     Attributes:
         first: Index of its first leaf in the log, from 0.
@@ -78,7 +78,7 @@ class Block:
         return [uuid.UUID(bytes=one) for one in self.id_bytes()]
 
     def places(self, row_id: bytes) -> Iterator[int]:
-        """Where a row's id is in it."""
+        """The place of a row's id in the block."""
         at = self.ids.find(row_id)
         while at >= 0:
             if at % ID_SIZE == 0:
@@ -86,7 +86,7 @@ class Block:
             at = self.ids.find(row_id, at + 1)
 
     def id_bytes(self) -> list[bytes]:
-        """The same as they are stored, 16 bytes each: many of them are made and compared sooner."""
+        """The ids in stored form, 16 bytes each; faster to make and compare."""
         return [
             self.ids[at : at + ID_SIZE]
             for at in range(0, len(self.ids) // ID_SIZE * ID_SIZE, ID_SIZE)
@@ -133,7 +133,7 @@ def packed(first: int, leaves: list[Leaf]) -> Block:
 
 
 def leaf_hash_of(recorded_at: int, row_id: bytes, payload: bytes | memoryview) -> bytes:
-    """The leaf hash of a row as it is now, from its payload in UTF-8; as `Leaf.hash`, but quicker.
+    """The leaf hash of a row's present content, from its UTF-8 payload; a faster `Leaf.hash`.
 
     Args:
         recorded_at: Microseconds since 1970 UTC.

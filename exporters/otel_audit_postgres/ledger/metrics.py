@@ -25,7 +25,7 @@ class MeasuredSealer(Protocol):
 
     @property
     def size(self) -> int:
-        """Leaves under the last checkpoint, as far as it knows."""
+        """Leaves under the last checkpoint that this sealer knows."""
 
     @property
     def lag(self) -> float:

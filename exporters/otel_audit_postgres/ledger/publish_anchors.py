@@ -47,7 +47,7 @@ class Publishing:
         self._asking: set[int] = set()
 
     def behind(self, size: int) -> list[Anchor]:
-        """The anchors that lack the checkpoint of this size, as far as is known here."""
+        """The anchors that lack the checkpoint of this size, as known to this process."""
         return [anchor for anchor in self.anchors if self._published.get(id(anchor), -1) < size]
 
     def has_published(self, anchor: Anchor) -> bool:

@@ -8,7 +8,7 @@ that the role may see: row-level security applies as for any other query.
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -238,24 +238,6 @@ async def read_page(  # noqa: PLR0913 - each a choice of its own
     )
 
 
-async def read_all(
-    connection: Connection[Any], start: int = 0, **options: Any
-) -> AsyncIterator[SealedPage]:
-    """Read page after page up to the horizon; options as for `read_page`.
-
-    Yields:
-        Pages, also those without a row: they show the progress.
-    """
-    upto = options.pop("upto", None)
-    while True:
-        page = await read_page(connection, start, upto=upto, **options)
-        if page.next > start or page.rows:
-            yield page
-        if page.is_last or page.next >= (page.horizon.size if upto is None else upto):
-            return
-        start = page.next
-
-
 async def _beyond_pruned(
     connection: Connection[Any], start: int, limit: int, end: int
 ) -> tuple[int, int]:
@@ -329,7 +311,7 @@ async def _rows(
 async def _changed(
     connection: Connection[Any], found: Mapping[bytes, Mapping[str, Any]], leaves: list[_Leaf]
 ) -> dict[uuid.UUID, Mapping[str, Any]]:
-    """Rows that are no leaf as they are now: they are shown all the same, and said to be changed.
+    """Rows that match no leaf any more; they are shown, and marked as changed.
 
     Tenants may share an id: a row whose leaf is on another page is not taken for one of this page.
     """

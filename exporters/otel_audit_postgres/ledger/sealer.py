@@ -139,7 +139,7 @@ class Sealer:
         block_bytes: int = BLOCK_BYTES,
         connect_timeout: float = 10.0,
     ) -> None:
-        """Remember where and with what; nothing is opened yet.
+        """Take the settings; nothing is opened yet.
 
         Args:
             dsn: The audit store, as a role that may seal.
@@ -171,7 +171,7 @@ class Sealer:
 
     @property
     def size(self) -> int:
-        """Leaves under the last checkpoint, as far as this sealer knows."""
+        """Leaves under the last checkpoint that this sealer knows."""
         return self._tree.size
 
     async def seal(self) -> Sealed:
@@ -231,7 +231,7 @@ class Sealer:
         return done
 
     async def settle(self, timeout: float = 3.0) -> None:  # noqa: ASYNC109 - hands it on
-        """Wait for publications that are under way, and give up those that then still are."""
+        """Wait for running publications, and cancel those that do not end in time."""
         await self._publishing.settle(timeout)
 
     async def run(self, stop: asyncio.Event, interval: float = 1.0) -> None:
@@ -300,7 +300,7 @@ class Sealer:
     async def _planned(
         self, connection: Connection[Any], answers: Sequence[AnchorCheckpoint]
     ) -> _Plan | Sealed:
-        """Look at ledger and queue, and say what is to be appended; appends nothing."""
+        """Read ledger and queue, and return what to append; appends nothing."""
         async with connection.transaction():
             if not await store.try_to_lead(connection):
                 return await self._followed(connection)

@@ -1,4 +1,4 @@
-"""Keys and anchors of the ledger, as the settings name them."""
+"""Keys and anchors of the ledger, from the settings."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def chosen_public_keys(config: AuditConfig, keys: Sequence[str] = ()) -> list[Pu
 
 
 def sealer_from(config: AuditConfig) -> Sealer:
-    """Make the sealer that the settings describe; nothing is opened yet.
+    """Make the sealer of the settings; nothing is opened yet.
 
     Args:
         config: The settings; with a DSN.

@@ -1,4 +1,4 @@
-"""The ledger's tables: what is read and appended, and nothing about why."""
+"""Queries on the ledger's tables."""
 
 from __future__ import annotations
 
@@ -257,7 +257,7 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class DatabaseIdentity:
-    """Which database this is, by the server's system identifier and its own number there.
+    """The identity of this database: the server's system identifier, and the database's own id.
 
     Attributes:
         here: This one; None if the server does not say.
@@ -375,7 +375,7 @@ async def outlook(connection: Connection[Any]) -> tuple[bool, int]:
 
 
 async def place(connection: Connection[Any]) -> DatabaseIdentity:
-    """Which database this is, and which one the log belongs to."""
+    """The identities of this database, and of the log's database."""
     row = await connection.fetchrow(_PLACE)
     assert row is not None  # noqa: S101 - a function without SETOF has a row
     return DatabaseIdentity(row["here"], row["recorded"])
@@ -499,7 +499,7 @@ async def pieces(
     until: int = sys.maxsize,
     at_once: int = BLOCKS_AT_ONCE,
 ) -> AsyncIterator[Block | Pruned]:
-    """The log's blocks and pruned subtrees in their order, of those that begin in a range."""
+    """The log's blocks and pruned subtrees that begin in a range, in order."""
     while True:
         found = await connection.fetch(_BLOCKS, since, at_once, until)
         for row in found:
@@ -527,7 +527,7 @@ async def prunings(connection: Connection[Any]) -> list[Pruning]:
 
 
 async def unlimited(connection: Connection[Any]) -> None:
-    """Let this transaction take its time, whatever limits the role or the server has set."""
+    """Lift the time limits of role and server for this transaction."""
     await connection.execute(_UNLIMITED, _TIME_LIMITS)
 
 
@@ -583,7 +583,7 @@ async def row_count(connection: Connection[Any]) -> int:
 
 
 async def stored_ids(connection: Connection[Any]) -> AsyncIterator[tuple[uuid.UUID, bool, int]]:
-    """Every id in the trail: whether its rows are in the queue, and how many rows have it."""
+    """Every id in the trail, with its number of rows, and whether they are in the queue."""
     async for row in connection.cursor(_STORED_IDS, prefetch=5000):
         yield row[0], row[1], row[2]
 

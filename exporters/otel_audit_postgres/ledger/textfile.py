@@ -1,4 +1,4 @@
-"""What only the store knows of itself, as a file for Prometheus' node exporter."""
+"""Figures of the store, as a file for Prometheus' node exporter."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ class FileWrapper:
         return nonce + bytes(self._aead.encrypt(nonce, key, context))
 
     def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
-        """As `KeyWrapper.unwrap`."""
+        """See `KeyWrapper.unwrap`."""
         nonce, box = wrapped[:_NONCE_BYTES], wrapped[_NONCE_BYTES:]
         try:
             return bytes(self._aead.decrypt(nonce, box, context))
@@ -171,7 +171,7 @@ class Subject(NamedTuple):
 
 
 class Destroyed(NamedTuple):
-    """A key that is gone."""
+    """A destroyed key."""
 
     key_id: bytes
     is_recorded: bool
@@ -210,7 +210,7 @@ class KeyStore:
     def __init__(
         self, dsn: str, wrapper: KeyWrapper, *, pending: Path | None = None, timeout: float = 5.0
     ) -> None:
-        """Remember where; nothing is opened yet.
+        """Take the settings; nothing is opened yet.
 
         Args:
             dsn: The database of keys; not the audit store's.
@@ -259,7 +259,7 @@ class KeyStore:
         self._wrapper.unwrap(proofs[0]["proof"], b"proof")
 
     async def server(self) -> str:
-        """Which server the database of keys is on."""
+        """The server of the key database."""
         (row,) = await self._rows(f"{SERVER} AS server")
         found: str = row["server"]
         return found
@@ -269,7 +269,7 @@ class KeyStore:
         return self._wrapper.subject_hash(json.dumps([*subject]).encode())
 
     async def keys_for(self, latest: Mapping[Subject, int]) -> dict[Subject, SubjectKey]:
-        """The keys of subjects; those that have none get one.
+        """The keys of subjects; a missing key is made.
 
         Args:
             latest: When the last record of each happened, in nanoseconds since 1970.
@@ -385,12 +385,12 @@ class KeyStore:
                 [bytes.fromhex(pending["wrapped"])],
             )  # fmt: skip
             if erased is not None and erased >= created:
-                # whom it is about was erased meanwhile
+                # the subject was erased meanwhile
                 await connection.execute(_REPLAY, [key_id])
             file.unlink(missing_ok=True)
 
     async def known(self, subject: Subject) -> list[SubjectKey]:
-        """The keys of a subject that are there; none is made."""
+        """The existing keys of a subject; none is made."""
         rows = await self._rows(_ALL_OF, self.subject_hash(subject))
         return [SubjectKey(row["key_id"], self._unwrapped(row)) for row in rows]
 
@@ -400,7 +400,7 @@ class KeyStore:
         return {row["key_id"]: SubjectKey(row["key_id"], self._unwrapped(row)) for row in rows}
 
     async def present(self, key_ids: Iterable[bytes]) -> set[bytes]:
-        """Which of these keys are there; none is unwrapped."""
+        """The existing ones among these keys; none is unwrapped."""
         return {row["key_id"] for row in await self._rows(_BY_ID, list(key_ids))}
 
     async def destroyed(self, subject: Subject) -> list[Destroyed]:
@@ -414,12 +414,12 @@ class KeyStore:
         self._known.pop(self.subject_hash(subject), None)
 
     async def mark_recorded(self, subject: Subject) -> None:
-        """Note that the trail has recorded it, and let the database delete the old rows."""
+        """Mark the destruction as recorded in the trail, and vacuum the old rows."""
         await self._rows(_MARK_RECORDED, self.subject_hash(subject))
         await self._rows(_TIDY)
 
     async def replay(self, key_ids: Sequence[bytes]) -> None:
-        """Destroy again what a backup of the database of keys has brought back."""
+        """Destroy keys again that a restored key database has brought back."""
         await self._rows(_REPLAY, list(key_ids))
         await self._rows(_TIDY)
         self._known.clear()

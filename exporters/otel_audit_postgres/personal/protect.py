@@ -1,4 +1,4 @@
-"""Which values of a record are personal, and the record with those encrypted."""
+"""Encryption of the personal values of a record."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Encrypt = Callable[[str, str], str]
 
 @dataclass(frozen=True, slots=True)
 class PersonalFields:
-    """Which values are personal.
+    """The names of personal values.
 
     Attributes:
         fields: Of `_FIELDS`.

@@ -1,4 +1,4 @@
-"""Records with their personal values given back, as far as their keys are there."""
+"""Decryption of personal values, for keys that still exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many of a service's newest records have no actor, and why."""
+"""Counts of records without an actor, by reason, among a service's newest."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GROUP BY 1, 2
 
 @dataclass(frozen=True, slots=True)
 class Anonymous:
-    """What was counted.
+    """The counts.
 
     Attributes:
         records: Records of the service that were looked at.

@@ -196,7 +196,7 @@ def _changed(found: Conditions, known: Field, value: Value, _: datetime) -> str:
 
 
 def _text(found: Conditions, value: Value) -> str:
-    """Free text, whatever its case, in the record's text as it is stored: JSON."""
+    """A condition for free text, without case, in the stored JSON text."""
     escaped = json.dumps(value.text, ensure_ascii=False)[1:-1]
     # by bytes, where that is enough: it takes half the time
     collation = ' COLLATE "C"' if escaped.isascii() else ""

@@ -1,4 +1,4 @@
-"""A record as people read it: what changed, who, whence; told from what is not known."""
+"""Records for display: changes, actors, sources, and unknown values."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Content:
 
 
 def read_record(payload: str, *, bodies: bool) -> AuditRecord | None:
-    """Read a record's text; None if it tells no record.
+    """Read a record's text; None if it is no valid record.
 
     Args:
         payload: The text, as stored.
@@ -152,7 +152,7 @@ def _decoded(text: str) -> str | None:
 
 
 def laid_out(text: str) -> str:
-    """Lay a JSON text out over lines; what is none stays as it is."""
+    """Indent a JSON text; other texts stay unchanged."""
     try:
         return msgspec.json.format(text, indent=2)
     except (msgspec.MsgspecError, ValueError, RecursionError):

@@ -65,7 +65,7 @@ async def batches(
 async def _walked(
     connection: Connection[Any], query: Query, *, texts: bool
 ) -> AsyncIterator[list[Mapping[str, Any]]]:
-    """Read what columns find, all that is wanted of it as it is passed."""
+    """Read all matching rows when all conditions are on columns."""
     now = datetime.now(UTC)
     names = ("id", "tenant_id", "occurred_at") if texts else CSV_COLUMNS
     rows: list[Mapping[str, Any]] = []

@@ -1,4 +1,4 @@
-"""Missing numbers in the producers' streams, as far as the store shows."""
+"""Missing sequence numbers in the producers' streams."""
 
 from __future__ import annotations
 

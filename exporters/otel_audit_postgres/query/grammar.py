@@ -1,4 +1,4 @@
-"""The language of queries: text to terms, and back."""
+"""The query language: parsing text to terms, and writing terms as text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal
 
-from otel_audit.errors import ConfigurationError
+from otel_audit.errors import InvalidInputError
 from otel_audit_postgres.query.fields import FIELDS, Field
 from otel_audit_postgres.query.times import parse_span
 
@@ -25,11 +25,18 @@ _SPECIAL: Final = frozenset(',"\\*')
 _STATUS: Final = re.compile(r"[1-9]xx|[1-9][0-9]{2}")
 
 
-class QueryError(ConfigurationError):
-    """A query that cannot be understood.
+class QueryError(InvalidInputError):
+    """A query cannot be parsed.
 
     Attributes:
         column: Where, counted from 1.
+
+    Example::
+
+        try:
+            parse("outcome:failure acter:ada")
+        except QueryError as error:
+            assert error.column == 17
     """
 
     def __init__(self, column: int, problem: str) -> None:
@@ -70,7 +77,13 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A query: all terms must match. ``str`` gives its text."""
+    """A query: all terms must match. ``str`` gives its text.
+
+    Example::
+
+        query = parse("actor:ada outcome:failure")
+        assert str(query) == "actor:ada outcome:failure"
+    """
 
     terms: tuple[Term, ...] = ()
 
@@ -87,7 +100,7 @@ class Query:
 
 
 def term(field: str, *values: str, negated: bool = False) -> Term:
-    """Make a condition: that the field has one of these values, exactly as they are."""
+    """Make a condition: the field has exactly one of these values."""
     return Term(field, tuple(Value(text) for text in values), negated)
 
 
@@ -104,6 +117,10 @@ def parse(text: str) -> Query:
 
     Raises:
         QueryError: It cannot be understood; the message has the column, and the nearest field.
+
+    Example::
+
+        query = parse('actor:ada event:order.* time:7d "credit note"')
     """
     if len(text) > LONGEST:
         raise QueryError(LONGEST + 1, f"a query has {LONGEST:,} characters at most")

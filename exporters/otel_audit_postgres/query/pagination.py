@@ -135,7 +135,7 @@ def _with_payloads(walked: str) -> str:
 
 
 def _by_time(asked: Conditions, names: Sequence[str], order: str, *, payloads: bool) -> str:
-    """Walk along the ids of that time; those that are astray come from an index of their own."""
+    """Scan the ids of the time span, and the index of records whose ids have another time."""
     between = [*asked.columns, f"NOT ({ASTRAY})"]
     if asked.since is not None:
         between.append(f"id >= {asked.bind(_id_at(asked.since, -_ASTRAY_FROM))}::uuid")

@@ -33,7 +33,7 @@ Key = tuple[uuid.UUID, str]
 
 @dataclass(frozen=True, slots=True)
 class DisplayNames:
-    """What people call those that a record is by and for, where it says so.
+    """Display names of a record's actor and tenant.
 
     Attributes:
         actor: The actor's e-mail address.
@@ -45,7 +45,7 @@ class DisplayNames:
 
 
 async def names(connection: Connection[Any], records: Sequence[Found]) -> dict[Key, DisplayNames]:
-    """What actors and tenants are called, by the id and tenant of a record."""
+    """Display names by the id and tenant of a record."""
     rows = await connection.fetch(_NAMES, [record.id for record in records])
     return {
         (row["id"], row["tenant_id"]): DisplayNames(row["email"] or None, row["slug"] or None)

@@ -115,7 +115,7 @@ class TrailPool:
     async def trail(
         self, viewer: str, scope: Scope, views: Views | None = None
     ) -> AsyncIterator[Trail]:
-        """Open the trail for somebody.
+        """Open the trail for a viewer.
 
         Args:
             viewer: Who looks, for the records of it.
@@ -180,7 +180,7 @@ class TrailPool:
 
 
 async def _older_schema(connection: Connection[Any], error: BaseException) -> StoreError | None:
-    """What to say where something is missing as the store was not migrated; None if it was."""
+    """The error for a store of an older schema; None if it is up to date."""
     if not is_missing(error) or connection.is_closed() or connection.is_in_transaction():
         return None
     try:

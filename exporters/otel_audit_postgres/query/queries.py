@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
-from otel_audit.errors import ConfigurationError
+from otel_audit.errors import ConfigurationError, InvalidInputError
 from otel_audit.record import ANONYMOUS
 from otel_audit_postgres.connection import (
     BROKEN,
@@ -49,7 +49,7 @@ _CONNECT_TIMEOUT: Final = 10.0
 FOUND_COLUMNS: Final = (
     "id", "tenant_id", "occurred_at", "recorded_at", "event_name", "outcome", "actor_id",
     "target_type", "target_id", "status_code", "request_id", "trace_id", "action_id", "phase",
-    "service_name",
+    "service_name", "transaction_outcome",
 )  # fmt: skip
 _REASON: Final = (
     f"CASE WHEN actor_id = 'anonymous' AND {READABLE} THEN payload -> 'actor' ->> 'reason' END"
@@ -102,6 +102,11 @@ class Criteria:
         entity: What it is about, as target or by a change: ``order:123``.
         request_id: The request's id.
         trace_id: The trace's id, 32 hex digits.
+
+    Example::
+
+        async with open_trail(dsn) as trail:
+            page = await trail.search(Criteria(actor="clerk-1", outcome="failure"))
     """
 
     since: datetime | None = None
@@ -151,8 +156,15 @@ class Found:
         action_id: The action's id, which all its records share.
         phase: Which part of the action it tells.
         service_name: Which service recorded it.
+        transaction_outcome: What became of the transactions that wrote, such as ``rolled_back``.
         actor_reason: Why no actor was identified, such as ``bad_signature``; None if ``actor_id``
             is not ``anonymous``.
+
+    Example::
+
+        async with open_trail(dsn) as trail:
+            for one in (await trail.search(parse("event:order.*"))).records:
+                print(one.occurred_at, one.actor_id, one.event_name, one.outcome)
     """
 
     id: uuid.UUID
@@ -170,6 +182,7 @@ class Found:
     action_id: str
     phase: str
     service_name: str | None
+    transaction_outcome: str
     actor_reason: str | None = None
 
 
@@ -183,6 +196,13 @@ class Page:
         searched_to: Where the search stopped before the page was full, as `WINDOW` records had
             been read whole; ``next`` continues there. None: nothing was left out.
         notice: How the query was understood, where it could be understood otherwise.
+
+    Example::
+
+        async with open_trail(dsn) as trail:
+            page = await trail.search(parse("outcome:failure"), limit=100)
+            while page.next is not None:
+                page = await trail.search(parse("outcome:failure"), limit=100, after=page.next)
     """
 
     records: tuple[Found, ...]
@@ -199,6 +219,12 @@ class Shown:
         found: The record, in short.
         payload: Its complete text, as it was hashed.
         content_hash: SHA-256 of that text, 32 bytes.
+
+    Example::
+
+        async with open_trail(dsn) as trail:
+            for shown in await trail.show("01929e3a-5a00-7000-8000-000000000001"):
+                print(record_from_payload(shown.payload).actor.id, shown.content_hash.hex())
     """
 
     found: Found
@@ -359,11 +385,12 @@ async def full_id(connection: Connection[Any], beginning: str) -> uuid.UUID:
             given back as it is, whether there is such a record or not.
 
     Raises:
-        ConfigurationError: It is no beginning of an id, there is no such record, or several.
+        InvalidInputError: It is no beginning of an id.
+        ConfigurationError: There is no such record, or there are several.
     """
     digits = beginning.replace("-", "").lower()
     if not _HEX.fullmatch(digits) or not SHORTEST_ID <= len(digits) <= _ID_DIGITS:
-        raise ConfigurationError(
+        raise InvalidInputError(
             f"{beginning[:100]} is not a record's id, which is a UUID, or the first {SHORTEST_ID} "
             "digits of one, or more"
         )
@@ -474,4 +501,4 @@ def _place(after: str) -> tuple[uuid.UUID, str]:
     try:
         return uuid.UUID(record_id if separator else ""), tenant_id
     except ValueError:
-        raise ConfigurationError("after: not a place that a page before gave") from None
+        raise InvalidInputError("after: not a place that a page before gave") from None

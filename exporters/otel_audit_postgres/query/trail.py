@@ -63,6 +63,12 @@ class Trail:
     Every question is one transaction: the answer is read, that it was given is recorded as
     ``audit.viewed`` (the database role that logged in; the query; how many records), and
     only after COMMIT it is returned. A look at the looks is recorded, too: once, like any other.
+
+    Example::
+
+        async with open_trail(dsn) as trail:
+            page = await trail.history("order:7")
+            print([(one.event_name, one.actor_id) for one in page.records])
     """
 
     def __init__(
@@ -313,6 +319,11 @@ async def open_trail(
     Raises:
         StoreUnavailableError: The store cannot be reached now.
         StoreError: The schema is missing, the role lacks a right, or a look cannot be recorded.
+
+    Example::
+
+        async with open_trail(dsn, viewer="ada@acme.example") as trail:
+            page = await trail.search(parse("event:order.* time:7d"))
     """
     async with queries.opened(dsn) as connection:
         yield Trail(connection, views=views, viewer=viewer)

@@ -1,4 +1,4 @@
-"""Reports on who may do what, who came in, who saw what, and who looked at the trail."""
+"""Reports on rights, sign-ins, reads of data, and views of the trail."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def _is_export(row: Mapping[str, Any]) -> bool:
 
 
 def _shown(content: Any) -> str | None:
-    """Which fields an answer had; their names, and not what they held."""
+    """The names of a response's fields, without values."""
     if isinstance(content, str):
         try:
             content = msgspec.json.decode(content)

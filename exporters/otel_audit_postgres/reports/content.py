@@ -111,7 +111,7 @@ async def _subject(snapshot: Snapshot) -> AsyncIterator[Row]:
 
 
 def _kept_until(at: datetime, days: int | None) -> str:
-    """Until when the month of a record is kept at the longest."""
+    """The day until which a record's month is kept at most."""
     if days is None:
         return "no policy says"
     return f"{month_end(f'{at.astimezone(UTC):%Y-%m}') + timedelta(days=days):%Y-%m-%d}"
@@ -136,7 +136,7 @@ def _is_erased(payload: str, erased: frozenset[str] | None) -> str:
     if not used:
         return "no"
     if erased is None:
-        return "not told: of the whole store only"
+        return "not shown: counts the whole store"
     gone = used & erased
     return "yes" if gone == used else ("in part" if gone else "no")
 

@@ -1,4 +1,4 @@
-"""Which controls of which standards a report supports, and what it leaves open."""
+"""Controls of standards that reports support, and their limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a report stands on: that the records of its period are those that the ledger has.
+"""The evidence of a report: its period's records, compared with the ledger.
 
 The leaves lead to the checkpoint's root, and the records to the leaves. Millions of both are
 compared by sums: of each leaf a keyed hash, with a key that nobody has before the comparison, so
@@ -59,7 +59,7 @@ def _differs(column: str, expected: str) -> str:
 
 
 def _searchable(value: str) -> str:
-    """What a column has of an encrypted value is its beginning."""
+    """SQL for the searchable beginning of an encrypted value."""
     return (
         f"CASE WHEN starts_with({value}, '{MARK}') THEN left({value}, {SEARCHABLE_LENGTH}) "
         f"ELSE {value} END"
@@ -174,7 +174,7 @@ AND NOT EXISTS (SELECT FROM audit.audit_logs l WHERE l.id = s.id)
 
 @dataclass(slots=True)
 class PeriodEvidence:
-    """One stretch of time, and what is found of its records.
+    """The evidence for one part of the period.
 
     Attributes:
         begin, end: Its bounds.
@@ -196,7 +196,7 @@ class PeriodEvidence:
 
 @dataclass(frozen=True, slots=True)
 class Witnesses:
-    """What is asked outside of the store.
+    """The keys and anchors outside the store.
 
     Attributes:
         keys: Public keys of the ledger; without any, no signature is checked.
@@ -218,7 +218,7 @@ def witnesses_of(config: AuditConfig) -> Witnesses:
 
 @dataclass(slots=True)
 class Evidence:
-    """What was found of the records, the tree, and outside.
+    """The result: records, tree, signature and anchors.
 
     Attributes:
         parts: The stretches of the period.
@@ -292,7 +292,7 @@ class _Comparison:
     suspects: list[uuid.UUID] = field(default_factory=list)
 
     def add(self, ids: Sequence[bytes], leaves: Sequence[bytes]) -> None:
-        """Add some leaves, as far as they are of that time and have a record."""
+        """Add leaves of this period that have a record."""
         low, high, keyed, total, count = self.low.bytes, self.high.bytes, self.key, 0, 0
         dropped = [(one.lowest.bytes, one.above.bytes) for one in self.dropped]
         for record_id, leaf in zip(ids, leaves, strict=False):
@@ -408,7 +408,7 @@ def _append(walk: TreePassState, first: int, leaves: Sequence[bytes], sizes: Ite
 
 
 def _signed(snapshot: Snapshot, witnesses: Witnesses, found: Evidence) -> str:
-    """Who signed the checkpoint: by a key, or by the names on its lines only."""
+    """The checkpoint's signers: verified by keys, or only the names on its lines."""
     if not witnesses.keys:
         names = [line.split(" ")[1] for line in snapshot.note.splitlines() if line.startswith("— ")]
         return (

@@ -1,4 +1,4 @@
-"""Makes a report: reads its rows once, and keeps them where they take no memory."""
+"""Makes a report. Rows are read once, and kept in a temporary file."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _decode: Final = msgspec.json.Decoder().decode
 
 @dataclass(slots=True)
 class Report:
-    """A finished report: what stands above its rows, the rows, what stands below.
+    """A finished report: head, rows and notes.
 
     Attributes:
         definition: Its kind.
@@ -186,7 +186,7 @@ async def _evidence(snapshot: Snapshot, definition: Definition, witnesses: Witne
 
 
 async def _keep(rows: AsyncIterator[Row], kept: IO[bytes]) -> tuple[int, str]:
-    """Put rows down as lines of JSON; how many they are, and the hash of the lines."""
+    """Write rows as JSON lines. Returns their number and the SHA-256 of the lines."""
     count, digest = 0, hashlib.sha256()
     batch: list[Row] = []
 
@@ -247,7 +247,7 @@ def _head(snapshot: Snapshot, definition: Definition, rows: int, digest: str) ->
 
 
 def _evidence_sentence(snapshot: Snapshot, definition: Definition) -> str:
-    """What the report stands on, in a sentence."""
+    """A sentence on the report's evidence."""
     evidence = snapshot.evidence
     if evidence is None or evidence.problems:
         return "TAMPERED: see the notes"
@@ -262,7 +262,7 @@ def _evidence_sentence(snapshot: Snapshot, definition: Definition) -> str:
 
 
 def _checks(snapshot: Snapshot, definition: Definition) -> tuple[tuple[str, str], ...]:
-    """How somebody else can check the report."""
+    """Commands by which anybody can check the report."""
     options = snapshot.options
     size = "SIZE" if snapshot.is_narrow else snapshot.size
     again = [
@@ -317,7 +317,7 @@ async def looked_at(trail: Trail, report: Report, options: Options) -> None:
 
 
 async def signed_off(trail: Trail, options: Options, finding: str, record: str | None) -> None:
-    """Sign off a review, or one record of it: a record of the trail says so.
+    """Sign off a review, or one of its records. The trail records it.
 
     Raises:
         StoreError: It cannot be recorded.
@@ -336,4 +336,4 @@ async def signed_off(trail: Trail, options: Options, finding: str, record: str |
 
 
 async def _answered(_: Connection[Any]) -> None:
-    """There is nothing to read."""
+    """No rows."""

@@ -1,4 +1,4 @@
-"""What a report is: its columns, where its rows come from, and which controls it supports."""
+"""The definition of a report: columns, rows, and supported controls."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Control:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What is asked for, besides the report's name.
+    """Options of a report.
 
     Attributes:
         begin: The first moment of the period, aware.

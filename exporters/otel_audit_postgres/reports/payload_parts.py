@@ -1,4 +1,4 @@
-"""Parts of a payload: what is not there, or not as it should be, is nothing."""
+"""Access to parts of a payload; missing or malformed parts are None."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def values_of(change: dict[str, Any]) -> Iterator[tuple[str, tuple[Any, Any]]]:
 
 
 def noun_of(change: dict[str, Any]) -> str:
-    """What a change is about, in snake case."""
+    """The noun of a change, in snake case."""
     name = change.get("name") or change.get("entity") or change.get("table") or ""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", str(name)).lower()
 

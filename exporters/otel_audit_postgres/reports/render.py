@@ -74,7 +74,7 @@ _LONG: Final = re.compile(r"[^\s-]{24}")
 
 
 def pieces(report: Report, form: ReportFormat) -> Iterator[bytes]:
-    """Write a report, a piece at a time."""
+    """Render a report in pieces."""
     return _FORMS[form](report)
 
 
@@ -86,7 +86,7 @@ def _html(report: Report) -> Iterator[bytes]:
 
 
 def _foot_line(report: Report) -> str:
-    """What stands on each page, as a string of CSS: a page alone tells where it belongs."""
+    """The footer of each printed page, as a CSS string."""
     line = (
         f"{report.definition.title} | {report.head['period']} | root {report.head['root'][:16]}… | "
         f"{report.head['generator']}"
@@ -95,7 +95,7 @@ def _foot_line(report: Report) -> str:
 
 
 def html_body(report: Report) -> Iterator[bytes]:
-    """What a report shows, without the page around it."""
+    """The report's HTML, without the page around it."""
     definition = report.definition
     head = "".join(
         f"<dt>{_safe(name)}</dt><dd>{_safe(text)}</dd>\n" for name, text in report.head.items()
@@ -158,7 +158,7 @@ def _foot(report: Report) -> bytes:
 
 
 def _proof(report: Report) -> str:
-    """How to check the report, and the checkpoint that it stands on."""
+    """The section on checking the report, with the checkpoint."""
     steps = "".join(
         f"<tr><td>{_safe(what)}</td><td><code>{_safe(how)}</code></td></tr>\n"
         for what, how in report.checks
@@ -178,7 +178,7 @@ def _proof(report: Report) -> str:
 
 
 def _safe(text: str) -> str:
-    """Text that no markup, no control and no bidi character gets out of."""
+    """Escaped text without control and bidi characters."""
     return html.escape(visible(text))
 
 

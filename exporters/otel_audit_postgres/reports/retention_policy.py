@@ -1,4 +1,4 @@
-"""The policy of retention that was in force, as the trail itself tells."""
+"""The retention policy in force, from the records of its changes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from otel_audit_postgres.reports.snapshot import OF_THE_STORE, Snapshot
 
 
 async def policy_in_force(snapshot: Snapshot) -> tuple[str, int | None]:
-    """The policy in force, by the record that put it there, and how many days it keeps what."""
+    """The policy in force: the record that set it, and the longest retention in days."""
     if snapshot.tenants is not None:
-        return "not told: of the whole store only", None
+        return "not shown: counts the whole store", None
     found: tuple[str, int | None] = ("none was ever set", None)
     condition = f"event_name = 'audit.retention.changed' AND {OF_THE_STORE}"
     # a policy is no tenant's, and no query asks for it

@@ -1,4 +1,4 @@
-"""The trail as it was under one checkpoint, in one period, as far as the reader may see it."""
+"""The trail under one checkpoint, in one period, within the reader's rights."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ _MOST_LATER: Final = 2_000_000
 
 
 class _Changes(msgspec.Struct):
-    """The only part of a record that some reports are about."""
+    """A record's changes, without its other fields."""
 
     changes: msgspec.Raw = msgspec.Raw(b"[]")
 
@@ -115,7 +115,7 @@ _decode_changes: Final = msgspec.json.Decoder(_Changes).decode
 
 @dataclass(slots=True)
 class Snapshot:
-    """One state of the trail, to be asked for rows.
+    """One state of the trail.
 
     Attributes:
         connection: Within a transaction of repeatable reads.
@@ -125,7 +125,7 @@ class Snapshot:
         note: The checkpoint, as a signed note.
         root: Its root hash, in hex.
         sealed_at: When the checkpoint was made.
-        tenants: The only tenants whose records are seen; None: all.
+        tenants: The tenants in the scope; None for all.
         unreadable: Records whose text could not be read, and that are left out.
         evidence: What was found of the period's records.
     """
@@ -156,11 +156,11 @@ class Snapshot:
 
     @property
     def is_narrow(self) -> bool:
-        """Whether this is for some tenants: nothing of others is told then, not even how much."""
+        """Whether the report is for some tenants: it shows nothing of others, not even counts."""
         return self.options.tenant is not None or self.tenants is not None
 
     def whole(self) -> Snapshot:
-        """The same state without the query and the tenant: what the reader may see of it all."""
+        """The same state without query and tenant: all that the reader may see."""
         return replace(self, options=replace(self.options, tenant=None), _query=Query())
 
     def asked(self, *, in_period: bool = True) -> Conditions:
@@ -251,7 +251,7 @@ class Snapshot:
     async def changed(
         self, sql: str, values: Sequence[Any]
     ) -> AsyncIterator[tuple[Mapping[str, Any], list[dict[str, Any]]]]:
-        """As `decoded`, but of each payload only the changes are read: that takes a third."""
+        """As `decoded`, but reads only the changes of each payload, in a third of the time."""
         async for row in self.run(sql, values):
             try:
                 changes = msgspec.json.decode(_decode_changes(row["payload"]).changes)
@@ -277,7 +277,7 @@ class Snapshot:
         return "leaves of all tenants" if self.is_narrow else f"{self.size} leaves"
 
     async def notes(self) -> list[str]:
-        """What a reader of the report must know: gaps, months that are not there, the scope."""
+        """Notes for the reader: gaps, missing months, the scope."""
         found = []
         if self.evidence is not None:
             found += [f"{TAMPERED}{problem}" for problem in self.evidence.problems]
@@ -297,7 +297,7 @@ class Snapshot:
         return found
 
     async def recorded(self) -> tuple[int, str | None]:
-        """How many records the period has at all, and of when the latest one is."""
+        """The number of records in the period, and the time of the latest one."""
         plain = Snapshot(
             self.connection, self.options, self.origin, self.size, self.note, self.root,
             self.sealed_at, self.tenants, 0, None, Query(), self._later, self._sealed,
@@ -349,7 +349,7 @@ _RECORD: Final = (
 async def taken(
     connection: Connection[Any], options: Options, scope: Scope | None = None
 ) -> Snapshot:
-    """Choose the checkpoint, and see what the reader may see.
+    """Choose the checkpoint, and read the reader's scope.
 
     Args:
         connection: Within a transaction of repeatable reads.
@@ -386,7 +386,7 @@ async def taken(
 
 
 async def _tenants(connection: Connection[Any], scope: Scope | None) -> tuple[str, ...] | None:
-    """The only tenants whose records are seen; None: all."""
+    """The tenants in the scope; None for all."""
     row = await connection.fetchrow(_SCOPE)
     assert row is not None  # noqa: S101 - it has one row
     own = frozenset(row["tenants"]) if row["is_part"] else None
@@ -423,7 +423,7 @@ def selected(
 
 
 def moment(value: datetime) -> str:
-    """A time as reports have it: UTC, to the millisecond."""
+    """A time in UTC, to the millisecond."""
     record = (value if value.tzinfo is UTC else value.astimezone(UTC)).isoformat(
         timespec="milliseconds"
     )

@@ -1,4 +1,4 @@
-"""Reports on the trail itself: whether it holds, and what is kept, archived and dropped."""
+"""Reports on the trail itself: integrity, and retention."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LOSSES: Final = (
     "'audit.spool.lost')"
 )
 
-_WHOLE_STORE_ONLY: Final = "not told: of the whole store only"
+_WHOLE_STORE_ONLY: Final = "not shown: counts the whole store"
 
 
 async def _integrity(snapshot: Snapshot) -> AsyncIterator[Row]:
@@ -54,7 +54,7 @@ def _verdict(evidence: Evidence, month: PeriodEvidence) -> str:
     if against:
         return f"TAMPERED: {'; '.join(against)}"
     if evidence.is_collapsed:
-        return "not to be told: the checkpoint lies within leaves whose records were dropped since"
+        return "not known: the checkpoint is within leaves whose records were dropped since"
     malformed = (
         f"; {month.malformed} were inserted with columns that do not follow from their text"
         if month.malformed
@@ -67,7 +67,7 @@ def _verdict(evidence: Evidence, month: PeriodEvidence) -> str:
 
 
 async def _lag(snapshot: Snapshot, begin: datetime, end: datetime) -> str | None:
-    """How long the first record of a block waited at most; a block has records of all tenants."""
+    """The longest wait of a block's first record. Blocks have records of all tenants."""
     if snapshot.is_part:
         return _WHOLE_STORE_ONLY
     lag = await snapshot.connection.fetchval(_LAG, snapshot.size, begin, end)
@@ -75,7 +75,7 @@ async def _lag(snapshot: Snapshot, begin: datetime, end: datetime) -> str | None
 
 
 def _of_all(snapshot: Snapshot, count: int) -> int | str:
-    """A number that records of no tenant tell; what cannot be seen is not nothing."""
+    """A number of the whole store; a part of the store has none, which is not 0."""
     return _WHOLE_STORE_ONLY if snapshot.is_part else count
 
 
@@ -164,7 +164,7 @@ async def _hot(snapshot: Snapshot) -> dict[str, dict[str, int]]:
 
 
 async def _gone(snapshot: Snapshot) -> tuple[dict[str, int], dict[str, int]]:
-    """What was archived and dropped, by month, as the trail tells."""
+    """Archived and dropped rows by month, from the records of these events."""
     archived: dict[str, int] = {}
     dropped: dict[str, int] = {}
     condition = "event_name IN ('audit.month.archived', 'audit.partition.retired')"
@@ -180,7 +180,7 @@ async def _gone(snapshot: Snapshot) -> tuple[dict[str, int], dict[str, int]]:
 
 
 async def _holds(snapshot: Snapshot) -> int:
-    """Holds that were placed and not released, as the trail tells."""
+    """Holds in force, from the records of these events."""
     active: set[str] = set()
     condition = "event_name IN ('audit.hold.placed', 'audit.hold.released')"
     async for row, _ in snapshot.records(condition, OF_THE_STORE, in_period=False):

@@ -1,4 +1,4 @@
-"""The end of a record: policy, archive, hold; see docs/retention.md."""
+"""Retention: policy, holds, runs, and erasure; see docs/retention.md."""
 
 from __future__ import annotations
 

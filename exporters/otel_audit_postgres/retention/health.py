@@ -1,4 +1,4 @@
-"""Whether what retention rests on is there: the policy, the archive, the keys."""
+"""Checks of retention's prerequisites: policy, archive and keys."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MEND: Final = "fix it, and check again"
 
 
 async def inspect_retention(config: AuditConfig, dsn: str) -> list[CheckResult]:
-    """Look at what the settings name of retention; nothing where they name nothing.
+    """Check the retention settings; no checks if none is set.
 
     Args:
         config: The settings.

@@ -1,4 +1,4 @@
-"""Legal holds: what is about a matter stays, here and in archives, until it is released."""
+"""Legal holds: matching records stay, in the store and in archives, until release."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _LOOKED_AT: Final = ("tenant_id", "actor_id", "entities", "event_name", "occurre
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """A legal hold; what all its conditions apply to stays.
+    """A legal hold. A record stays if all conditions match.
 
     Attributes:
         number: Its place among all.
@@ -90,11 +90,11 @@ class Hold:
         )
 
     def __str__(self) -> str:
-        """In words, for a message."""
+        """A text for messages."""
         return f"hold {self.id} (matter {self.matter})"
 
     def as_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """The values for JSON."""
         return {
             name: value.isoformat() if isinstance(value, datetime) else
             str(value) if isinstance(value, uuid.UUID) else value
@@ -114,7 +114,7 @@ class HoldConditions:
     until: datetime | None = None
 
     def refuse_unfit(self) -> None:
-        """Raise for a hold on nothing, or on what can never be.
+        """Refuse a hold without conditions, or with impossible ones.
 
         Raises:
             ConfigurationError: It is one; the message says why.
@@ -140,7 +140,7 @@ async def place_hold(  # noqa: PLR0913, PLR0917 - each a choice of its own
     archive: ArchiveStore | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[uuid.UUID, list[str]]:
-    """Place a hold; it holds what is there and what is to come.
+    """Place a hold on present and future records.
 
     Args:
         dsn: The audit store, as its retention role.
@@ -174,7 +174,7 @@ async def place_hold(  # noqa: PLR0913, PLR0917 - each a choice of its own
 async def preview_hold(
     dsn: str, conditions: HoldConditions, archive: ArchiveStore | None = None
 ) -> tuple[int, list[str]]:
-    """Say what a hold would apply to; nothing is changed.
+    """Count what a hold would apply to, without a change.
 
     Args:
         dsn: The audit store, as a role that sees all rows.
@@ -207,7 +207,7 @@ async def preview_hold(
 async def release_hold(
     dsn: str, hold_id: uuid.UUID, reason: str, archive: ArchiveStore | None = None
 ) -> list[str]:
-    """Release a hold; objects to which no other applies are released, too.
+    """Release a hold, and the archive objects without another hold.
 
     Returns:
         The names of the objects that are held no more.
@@ -228,7 +228,7 @@ async def release_hold(
 async def settle_holds(
     connection: Connection[Any], archive: ArchiveStore, since: int
 ) -> tuple[list[str], list[str]]:
-    """Bring objects to what the holds say, where somebody was cut off or a month is new.
+    """Set the locks of archive objects by the holds, after an interruption or for a new month.
 
     Args:
         connection: To the store, as its retention role.
@@ -253,7 +253,7 @@ async def settle_holds(
 
 
 async def override_hold(dsn: str, hold_id: uuid.UUID, target: str, reason: str) -> None:
-    """Say that something may go in spite of a hold; not by who placed it.
+    """Allow a deletion despite a hold. Whoever placed the hold may not.
 
     Args:
         dsn: The audit store, as its retention role.
@@ -277,12 +277,12 @@ async def list_holds(dsn: str) -> list[Hold]:
 
 
 async def active_holds(connection: Connection[Any]) -> list[Hold]:
-    """As `list_holds`, over a connection."""
+    """As `list_holds`, on an open connection."""
     return await _holds(connection, _ACTIVE)
 
 
 async def is_overridden(connection: Connection[Any], hold: Hold, target: str) -> bool:
-    """Whether something may go in spite of a hold."""
+    """Whether a deletion is allowed despite a hold."""
     found: bool = await connection.fetchval(_IS_OVERRIDDEN, hold.id, target)
     return found
 
@@ -293,7 +293,7 @@ async def hold_on_object(
     entry: ArchivedObject,
     month: Any,
 ) -> tuple[Hold | None, int]:
-    """The first hold that applies to a row of an object; and the last hold that was looked at."""
+    """The first hold that applies to a row of an object, and the last hold checked."""
     holds = await active_holds(connection)
     seen = max((one.number for one in holds), default=0)
     for one in holds:
@@ -322,7 +322,7 @@ async def _apply(
 
 
 async def _lift(connection: Connection[Any], archive: ArchiveStore, hold: Hold) -> list[str]:
-    """Take a hold off objects to which no other applies."""
+    """Unlock objects without another hold."""
     others = await active_holds(connection)
     freed = []
     for _, month, entry in await _objects(connection):

@@ -1,4 +1,4 @@
-"""How retention is doing, as OpenTelemetry metrics: what is overdue, held, and verified when."""
+"""OpenTelemetry metrics of retention: overdue months, holds, and the last verification."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _STATE: Final = (
 
 @dataclass(frozen=True, slots=True)
 class RetentionState:
-    """How retention is doing.
+    """The state of retention.
 
     Attributes:
         lag: Seconds that the month longest due is overdue, if no hold keeps it; 0 if none is.
@@ -54,7 +54,7 @@ class RetentionState:
 
 
 async def retention_state(dsn: str) -> RetentionState:
-    """Ask how retention is doing.
+    """Read the state of retention.
 
     Args:
         dsn: The audit store, as its retention role, its sealer or a reader.
@@ -69,22 +69,22 @@ async def retention_state(dsn: str) -> RetentionState:
 
 
 class RetentionWatch:
-    """Asks now and then, so that reading the metrics asks nothing."""
+    """Reads the state periodically, so that collecting metrics needs no query."""
 
     def __init__(self, dsn: str, every: float = ASKED_EVERY) -> None:
-        """Remember where; nothing is asked yet."""
+        """Take the store's DSN; nothing is read yet."""
         self._dsn, self._every = dsn, every
         self.state: RetentionState | None = None
 
     async def refresh(self) -> None:
-        """Ask once; if that fails the log says so, and what was known stays."""
+        """Read once. On failure it logs, and keeps the last state."""
         try:
             self.state = await retention_state(self._dsn)
         except StoreError as error:
             log_limited(_logger, "retention state", "Retention cannot be asked about: %s", error)
 
     async def run(self) -> None:
-        """Ask until cancelled."""
+        """Read periodically until cancelled."""
         while True:
             await self.refresh()
             await asyncio.sleep(self._every)
@@ -105,7 +105,7 @@ _GAUGES: Final[tuple[tuple[str, str, _Read], ...]] = (
 
 
 def publish(meter: Meter, watch: RetentionWatch) -> None:
-    """Offer the numbers; what is not known is not told.
+    """Register the metrics. Unknown values are not reported.
 
     Args:
         meter: Where to; a no-op meter where the process has no metrics.
@@ -131,5 +131,5 @@ def _age(moment: datetime | None) -> float | None:
 
 
 def as_json(state: RetentionState) -> dict[str, Any]:
-    """As plain values."""
+    """The values for JSON."""
     return {name: getattr(state, name) for name in RetentionState.__dataclass_fields__}

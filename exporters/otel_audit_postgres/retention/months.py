@@ -1,4 +1,4 @@
-"""Letting a month go, in three steps that the store itself checks; see docs/retention.md.
+"""Removal of a month in three steps, each checked by the store; see docs/retention.md.
 
 1. `retire` records what the month's partition holds: the manifest, a record like any other.
 2. Once the sealer has sealed that record, `drop` drops the partition. The database refuses if the
@@ -21,7 +21,7 @@ _COLLAPSIBLE: Final = "SELECT first, leaves FROM audit.collapsible_blocks()"
 
 
 async def retire(dsn: str, partition: str) -> str:
-    """Record what a partition holds.
+    """Record the content of a partition.
 
     Args:
         dsn: The audit store, as its retention role.
@@ -80,7 +80,7 @@ async def collapse(dsn: str) -> int:
 
 
 async def _runs(connection: Connection[Any]) -> list[tuple[int, int]]:
-    """Stretches of neighbouring blocks that can go: first leaf, and the one after the last."""
+    """Ranges of adjacent blocks that can be collapsed: first leaf, and the leaf after the last."""
     runs: list[tuple[int, int]] = []
     for first, leaves in await connection.fetch(_COLLAPSIBLE):
         end = first + leaves

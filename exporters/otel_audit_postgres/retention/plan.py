@@ -1,4 +1,4 @@
-"""The retention plan: what the policy does with the trail, month by month, class by class."""
+"""The retention plan: the effect of the policy by month and class."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class PlannedClass:
     expires_on: date | None
 
     def as_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """The values for JSON."""
         return {
             "class": self.says.name, "rows": self.rows, "bytes": self.size,
             "min": self.says.min, "max": self.says.max, "hot": self.says.hot,
@@ -102,15 +102,15 @@ class PlannedMonth:
 
     @property
     def rows(self) -> int:
-        """Rows in it."""
+        """The number of rows."""
         return sum(one.rows for one in self.classes)
 
     def is_due(self, today: date) -> bool:
-        """Whether it goes now."""
+        """Whether the month is due."""
         return self.first_day is not None and self.first_day <= today and not self.blocked_by
 
     def as_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """The values for JSON."""
         return {
             "month": f"{self.month:%Y-%m}", "partition": self.partition, "rows": self.rows,
             "bytes": self.size, "archived": self.is_archived, "first_day": _iso(self.first_day),
@@ -140,7 +140,7 @@ class RetentionPlan:
 
 
 async def plan(dsn: str, policy: RetentionPolicy, today: date | None = None) -> RetentionPlan:
-    """Say what a run would do; nothing is changed.
+    """Return what a run would do, without a change.
 
     Args:
         dsn: The audit store, as a role that sees all of it.
@@ -158,7 +158,7 @@ async def plan(dsn: str, policy: RetentionPolicy, today: date | None = None) -> 
 async def planned(
     connection: Connection[Any], policy: RetentionPolicy, today: date | None = None
 ) -> RetentionPlan:
-    """As `plan`, over a connection."""
+    """As `plan`, on an open connection."""
     await store.unlimited(connection)
     await store.refuse_partial_view(connection)
     day = await trusted_day(connection) if today is None else today
@@ -190,7 +190,7 @@ async def planned(
 async def explain(
     dsn: str, policy: RetentionPolicy, record_id: Any
 ) -> tuple[RecordKind, RetentionClass, date | None]:
-    """Say what applies to a record, and from which day on it may leave the database."""
+    """Return the rules for a record, and the day from which it may leave the database."""
     async with store.opened(dsn, "explain retention", asks=True) as connection:
         row = await connection.fetchrow(_KIND_OF.format(level=_LEVEL), record_id)
     if row is None:
@@ -256,7 +256,7 @@ async def _classes(
 def _first_day(
     month: date, classes: Sequence[PlannedClass], policy: RetentionPolicy
 ) -> date | None:
-    """When the last class of the month may leave the database; a month goes as a whole."""
+    """The day when the month's last class may leave the database. A month leaves as a whole."""
     end = end_of(month)
     if not classes:
         return end + timedelta(days=policy.floor)

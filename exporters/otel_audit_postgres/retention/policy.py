@@ -53,13 +53,13 @@ class RetentionRule:
     days: Mapping[str, int]
 
     def applies_to(self, kind: RecordKind) -> bool:
-        """Whether it is about records of this kind."""
+        """Whether the rule matches records of this kind."""
         return all(
             _fits(pattern, getattr(kind, field) or "") for field, pattern in self.match.items()
         )
 
     def overlaps(self, other: RetentionRule) -> bool:
-        """Whether a record can exist that both are about."""
+        """Whether a record can match both rules."""
         return all(
             _meet(pattern, other.match[field])
             for field, pattern in self.match.items()
@@ -67,7 +67,7 @@ class RetentionRule:
         )
 
     def as_plain(self) -> dict[str, Any]:
-        """As the store keeps it."""
+        """The values as stored."""
         return {"name": self.name, **self.match, **self.days}
 
 
@@ -93,12 +93,12 @@ class RetentionClass:
 
     @property
     def is_archived(self) -> bool:
-        """Whether it goes into the archive at all."""
+        """Whether these records are archived."""
         return self.archive != 0
 
     @property
     def expires_after(self) -> int | None:
-        """Days after which the archive's copy may go; None: never."""
+        """Days after which the archive's copy may be deleted; None for never."""
         return None if self.hot is None or self.archive is None else self.hot + self.archive
 
     @property
@@ -122,7 +122,7 @@ class RetentionPolicy:
     two_persons: bool = False
 
     def explain(self, kind: RecordKind) -> RetentionClass:
-        """Say what applies to a kind of records.
+        """Return the retention of a kind of records.
 
         Raises:
             PolicyError: Two rules contradict each other for it; both are named.
@@ -154,7 +154,7 @@ class RetentionPolicy:
         return any("level" in rule.match for rule in self.rules)
 
     def as_plain(self) -> dict[str, Any]:
-        """As the store keeps it."""
+        """The values as stored."""
         plain: dict[str, Any] = {
             "floor": self.floor, "rules": [rule.as_plain() for rule in self.rules]
         }  # fmt: skip
@@ -257,7 +257,7 @@ def _refuse_unknown(table: Mapping[str, Any], known: Iterable[str], place: str) 
 
 
 def _refuse_impossible(rule: RetentionRule, policy: RetentionPolicy, place: str) -> None:
-    """Refuse a policy that no record can satisfy, whatever the trail holds."""
+    """Refuse a policy with rules that contradict each other for some record."""
     for other in policy.rules:
         if not rule.overlaps(other):
             continue
@@ -269,7 +269,7 @@ def _refuse_impossible(rule: RetentionRule, policy: RetentionPolicy, place: str)
 
 
 def _example(rule: RetentionRule, other: RetentionRule, field: str) -> str:
-    """A value that both rules are about."""
+    """A value that both rules match."""
     patterns = [one.match[field] for one in (rule, other) if field in one.match]
     exact = [pattern for pattern in patterns if not pattern.endswith("*")]
     longest = max(patterns, key=len, default="")

@@ -1,4 +1,4 @@
-"""Carries out the policy: archive, read back, retire, seal, drop; one month after the other.
+"""Applies the policy month by month: archive, read back, retire, seal, drop.
 
 Each step can be cut off and is done again, or found done, by the next run. Nothing is dropped
 before what was archived has been read back and is in the trail, sealed.
@@ -91,7 +91,7 @@ class _Level(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """With what a run works.
+    """The settings of a run.
 
     Attributes:
         dsn: The audit store, as a member of the retention role that also sees all rows.
@@ -137,7 +137,7 @@ class RunReport:
     collapsed: int = 0
 
     def as_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """The values for JSON."""
         return {
             "archived": self.archived, "dropped": self.dropped, "removed": self.removed,
             "waiting": self.waiting, "blocked": self.blocked, "held": self.held,
@@ -174,7 +174,7 @@ async def run(policy: RetentionPolicy, setting: Setting, today: date | None = No
 
 
 async def put_in_force(connection: Connection[Any], policy: RetentionPolicy) -> None:
-    """Put a policy in force; an event records it, if it is another one.
+    """Put a policy in force. A changed policy is recorded.
 
     Raises:
         PolicyError: It may keep less, and two persons must want that.
@@ -188,7 +188,7 @@ async def put_in_force(connection: Connection[Any], policy: RetentionPolicy) -> 
 
 
 async def approve(dsn: str, policy: RetentionPolicy) -> None:
-    """Say that this role, too, wants a policy that may keep less than the one in force.
+    """Approve, as a second role, a policy that keeps less than the one in force.
 
     Args:
         dsn: The audit store, as a member of its retention role, and not who runs retention.
@@ -236,7 +236,7 @@ class _Run:
         return self._report
 
     async def _settle_holds(self) -> int:
-        """Put holds on what was archived since the last run; the last manifest that has them."""
+        """Put holds on objects archived since the last run. Returns the last manifest with them."""
         archives = await recorded_archives(self._connection)
         archive = self._setting.archive
         if archive is None:
@@ -247,7 +247,7 @@ class _Run:
         return archives[-1].step if archives else 0
 
     async def _record(self, plan: RetentionPlan, step: int) -> None:
-        """Tell in the trail what was done, and that it was looked at where nothing was to do."""
+        """Record the run in the trail, also if nothing was due."""
         self._step("", "record run")
         months = {one.partition: one.first_day.isoformat() for one in plan.months if one.first_day}
         removed = self._report.removed
@@ -284,7 +284,7 @@ class _Run:
         self._report.waiting[name] = "rows of it still come in"
 
     async def _archived(self, month: PlannedMonth) -> RecordedArchive:
-        """The month's archive, read back; it is made where there is none."""
+        """The month's archive, read back; made if it does not exist."""
         await self._fill_up_to(month.month)
         found = latest(await recorded_archives(self._connection)).get(month.month)
         if found is None:
@@ -311,7 +311,7 @@ class _Run:
             )
 
     async def _fill_up_to(self, month: date) -> None:
-        """Months between the last archived one and this one have manifests, too, if they stay."""
+        """Write manifests for the months between the last archived one and this one."""
         archives = await recorded_archives(self._connection)
         following = end_of(max(one.month for one in archives)) if archives else min(self._months)
         while following < month:
@@ -423,7 +423,7 @@ class _Run:
         return says.name if says.is_archived else None
 
     async def _retired(self, partition: str, name: str) -> tuple[uuid.UUID, int]:
-        """The record that says what the partition holds, and how many rows that are."""
+        """The record on the partition's content, and the number of rows."""
         found = await self._connection.fetchrow(_RETIRED, partition)
         if found is None:
             self._step(name, "retire")
@@ -494,7 +494,7 @@ class _Run:
 
     @staticmethod
     def _keep_leaves(archive: ArchiveStore, entry: ArchivedObject) -> None:
-        """Keep the hashes of what goes: without them nothing else of the month could be proved."""
+        """Keep the hashes of deleted leaves; other proofs of the month need them."""
         with archive.fetch(entry.key) as file:
             leaves = tuple((leaf, 1, digest) for leaf, digest in read_leaves(file).items())
         text = SparseTree("", leaves).text().encode()
@@ -521,5 +521,5 @@ class _Run:
 
 
 def _longest(objects: Sequence[ArchivedObject]) -> date | None:
-    """Until when the records of these objects must not be deleted."""
+    """The last day on which the records of these objects must not be deleted."""
     return max((one.locked_until for one in objects if one.locked_until), default=None)

@@ -1,4 +1,4 @@
-"""One person's records: exported with what is in them, and erased by destroying their keys."""
+"""Data subject requests: export a person's records, and erase them by destroying keys."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class ErasurePlan:
 
     Attributes:
         keys: How many keys there are to destroy.
-        rows: Records in the store that are by him or about him.
+        rows: Records in the store by this person or about this person.
         first, last: When the first and the last of them happened.
-        erased: Keys of his that were destroyed before.
+        erased: Keys of this person that were destroyed before.
         held: The hold that forbids it; None if none does.
-        quarantined: Texts in quarantine that name him: they stay as they are. None if this role
+        quarantined: Texts in quarantine with the name; they stay as they are. None if this role
             may not read them.
     """
 
@@ -62,12 +62,12 @@ class ErasurePlan:
 
 
 async def plan_erasure(dsn: str, keys: KeyStore, subject: Subject) -> ErasurePlan:
-    """Say what erasing somebody would do; nothing is changed.
+    """Return what an erasure would do, without a change.
 
     Args:
         dsn: The audit store, as its retention role.
-        keys: The keys.
-        subject: Whom.
+        keys: The key store.
+        subject: Whose.
     """
     known = await keys.known(subject)
     erased = await keys.destroyed(subject)
@@ -84,7 +84,7 @@ async def plan_erasure(dsn: str, keys: KeyStore, subject: Subject) -> ErasurePla
 
 
 async def erase(dsn: str, keys: KeyStore, subject: Subject, basis: str, reason: str) -> bool:
-    """Erase a person: destroy his keys, and record that without his name; as `erase_all`.
+    """Erase one name of a person; see `erase_all`.
 
     Returns:
         False if he was erased before, and nothing was left to do.
@@ -95,7 +95,7 @@ async def erase(dsn: str, keys: KeyStore, subject: Subject, basis: str, reason: 
 async def erase_all(
     dsn: str, keys: KeyStore, subjects: Sequence[Subject], basis: str, reason: str
 ) -> list[Subject]:
-    """Erase a person under all of his names, or under none if one of them cannot be erased.
+    """Erase a person under all names, or under none if one of them cannot be erased.
 
     The trail, its proofs and its archives stay as they are, whatever the number of rows.
 
@@ -104,7 +104,7 @@ async def erase_all(
         keys: The keys.
         subjects: Whom: each an actor's id or an entity, such as two logins of one person.
         basis: By which law or demand.
-        reason: Why; it must not name him, as it stays.
+        reason: Why; it stays, so it must not contain the name.
 
     Returns:
         Those that were erased now; the others were erased before.
@@ -146,7 +146,7 @@ async def erase_all(
 
 
 async def _open_keys(connection: Connection[Any], keys: KeyStore, subject: Subject) -> list[str]:
-    """The ids of the keys that are there, or that are gone and not in the trail yet.
+    """Ids of existing keys, and of destroyed ones that are not recorded yet.
 
     Raises:
         ConfigurationError: There never was one.
@@ -163,7 +163,7 @@ async def _open_keys(connection: Connection[Any], keys: KeyStore, subject: Subje
 async def _unrecorded(
     connection: Connection[Any], keys: KeyStore, subject: Subject, besides: Sequence[str]
 ) -> list[str]:
-    """The ids of destroyed keys that the trail does not tell of, as somebody was cut off."""
+    """Ids of destroyed keys that are not recorded, after an interrupted erasure."""
     found = [one.key_id.hex() for one in await keys.destroyed(subject) if not one.is_recorded]
     recorded = await connection.fetchval(_RECORDED, found) if found else []
     return [one for one in found if one not in recorded and one not in besides]
@@ -174,7 +174,7 @@ def _lock_of(subject_hash: bytes) -> int:
 
 
 async def plan_replay(dsn: str, keys: KeyStore) -> tuple[int, int]:
-    """How many destroyed keys the trail tells of, and how many of those are there all the same.
+    """The number of erased keys in the trail, and how many of them exist again.
 
     Args:
         dsn: The audit store, as a reader or its retention role.
@@ -210,12 +210,12 @@ async def export_subject(
     archive: ArchiveStore | None = None,
     also: Sequence[str] = (),
 ) -> AsyncIterator[dict[str, Any]]:
-    """Give back all that is recorded by somebody or about him, with what is in it.
+    """Export all records by a person or about this person, decrypted.
 
     Args:
         dsn: The audit store, as a reader.
-        keys: The keys.
-        subject: Whom.
+        keys: The key store.
+        subject: Whose.
         archive: Where archives are, for what left the database.
         also: Other names of the same person, in the same tenant.
 
@@ -249,7 +249,7 @@ async def export_subject(
 
 
 async def _record_look(connection: Connection[Any], records: int) -> None:
-    """Record the look at somebody's data, without his name."""
+    """Record the export without the person's name."""
     await connection.fetchval(_VIEW, "{}", records)
 
 

@@ -24,7 +24,7 @@ _BYTES: Final = 24
 
 @dataclass(frozen=True, slots=True)
 class Created:
-    """What was made.
+    """The result: what was created.
 
     Attributes:
         database: The database's name; None if it was there.
@@ -43,7 +43,7 @@ async def create_missing(dsn: str, logins: Iterable[str]) -> Created:
         logins: Names of the login roles.
 
     Returns:
-        What was made.
+        The result: what was created.
 
     Raises:
         ConfigurationError: The DSN names no database.

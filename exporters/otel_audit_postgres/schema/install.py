@@ -67,6 +67,12 @@ class InitReport:
         applied: Names of the migrations that were applied, none if it was up to date.
         partitions: Names of the partitions that were made.
         lines: What was done, for a person, one line each.
+
+    Example::
+
+        report = await init(dsn)
+        for line in report.lines:
+            print(line)
     """
 
     version: int
@@ -87,7 +93,7 @@ async def init(  # noqa: PLR0913 - one for each role
     tenants: Sequence[str] = (),
     viewer: str | None = None,
 ) -> InitReport:
-    """Create the audit schema, or bring it up to date; nothing is done twice.
+    """Create the audit schema, or migrate it to the latest version. Idempotent.
 
     All of it happens in one transaction, and only one at a time does it.
 
@@ -116,6 +122,11 @@ async def init(  # noqa: PLR0913 - one for each role
         StoreUnavailableError: The database cannot be reached now.
         StoreError: The schema is newer than this package or half migrated, a right is missing, or
             the database is not in UTF-8; nothing was changed.
+
+    Example::
+
+        report = await init(dsn)  # with roles=True, writer="my_app_audit" also the rights
+        print(report.version)
     """
     members = Members(writer, reader, sealer, retention, tenants, viewer, streamer)
     if not roles:
@@ -143,6 +154,11 @@ async def migrate(dsn_or_engine: Any) -> InitReport:
         StoreUnavailableError: The database cannot be reached now.
         StoreError: There is no audit schema, it is newer than this package or half migrated, or a
             right is missing; nothing was changed.
+
+    Example::
+
+        report = await migrate(dsn)
+        print(report.version, report.applied)
     """
     async with _begun(dsn_or_engine) as connection:
         state = await _state(connection)
@@ -176,7 +192,7 @@ async def missing_migrations(dsn_or_engine: Any) -> tuple[int, bool]:
 
 @dataclass(frozen=True, slots=True)
 class PendingMigrations:
-    """How far a store is behind.
+    """The migrations that a store lacks.
 
     Attributes:
         version: Its version.
@@ -231,7 +247,7 @@ def schema_sql(  # noqa: PLR0913 - one for each role
     viewer: str | None = None,
     since: int = 0,
 ) -> str:
-    """Write down what `init` would run, for those who apply SQL themselves.
+    """Return the SQL that `init` runs, to be applied by hand.
 
     Args:
         roles: As for `init`; the script then has to be run by a superuser.
@@ -248,6 +264,10 @@ def schema_sql(  # noqa: PLR0913 - one for each role
 
     Raises:
         ConfigurationError: A login role is named without ``roles``.
+
+    Example::
+
+        Path("audit.sql").write_text(schema_sql(roles=True, writer="my_app_audit"))
     """
     members = Members(writer, reader, sealer, retention, viewer=viewer, streamer=streamer)
     if not roles:

@@ -61,6 +61,11 @@ class MaintenanceReport:
             They are as safe there as elsewhere, sealed and verified; but their month cannot go
             before it has a partition of its own, and looking by time is less quick.
         has_default: Whether the default partition is there and attached.
+
+    Example::
+
+        report = await maintain(dsn, ahead=3)
+        assert report.has_default and not report.in_default
     """
 
     partitions: tuple[Partition, ...]
@@ -88,6 +93,11 @@ async def maintain(dsn: str, *, ahead: int = 2, months: Sequence[date] = ()) -> 
     Raises:
         StoreUnavailableError: The store cannot be reached now.
         StoreError: The schema is missing or too old, or the role lacks a right.
+
+    Example::
+
+        report = await maintain(dsn, ahead=3)
+        print([partition.name for partition in report.partitions])
     """
     connection = await connect(dsn, _CONNECT_TIMEOUT)
     try:

@@ -45,7 +45,7 @@ NO_EVENT_TRIGGER: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Members:
-    """Existing login roles that are to be members of the group roles, where wanted.
+    """Existing login roles to add to the group roles.
 
     Attributes:
         writer: Who is to append.
@@ -80,7 +80,7 @@ class Members:
         return [(group, login) for group, login in wanted if login]
 
     def refuse_without_roles(self, caller: str) -> None:
-        """Raise `ConfigurationError` if somebody is named; for where there are no group roles."""
+        """Raise `ConfigurationError` if a role is named although there are no group roles."""
         if self.groups():
             raise ConfigurationError(
                 f"{caller}: a role for writer=, reader= and the like needs roles=True (--roles)"
@@ -150,7 +150,7 @@ async def hand_over(connection: Connection[Any], members: Members) -> list[str]:
 
 
 async def _enter(connection: Connection[Any], reader: str, tenants: Sequence[str]) -> None:
-    """Say whose records a reader sees; what was said before is not widened in passing."""
+    """Set the tenants that a reader sees. An existing scope is never widened implicitly."""
     if tenants:
         await connection.execute("DELETE FROM audit.reader_tenants WHERE role_name = $1", reader)
         await connection.executemany(_MAY_READ, [(reader, tenant) for tenant in tenants])

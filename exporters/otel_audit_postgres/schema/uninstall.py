@@ -37,7 +37,7 @@ _STATEMENTS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What would be removed.
+    """What an uninstallation removes.
 
     Attributes:
         database: The database's name.

@@ -1,4 +1,4 @@
-"""Identifiers: time-ordered UUIDs for records, derived ones, and those that anybody may see."""
+"""Identifiers: time-ordered UUIDs for records, derived UUIDs, and public ones."""
 
 from __future__ import annotations
 

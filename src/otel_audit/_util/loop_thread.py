@@ -119,7 +119,7 @@ class LoopThread:
     def __init__(
         self, name: str, work: Callable[[], Coroutine[Any, Any, None]] | None = None
     ) -> None:
-        """Name the thread and its work; nothing is started yet.
+        """Take name and work of the thread; nothing is started yet.
 
         Args:
             name: Of the thread.
@@ -197,7 +197,7 @@ class LoopThread:
 
     def rouse(self) -> None:
         """Set ``wake``, if the coroutine runs. May be called from any thread; never raises."""
-        self._schedule(lambda: self.wake.set())  # noqa: PLW0108 - of the loop at that time
+        self.schedule(lambda: self.wake.set())  # noqa: PLW0108 - of the loop at that time
 
     def end(self) -> None:
         """Let the coroutine not be run again once it ends, and rouse it. Never raises."""
@@ -210,7 +210,7 @@ class LoopThread:
             self._set_ending()
         task = self._task
         if task is not None:
-            self._schedule(task.cancel)
+            self.schedule(task.cancel)
 
     def join(self, timeout: float) -> None:
         """Wait for the end of the thread, at most so many seconds; not if this is the thread."""
@@ -276,7 +276,8 @@ class LoopThread:
             self._ended.get(timeout=pause)
         return self._is_ending
 
-    def _schedule(self, act: Callable[[], object]) -> None:
+    def schedule(self, act: Callable[[], object]) -> None:
+        """Call something in the thread, if its loop runs. May be called from any thread."""
         loop = self._loop
         if loop is not None:
             with contextlib.suppress(RuntimeError):  # it has ended in the meantime

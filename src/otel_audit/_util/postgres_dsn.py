@@ -184,7 +184,7 @@ def _ends_too_early(parts: SplitResult) -> bool:
 
 
 def _refuse_unfit_ports(netloc: str, named: str) -> None:
-    """Of one host or of several; what stands within brackets is an address."""
+    """Refuse ports that are no numbers, of one host or several."""
     hosts = unquote(netloc.rpartition("@")[2]).split(",")
     ports = [host.rpartition(":")[2] for host in hosts if ":" in host and not host.endswith("]")]
     for port in (*ports, *named.split(",")):

@@ -1,4 +1,4 @@
-"""Text that somebody else may have written, as a terminal or a log may show it.
+"""Untrusted text, made safe for terminals and logs.
 
 Control characters move a cursor, colour or hide what stands there; bidi controls change the order
 in which it is read; characters without a shape make two names look like one. None gets through.
@@ -54,7 +54,7 @@ class VisibleFormatter(logging.Formatter):
 
 
 def log_to_stderr(level: int, layout: str = "%(message)s") -> None:
-    """Write log lines to standard error, unless somebody else has a say in that.
+    """Write log lines to standard error, unless logging is configured.
 
     Args:
         level: From which on.

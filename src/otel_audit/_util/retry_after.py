@@ -1,4 +1,4 @@
-"""When to ask an HTTP server again, as it says itself."""
+"""The header ``Retry-After`` of an HTTP response, in seconds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many changes in little memory: the latest as they are, full pages in a private file.
+"""A buffer for many changes: the latest in memory, full pages in a private file.
 
 The file has no name, so that it goes with the process, whatever ends it. It is written only by
 the transaction that is too large for memory; each page keeps the file open.
@@ -30,7 +30,7 @@ _decode = msgspec.json.Decoder(list[Change]).decode
 
 
 class Cipher(Protocol):
-    """Keeps what is set aside from those who can read the disk."""
+    """Encrypts the buffer's file."""
 
     def encrypt(self, payload: bytes, context: bytes) -> bytes:
         """Encrypt."""
@@ -88,7 +88,7 @@ class SpilledPage:
     outcome: TransactionOutcome | None = None
 
     def read(self) -> list[Change]:
-        """Read them back; one entry that says so where that fails."""
+        """Read all entries; a failure is reported as an entry."""
         try:
             data = os.pread(self._file.descriptor, self._length, self._offset)
             if self._room.cipher is not None:

@@ -35,7 +35,7 @@ def archive() -> None:
 @dsn_option
 @json_option
 def list_(dsn: str | None, as_json: bool) -> None:
-    """Show the months that were archived, and their files."""
+    """Show the archived months and their files."""
     from otel_audit_postgres.archive.catalog import archived_objects
 
     found = run_lasting(archived_objects(chosen_dsn(dsn)))
@@ -68,7 +68,7 @@ def verify(
 
     With --deep rows and trees, too.
 
-    Exit status 0: nothing found; 1: something is not as it was, or the archive cannot be read.
+    Exit status 0: nothing found; 1: something was changed, or the archive cannot be read.
     """
     from otel_audit_postgres.archive.check import Question, verify_archives
     from otel_audit_postgres.ledger.settings import chosen_public_keys
@@ -107,16 +107,16 @@ def verify(
 @click.argument("text", metavar="[QUERY]...", nargs=-1, type=click.UNPROCESSED)
 @dsn_option
 @archive_option
-@click.option("--limit", default=50, show_default=True, help="Records at the most.")
+@click.option("--limit", default=50, show_default=True, help="At most this many records.")
 @json_option
 def query(
     text: tuple[str, ...], dsn: str | None, archive: str | None, limit: int, as_json: bool
 ) -> None:
-    """Look for archived records, the newest first.
+    """Search archived records, newest first.
 
     QUERY is as for `otel-audit search`.
 
-    That somebody looked is recorded, as with a search.
+    The search is recorded, as any search.
     """
     from otel_audit_postgres.archive.query import SHOWN
     from otel_audit_postgres.query.grammar import parse
@@ -139,7 +139,7 @@ def query(
 @dsn_option
 @archive_option
 @click.option("--days", default=7, show_default=True, type=click.IntRange(1, 90))
-@click.option("--end", is_flag=True, help="Take it away again.")
+@click.option("--end", is_flag=True, help="Remove the month again.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 def restore(  # noqa: PLR0913, PLR0917 - one for each option
@@ -153,7 +153,7 @@ def restore(  # noqa: PLR0913, PLR0917 - one for each option
 ) -> None:
     """Make MONTH, such as 2026-01, readable for some days.
 
-    It is put into audit.restored_logs.     Its readers are those of the trail, under the same
+    It is copied into audit.restored_logs.     Its readers are those of the trail, under the same
     row level security.
     """
     from otel_audit_postgres.archive.restore import end_restoration, restore_month
@@ -216,11 +216,11 @@ def prove(
 @click.argument("table", metavar="NAMESPACE.TABLE")
 @dsn_option
 @archive_option
-@click.option("--catalog", default="default", show_default=True, help="As pyiceberg knows it.")
+@click.option("--catalog", default="default", show_default=True, help="Its name in pyiceberg.")
 @click.option(
-    "--property", "properties", multiple=True, metavar="NAME=VALUE", help="Of the catalog."
+    "--property", "properties", multiple=True, metavar="NAME=VALUE", help="Catalog property."
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be done.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 def register(  # noqa: PLR0913, PLR0917 - one for each option
@@ -237,8 +237,8 @@ def register(  # noqa: PLR0913, PLR0917 - one for each option
 
     The files stay where they are.
 
-    Spark, Trino and others then read them as one table. What expired is taken out of it. That files
-    were registered is recorded. Who reads the table sees all tenants.
+    Spark, Trino and others then read them as one table. Expired files are removed from it. The
+    registration is recorded. Readers of the table see all tenants.
     """
     from otel_audit_postgres.archive.catalog import archived_objects
     from otel_audit_postgres.archive.iceberg import register_objects

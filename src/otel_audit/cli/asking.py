@@ -1,4 +1,4 @@
-"""What the commands share that ask the trail: queries from arguments, and connections."""
+"""Shared parts of the commands that query the trail."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def within(query: Query, since: str | None, until: str | None) -> Query:
 
 
 def ask(dsn: str | None, question: Callable[[Trail], Awaitable[T]]) -> T:
-    """Put a question to the store that the option or the settings name."""
+    """Query the store of ``--dsn`` or of the settings."""
     from otel_audit_postgres.query.trail import open_trail
 
     async def answer() -> T:
@@ -78,7 +78,7 @@ def ask(dsn: str | None, question: Callable[[Trail], Awaitable[T]]) -> T:
 
 
 async def lines_of(connection: Connection[Any], page: Page) -> list[Line]:
-    """A page's records with what people call those who did it, and for whom."""
+    """The records of a page, with e-mail addresses and slugs."""
     from otel_audit_postgres.query.payloads import DisplayNames, names, says_who
 
     known = await names(connection, page.records)

@@ -58,8 +58,8 @@ _NOTHING_SEEN: Final = (
 def dev(service: str | None, shows_viewer: bool, command: tuple[str, ...]) -> None:
     """Run an application with an audit store of its own.
 
-    For example: otel-audit dev uvicorn app:app. Its records are printed as they come. The store is
-    an embedded PostgreSQL in .otel-audit/, and is kept between runs. Needs the extra dev.
+    For example: otel-audit dev uvicorn app:app. Its records are printed as they arrive. The store
+    is an embedded PostgreSQL in .otel-audit/, kept between runs. Needs the extra dev.
     """
     beside = str(Path(sys.executable).parent)
     executable = shutil.which(command[0]) or shutil.which(command[0], path=beside)
@@ -166,7 +166,7 @@ def _is_in_foreground() -> bool:
 
 @contextlib.contextmanager
 def _printing(store: DevStore, seen: list[int]) -> Iterator[None]:
-    """Print records as they come, and at the end those that came last; note how many."""
+    """Print records as they arrive, and the last ones at the end; count them."""
     ready, stop = threading.Event(), threading.Event()
     show_rows = Table(is_local=True).print
 
@@ -227,7 +227,7 @@ async def _with_changes(connection: Connection[Any], lines: Sequence[Line]) -> l
 
 @contextlib.contextmanager
 def _viewer(store: DevStore) -> Iterator[None]:
-    """Run the viewer beside, where its extra is installed; its link is printed."""
+    """Run the viewer, if its extra is installed, and print its link."""
     try:
         import uvicorn
 

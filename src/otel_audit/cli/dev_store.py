@@ -210,7 +210,7 @@ def _closed(place: Path) -> list[Path]:
 
 
 def _forget_dead(data: Path) -> None:
-    """Take processes that were killed off the list of those that use the server."""
+    """Remove killed processes from the list of the server's users."""
     handles = data / _HANDLES
     with contextlib.suppress(OSError, ValueError):
         pids = json.loads(handles.read_text())

@@ -47,7 +47,7 @@ _NAME_ACTORS = (
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What one look has shown.
+    """The result of one check.
 
     Attributes:
         name: What was looked at.
@@ -77,7 +77,7 @@ def doctor(  # noqa: PLR0913, PLR0917 - one for each option
     target: str | None,
     as_json: bool,
 ) -> None:
-    """Check settings, hooks, spool and store, and say what to do.
+    """Check settings, hooks, spool and store, and print remedies.
 
     Prints a line for each check. Exit status 1 if a check failed. Warnings do not count as
     failures.

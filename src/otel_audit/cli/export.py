@@ -42,14 +42,14 @@ def export(  # noqa: PLR0913, PLR0917 - one for each option
     force: bool,
     as_json: bool,
 ) -> None:
-    """Write what QUERY finds into a file, with a proof.
+    """Write the records of QUERY to a file, with a proof.
 
     All sealed records, in the order of the ledger.
 
     QUERY is as for `search`; without one, everything is written. The manifest says what the file
     is; `otel-audit verify FILE` checks it, and each record, without the store. The export is
-    recorded in the trail before its first byte, as audit.exported. The files are there as a
-    whole, or not at all. Exit status 0: written; 1: not written, or with records that are not
+    recorded in the trail before its first byte, as audit.exported. All files are written, or
+    none. Exit status 0: written; 1: not written, or with records that are not
     as they were sealed; 2: wrong use.
     """
     from otel_audit_postgres.exports.write import write_export

@@ -33,7 +33,7 @@ _MOST_REMEMBERED: Final = 50_000
 
 
 def follow(dsn: str, query: Query, form: Form, *, shows_past: bool, is_local: bool) -> None:
-    """Print records that fit as they are stored, until Ctrl-C.
+    """Print matching records as they are stored, until Ctrl-C.
 
     Args:
         dsn: The audit store.
@@ -75,7 +75,7 @@ async def _follow(
 
 @dataclass
 class Tail:
-    """Where one stands: in the queue of what waits for its seal, and in the log.
+    """A position in the queue of unsealed records, and in the log.
 
     What is stored comes into the queue at once, and from there into the log. A record that was
     sealed between two looks at the queue is found in the log.
@@ -89,7 +89,7 @@ class Tail:
     _seen: dict[uuid.UUID, None] = field(default_factory=dict)
 
     async def begin(self, connection: Connection[Any], *, shows_past: bool) -> Sequence[Line]:
-        """Remember where the log ends, and read what is there already."""
+        """Note the end of the log, and read the records before it if asked."""
         from otel_audit_postgres.ledger import store
         from otel_audit_postgres.ledger.latest_records import end_of_queue, waiting_ids
         from otel_audit_postgres.query import queries
@@ -108,7 +108,7 @@ class Tail:
         return await self._ask(connection, answer)
 
     async def read(self, connection: Connection[Any]) -> Sequence[Line]:
-        """The next records that fit."""
+        """The next matching records."""
         from otel_audit_postgres.ledger import store
         from otel_audit_postgres.ledger.latest_records import sealed_ids, waiting_ids
         from otel_audit_postgres.query import queries
@@ -133,7 +133,7 @@ class Tail:
     async def _ask(
         self, connection: Connection[Any], answer: Callable[[Connection[Any]], Any]
     ) -> Sequence[Line]:
-        """Ask; a look is recorded at the start, and then once a minute."""
+        """Query; the view is recorded at the start, and then once a minute."""
         from otel_audit_postgres.query.trail import Trail
 
         is_due = self._recorded is None or time.monotonic() - self._recorded > _RECORDED_EVERY

@@ -38,8 +38,8 @@ _RANGES_SHOWN = 20
 def gaps(dsn: str | None, since: str | None, quiet_after: float, as_json: bool) -> None:
     """Report missing records and processes that were cut off.
 
-    Each process numbers its records from 1. Exit status 1 if anything is missing. A producer is
-    whoever used its id first, by credential; what others send under that id is a warning.
+    Each process numbers its records from 1. Exit status 1 if anything is missing. A producer id
+    belongs to the credential that used it first; records under it by others are a warning.
     """
     from otel_audit_postgres.query.gaps import find_gaps
 

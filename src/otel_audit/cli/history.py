@@ -32,7 +32,7 @@ _PAGE: Final = 200
 
 
 def _named(_context: click.Context, _parameter: click.Parameter, entity: str) -> str:
-    """Refuse what can be no entity: nothing would be found, whatever happened to it."""
+    """Refuse a text that names no entity; it would always find nothing."""
     name, _, key = entity.partition(":")
     if not name or not key:
         raise click.BadParameter(f"{entity!r} names no entity: name:key, such as order:123")

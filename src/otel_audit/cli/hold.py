@@ -1,4 +1,4 @@
-"""`otel-audit hold`: what must stay, whatever the policy says."""
+"""`otel-audit hold`: legal holds, which override the retention policy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def hold() -> None:
 @hold.command()
 @dsn_option
 @archive_option
-@click.option("--matter", required=True, help="What it is for.")
+@click.option("--matter", required=True, help="The matter, such as a case number.")
 @_reason_option
 @click.option("--tenant", help="Records of this tenant.")
 @click.option("--actor", help="Records of this actor.")
@@ -31,7 +31,7 @@ def hold() -> None:
 @click.option("--event", help="Records of this event: order.paid, or order.*.")
 @click.option("--from", "since", metavar="TIME", help="At or after.")
 @click.option("--until", metavar="TIME", help="Before.")
-@click.option("--dry-run", is_flag=True, help="Say what it would apply to.")
+@click.option("--dry-run", is_flag=True, help="Print what it would apply to.")
 @json_option
 def place(  # noqa: PLR0913, PLR0917 - one for each option
     dsn: str | None,
@@ -47,7 +47,7 @@ def place(  # noqa: PLR0913, PLR0917 - one for each option
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Hold records that meet all conditions, old and new ones."""
+    """Hold all records, old and new, that match all conditions."""
     from otel_audit_postgres.retention.holds import HoldConditions, place_hold, preview_hold
 
     conditions = HoldConditions(tenant, actor, entity, event, moment(since), moment(until))
@@ -89,7 +89,7 @@ def release(  # noqa: PLR0913, PLR0917 - one for each option
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Release the hold ID: its records go as the policy says."""
+    """Release the hold ID: the policy applies to its records again."""
     from otel_audit_postgres.retention.holds import release_hold
 
     asked(f"Release hold {hold_id}?", yes=yes, as_json=as_json)
@@ -110,11 +110,11 @@ def release(  # noqa: PLR0913, PLR0917 - one for each option
 def override(  # noqa: PLR0913, PLR0917 - one for each option
     hold_id: uuid.UUID, target: str, dsn: str | None, reason: str, yes: bool, as_json: bool
 ) -> None:
-    """Let TARGET go in spite of the hold ID.
+    """Allow the deletion of TARGET despite the hold ID.
 
     TARGET is a partition, an object's name, or subject:NAME.
 
-    It takes another role than the one that placed the hold.
+    Run it as another role than the one that placed the hold.
     """
     from otel_audit_postgres.retention.holds import override_hold
 

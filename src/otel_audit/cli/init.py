@@ -58,7 +58,7 @@ def init(  # noqa: PLR0913, PLR0917 - one for each option
 ) -> None:
     """Create the audit store, or bring it up to date.
 
-    Safe to run again: it does only what is missing, in one transaction, and says what it did.
+    Safe to run again: it adds only what is missing, in one transaction, and prints what it did.
     Run it as a superuser, or as a role that may create a schema in the database.
 
     --create makes the database, and the login roles that --writer, --reader and so on name, each

@@ -16,10 +16,10 @@ from otel_audit.cli.terminal import echo, echo_json
 def begin_anchor(dsn: str | None, anchor: str, as_json: bool) -> None:
     """Begin to publish to ANCHOR, a new one.
 
-    It holds no checkpoint of this log yet.     An anchor that knows nothing of a log is taken
-    for one that was emptied, and an error, until this is said. It publishes the last checkpoint
-    there. First find out that it is new: verify with the other anchors, or with a checkpoint
-    that somebody kept.
+    It holds no checkpoint of this log yet.     Without this command an empty anchor is an
+    error, because somebody may have emptied it. The command publishes the last checkpoint there.
+    Make sure first that the anchor is new: verify with the other anchors, or with a checkpoint
+    that you kept.
     """
     from otel_audit_postgres.ledger.anchors import anchors_from
     from otel_audit_postgres.ledger.manual_begin import begin
@@ -39,11 +39,11 @@ def begin_anchor(dsn: str | None, anchor: str, as_json: bool) -> None:
 @dsn_option
 @json_option
 def moved(dsn: str | None, as_json: bool) -> None:
-    """Say that the log was moved to, or restored in, this database.
+    """Confirm that the log was moved or restored to this database.
 
-    Until then the sealer refuses a log that belongs to another server or database. Say it where
-    the original seals no more. A copy beside it (staging) needs a key and anchors of its own first,
-    else both sign different histories in one name.
+    Until then the sealer refuses a log that belongs to another server or database. Run it only if
+    the original is sealed no more. A copy beside it (staging) needs its own key and anchors first;
+    otherwise both sign different histories under one name.
     """
     from otel_audit_postgres.ledger.manual_begin import move_here
 

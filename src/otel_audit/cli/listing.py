@@ -30,6 +30,7 @@ Form = Literal["table", "json", "ndjson", "csv"]
 
 _COLOURS: Final[Mapping[str, Colour]] = {"success": "green", "failure": "red", "unknown": "yellow"}
 _SHORT: Final = {"success": "ok", "failure": "failed"}
+_ROLLED_BACK: Final = "↺"
 _PHASES: Final = ("completed", "continued", "changes", "started", "intent")
 """Phases of an action, the most informative first."""
 _SHORTEST: Final = {"event": 16, "actor": 12, "target": 9, "tenant": 6, "service": 6}
@@ -126,7 +127,7 @@ class Table:
                 "target": (target, None), "service": (found.service_name or "", None),
                 "id": (str(found.id), None),
             }  # fmt: skip
-        parts = (_SHORT.get(found.outcome, found.outcome), status, action.note)
+        parts = (_SHORT.get(found.outcome, found.outcome), status, _undone(found), action.note)
         result = " ".join(one for one in parts if one)
         row: dict[str, Piece] = {
             "time": (f"{zoned(found.occurred_at, is_local=self.is_local):%H:%M:%S}", None),
@@ -186,12 +187,19 @@ def iso(moment: datetime, *, is_local: bool) -> str:
 
 
 def result_of(found: Found) -> Piece:
-    """How an action ended, in its colour."""
+    """The outcome, with its colour."""
     return found.outcome, _COLOURS.get(found.outcome)
 
 
+def _undone(found: Found) -> str:
+    """The mark of an action whose changes the database rolled back; empty for any other."""
+    if found.transaction_outcome != "rolled_back":
+        return ""
+    return _ROLLED_BACK if terminal.can_print(_ROLLED_BACK) else "rolled back"
+
+
 def _actions(lines: Sequence[Line]) -> Iterator[_Action]:
-    """Put the records of one action together, where the first of them stands."""
+    """Group records by action, in the order of their first records."""
     together: dict[tuple[str, str], list[Line]] = {}
     for line in lines:
         key = (line.found.action_id or str(line.found.id), line.found.tenant_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import traceback
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ from otel_audit.cli.keygen import keygen
 from otel_audit.cli.ledger import begin_anchor, moved
 from otel_audit.cli.map_record import map_record
 from otel_audit.cli.migrate import maintain, migrate
+from otel_audit.cli.options import is_dsn_given
 from otel_audit.cli.policy import policy
 from otel_audit.cli.prove import prove
 from otel_audit.cli.quarantine import quarantine
@@ -40,8 +42,9 @@ from otel_audit.cli.terminal import cleaned, echo, nobody_reads, show_what_canno
 from otel_audit.cli.uninstall import uninstall
 from otel_audit.cli.verify import verify
 from otel_audit.cli.web import web
-from otel_audit.errors import OtelAuditError
+from otel_audit.errors import InvalidInputError, OtelAuditError
 
+_DSN: Final = re.compile(r"\bOTEL_AUDIT_DSN\b")
 _INTERRUPTED: Final = 130
 """What a shell calls the end by SIGINT: 128 and the signal's number."""
 
@@ -53,6 +56,12 @@ _SECTIONS: Final = (
     ("Set up", ("init", "migrate", "maintain", "keygen", "begin-anchor", "moved", "uninstall")),
     ("Keep and forget", ("retention", "archive", "hold", "subject")),
 )
+
+
+class _WrongUse(click.ClickException):
+    """A query or an id that cannot be read: wrong use, without the command's usage line."""
+
+    exit_code = click.UsageError.exit_code
 
 
 class _Group(click.Group):
@@ -88,7 +97,7 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except OtelAuditError as error:
-            raise click.ClickException(visible(str(error))) from error
+            raise _as_click(ctx, error) from error
         except KeyboardInterrupt:
             echo("interrupted", err=True)
             ctx.exit(_INTERRUPTED)
@@ -109,6 +118,14 @@ class _Group(click.Group):
                 f"unexpected [{place_of(error)}]: a defect of otel-audit's, please report it with "
                 "what `otel-audit --traceback …` prints"
             ) from error
+
+
+def _as_click(context: click.Context, error: OtelAuditError) -> click.ClickException:
+    """One line, in the words of the command line: the option that was given, not the setting."""
+    text = visible(str(error))
+    if is_dsn_given(context):
+        text = _DSN.sub("--dsn", text)
+    return _WrongUse(text) if isinstance(error, InvalidInputError) else click.ClickException(text)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

@@ -28,10 +28,10 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 @click.option("--to", "name", required=True, metavar="SHAPE", help="native, ocsf, ecs, ….")
 @json_option
 def map_record(dsn: str | None, record_id: str, name: str, as_json: bool) -> None:
-    """Show a record as another system would see it.
+    """Show a record in the format of another system.
 
     Shapes are native, ocsf (ocsf-1.1.0, ocsf-1.5.0), ecs, cloudevents and fhir. Encrypted personal
-    values are pseudonyms, as in a stream. What is printed is JSON in any case; with --json it is
+    values are pseudonyms, as in a stream. The output is always JSON; with --json it is
     one line.
     """
     from otel_audit_postgres.query.trail import open_trail

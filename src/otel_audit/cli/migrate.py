@@ -33,9 +33,8 @@ def migrate(  # noqa: PLR0913, PLR0917 - one for each option
 ) -> None:
     """Bring an existing audit store up to date.
 
-    All in one transaction, one at a time, and nothing twice. A store never goes back to an earlier
-    version, and one that is half migrated is refused. Run it as whoever ran init. --check looks
-    as any role that may read the store.
+    It runs in one transaction, and can be repeated. A store never goes back to an earlier version.
+    Run it as the role that ran init. --check works with any role that may read the store.
     """
     from otel_audit_postgres.schema import install
 
@@ -88,10 +87,10 @@ def _check(dsn: str | None, *, as_json: bool) -> None:
 def maintain(dsn: str | None, ahead: int, months: tuple[datetime, ...], as_json: bool) -> None:
     """Make the partitions of the months ahead.
 
-    Reports what is in the default one.     For a timer; a running application does the same
-    once a day. Exit status 1 if a month is left without a partition: its records are then kept
-    in the default one, and nothing is lost. And if the default one is detached: then such
-    records wait in the spools.
+    Reports what is in the default one.     Run it from a timer; a running application does the
+    same once a day. Exit status 1 if a month has no partition: its records are kept in the
+    default one, so nothing is lost. Also 1 if the default one is detached: such records then
+    wait in the spools.
     """
     from otel_audit_postgres.schema.partitions import DEFAULT_DETACHED
     from otel_audit_postgres.schema.partitions import maintain as keep_up

@@ -16,8 +16,23 @@ from otel_audit.errors import ConfigurationError
 _DURATION: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhdw]?)")
 _SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
+_DSN_GIVEN: Final = "otel_audit.dsn_given"
+
+
+def _note_dsn(context: click.Context, _parameter: click.Parameter, dsn: str | None) -> str | None:
+    if dsn is not None:
+        context.meta[_DSN_GIVEN] = True
+    return dsn
+
+
+def is_dsn_given(context: click.Context) -> bool:
+    """Whether the command was given ``--dsn``, so that errors name it."""
+    return context.meta.get(_DSN_GIVEN, False) is True
+
+
 dsn_option = click.option(
     "--dsn",
+    callback=_note_dsn,
     metavar="DSN",
     help="The audit store. Default: OTEL_AUDIT_DSN.",
 )
@@ -29,7 +44,7 @@ local_option = click.option(
 
 
 def seconds(context: click.Context, parameter: click.Parameter, text: str) -> float:
-    """Read how long something takes, as a callback of an option: `30s`, `15m`, or seconds."""
+    """Read a duration in seconds: `30s`, `15m`, or a number. A callback of an option."""
     found = _DURATION.fullmatch(text.strip())
     if found is None:
         raise click.BadParameter(
@@ -39,7 +54,7 @@ def seconds(context: click.Context, parameter: click.Parameter, text: str) -> fl
 
 
 def chosen_dsn(dsn: str | None) -> str:
-    """Take the DSN of the option, else of the settings.
+    """Return the DSN of the option, otherwise of the settings.
 
     Raises:
         ConfigurationError: There is none.
@@ -53,7 +68,7 @@ def chosen_dsn(dsn: str | None) -> str:
 
 
 def moment(text: str | None) -> datetime | None:
-    """Read a time, as queries have it: ISO 8601, how long ago (``12h``, ``7d``), ``yesterday``.
+    """Read a time: ISO 8601, a duration before now (``12h``, ``7d``), or ``yesterday``.
 
     Raises:
         click.BadParameter: It is none.

@@ -53,7 +53,7 @@ def explain(  # noqa: PLR0913, PLR0917 - one argument an option
     app_path: str | None,
     as_json: bool,
 ) -> None:
-    """Print which rule, level and name METHOD PATH gets."""
+    """Print rule, level and event name of METHOD PATH."""
     known = Policy.from_config(AuditConfig())
     method = method.upper()
     route, parameters = _route_for(method, path, app_path)
@@ -91,8 +91,8 @@ def explain(  # noqa: PLR0913, PLR0917 - one argument an option
 def routes(app: str, factory: bool, strict: bool, as_json: bool) -> None:
     """List every route of MODULE:APP with its level and name.
 
-    Warns of routes that may change something and are not recorded, and of what routes say about
-    themselves and cannot be used.
+    Warns of routes that may write and are not recorded, and of overrides on routes that cannot be
+    used.
     """
     known = Policy.from_config(AuditConfig())
     listed = list(routes_of(_load(app, factory=factory)))

@@ -1,4 +1,4 @@
-"""`otel-audit prove`: evidence for those who have no access to the store."""
+"""`otel-audit prove`: evidence that is checked without access to the store."""
 
 from __future__ import annotations
 

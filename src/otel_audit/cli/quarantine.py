@@ -31,17 +31,15 @@ if TYPE_CHECKING:
 @click.option(
     "--spool-dir",
     type=click.Path(path_type=Path),
-    help="By default what OTEL_AUDIT_SPOOL_DIR says.",
+    help="The spool. Default: OTEL_AUDIT_SPOOL_DIR.",
 )
 @click.option("--service", help="Only records of this service that a receiver refused.")
-@click.option("--show", metavar="ID", help="Print what was refused under this record id.")
+@click.option("--show", metavar="ID", help="Print the refused texts of this record id.")
 @click.option(
     "--retry", is_flag=True,
     help="Try to store the records again; those that a receiver refused go back to the spool.",
 )  # fmt: skip
-@click.option(
-    "--release", metavar="ID", help="Close what PostgreSQL refused under this id (or hash)."
-)
+@click.option("--release", metavar="ID", help="Close the entry with this id (or hash).")
 @click.option("--because", metavar="TEXT", help="Reason of the release; it is recorded.")
 @click.option("--json", "as_json", is_flag=True, help="List as JSON.")
 def quarantine(  # noqa: PLR0913, PLR0917 - an option each
@@ -55,10 +53,10 @@ def quarantine(  # noqa: PLR0913, PLR0917 - an option each
     retry: bool,
     as_json: bool,
 ) -> None:
-    """List refused records; store them after all, or release them.
+    """List refused records; store them again, or release them.
 
-    What an OTLP receiver refused is kept beside the spool. What PostgreSQL refused is in
-    audit.quarantine, where nothing is deleted: --dsn names the store as its retention role or
+    Records that an OTLP receiver refused are beside the spool. Records that PostgreSQL refused are
+    in audit.quarantine, where nothing is deleted: --dsn names the store as its retention role or
     owner, and --retry writes as OTEL_AUDIT_DSN.
     """
     config = AuditConfig() if spool_dir is None else AuditConfig(spool_dir=spool_dir)
@@ -130,7 +128,7 @@ def _list_as_json(
 
 
 def _aside(keeper: str, *, is_asked: bool) -> list[QuarantinedRow] | None:
-    """What is in audit.quarantine; None where that cannot be seen, which was said."""
+    """The rows of audit.quarantine; None if they cannot be read, with a warning printed."""
     from otel_audit_postgres.quarantine import quarantined
 
     try:

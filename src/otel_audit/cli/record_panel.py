@@ -25,7 +25,7 @@ _MOST_CHANGES: Final = 100
 def rows_of(
     shown: Shown, record: AuditRecord | None, others: Sequence[Found], *, link: str, is_local: bool
 ) -> Iterator[Row]:
-    """What a panel says of a record.
+    """The rows of a record's panel.
 
     Args:
         shown: The record as stored.
@@ -84,7 +84,7 @@ def change_lines(
 
 
 def rolled_back_line(record: AuditRecord) -> Iterator[list[Piece]]:
-    """What was written, is not there, and is not shown, if anything."""
+    """A line for changes that were rolled back and are not recorded, if any."""
     kept = sum(one.transaction == "rolled_back" for one in record.changes)
     if (count := record.changes_rolled_back - kept) > 0:
         parts = "1 change was" if count == 1 else f"{count} changes were"

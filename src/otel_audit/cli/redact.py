@@ -26,7 +26,7 @@ from otel_audit.redaction.walker import parse_json
 )
 @click.option("--json", "as_json", is_flag=True, help="With --explain or --hash: print JSON.")
 def redact(file: BinaryIO, explain: bool, as_hash: bool, as_json: bool) -> None:
-    """Redact the JSON document in FILE by the rules in force.
+    """Redact the JSON document in FILE by the configured rules.
 
     FILE - is standard input. Prints the redacted document, or with --explain each place and the
     rule that acts there. With --hash FILE holds one value, as text: a redacted value is searched by

@@ -24,14 +24,14 @@ from otel_audit.errors import ConfigurationError
 @click.command()
 @click.option("--outbox-dsn", metavar="DSN", help="The application's database. Default: "
               "OTEL_AUDIT_OUTBOX_DSN, else OTEL_AUDIT_DSN.")  # fmt: skip
-@click.option("--follow", is_flag=True, help="Go on until SIGTERM or SIGINT.")
+@click.option("--follow", is_flag=True, help="Run until SIGTERM or SIGINT.")
 @json_option
 def relay(outbox_dsn: str | None, *, follow: bool, as_json: bool) -> None:
     """Move records from audit.outbox to the audit store.
 
-    For when the application is gone, or does not relay itself. Any number may run at the same
-    time, beside the applications. Where records go is set as for an application: OTEL_AUDIT_DSN,
-    or OTEL_AUDIT_EXPORTER and what belongs to it.
+    Use it if the application is stopped, or does not relay itself. Any number may run at the same
+    time, also beside the applications. The destination is set as for an application:
+    OTEL_AUDIT_DSN, or OTEL_AUDIT_EXPORTER and what belongs to it.
     """
     from otel_audit_postgres.outbox import PostgresOutbox
 

@@ -1,4 +1,4 @@
-"""`otel-audit report`: what an auditor opens."""
+"""`otel-audit report`: reports for auditors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -29,22 +29,22 @@ _FORMATS: Final = ("html", "csv", "json")
 @click.argument("name", required=False)
 @dsn_option
 @click.option("--from", "begin", metavar="TIME", help="The first moment of the period: 2026-11-01.")
-@click.option("--to", "end", metavar="TIME", help="The moment after the period: 2026-12-01.")
+@click.option("--to", "end", metavar="TIME", help="Where it ends: 2026-12-01. Default: now.")
 @click.option("--tenant", help="Only records of this tenant.")
-@click.option("--query", default="", metavar="QUERY", help="Only records that it finds.")
-@click.option("--subject", metavar="ID", help="Whom `subject` is about.")
+@click.option("--query", default="", metavar="QUERY", help="Only records of this query.")
+@click.option("--subject", metavar="ID", help="The subject of the report `subject`.")
 @click.option("--checkpoint", type=click.IntRange(1), metavar="SIZE", help="As of this checkpoint.")
 @click.option("--sample", type=int, default=25, show_default=True, help="Records of `review`.")
-@click.option("--seed", default="1", show_default=True, help="What the sample is drawn by.")
-@click.option("--sign-off", metavar="FINDING", help="Sign off `review`: a record of its own.")
-@click.option("--record", metavar="ID", help="The one record that the sign-off is about.")
+@click.option("--seed", default="1", show_default=True, help="The seed of the sample.")
+@click.option("--sign-off", metavar="FINDING", help="Sign off `review`; this is recorded.")
+@click.option("--record", metavar="ID", help="Sign off only this record.")
 @click.option(
     "--format", "formats", default="html", show_default=True, metavar="LIST",
     help="html, csv, json, or several with commas between.",
 )  # fmt: skip
 @click.option(
     "--out", default=Path(), type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIRECTORY", help="Where the files go; by default, here.",
+    metavar="DIRECTORY", help="Directory of the files. Default: this one.",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace files that are there already.")
 @json_option
@@ -68,10 +68,10 @@ def report(  # noqa: PLR0913, PLR0917 - one for each option
 ) -> None:
     """Make the report NAME of a period, or list the reports.
 
-    The same options and the same checkpoint give the same bytes. It is made of sealed records
-    only, and says what is missing, and what this role may not see. That somebody looked is
-    recorded in the trail. Exit status 0: made; 1: not made, or made of records that are not as
-    they were sealed; 2: wrong use.
+    The same options and the same checkpoint give the same bytes. It has sealed records
+    only, and names what is missing and what this role may not see. The report is recorded in the
+    trail. Exit status 0: made; 1: not made, or made from records that were changed after their
+    seal; 2: wrong use.
     """
     from otel_audit_postgres.reports.registry import REPORTS, find_report
 
@@ -113,8 +113,9 @@ def report(  # noqa: PLR0913, PLR0917 - one for each option
 def _options(begin: datetime | None, end: datetime | None, **more: object) -> Options:
     from otel_audit_postgres.reports.model import Options
 
-    if begin is None or end is None:
-        raise click.UsageError("--from and --to are needed: the period of the report")
+    if begin is None:
+        raise click.UsageError("--from is needed: when the period begins; --to is now by default")
+    end = datetime.now(UTC) if end is None else end
     return Options(begin=begin, end=end, **more)  # type: ignore[arg-type]
 
 
@@ -175,7 +176,7 @@ def _sign(
 
 @contextlib.contextmanager
 def _drafts(files: list[Path], *, replace: bool) -> Iterator[list[Path]]:
-    """Files beside where they are to be, put in place together at the end, or taken away."""
+    """Draft files; all are renamed together at the end, or deleted."""
     there = [file for file in files if file.exists()]
     if there and not replace:
         raise ConfigurationError(f"{there[0]} is there already; give another --out, or --force")

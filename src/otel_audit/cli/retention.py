@@ -39,10 +39,10 @@ file_option = click.option(
     "--file",
     "file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="The policy; by default what OTEL_AUDIT_RETENTION_FILE names.",
+    help="The policy. Default: OTEL_AUDIT_RETENTION_FILE.",
 )
 archive_option = click.option(
-    "--archive", metavar="URL", help="By default what OTEL_AUDIT_ARCHIVE says: file:… or s3://…."
+    "--archive", metavar="URL", help="The archive, file:… or s3://…. Default: OTEL_AUDIT_ARCHIVE."
 )
 
 
@@ -73,7 +73,7 @@ def chosen_archive(url: str | None) -> ArchiveStore | None:
 
 
 def needed_archive(url: str | None) -> ArchiveStore:
-    """As `chosen_archive`.
+    """As `chosen_archive`, but it must be set.
 
     Raises:
         ConfigurationError: There is none.
@@ -86,7 +86,7 @@ def needed_archive(url: str | None) -> ArchiveStore:
 
 @click.group()
 def retention() -> None:
-    """Keep records as long as the policy says, and no longer."""
+    """Apply the retention policy."""
 
 
 @retention.command()
@@ -106,7 +106,7 @@ def explain(  # noqa: PLR0913, PLR0917 - one for each option
     level: str | None,
     as_json: bool,
 ) -> None:
-    """Say how long a record is kept, by event name or record id."""
+    """Print how long a record is kept, by event name or record id."""
     from otel_audit_postgres.retention import plan as planning
     from otel_audit_postgres.retention.policy import RecordKind
 
@@ -143,10 +143,10 @@ def explain(  # noqa: PLR0913, PLR0917 - one for each option
 @retention.command()
 @dsn_option
 @file_option
-@click.option("--today", metavar="DATE", help="As if it were that day, such as 2027-01-31.")
+@click.option("--today", metavar="DATE", help="Plan for this day, such as 2027-01-31.")
 @json_option
 def plan(dsn: str | None, file: Path | None, today: str | None, as_json: bool) -> None:
-    """Say what `retention run` would do; nothing is changed."""
+    """Print what `retention run` would do."""
     from otel_audit_postgres.retention import plan as planning
 
     found = run_lasting(planning.plan(chosen_dsn(dsn), chosen_policy(file), _day(today)))
@@ -166,10 +166,10 @@ def plan(dsn: str | None, file: Path | None, today: str | None, as_json: bool) -
 @click.option(
     "--key-file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Who signs manifests; by default OTEL_AUDIT_SIGNING_KEY_FILE.",
+    help="Key for manifests. Default: OTEL_AUDIT_SIGNING_KEY_FILE.",
 )
 @click.option("--wait", default=60.0, show_default=True, help="Seconds to wait for the sealer.")
-@click.option("--dry-run", is_flag=True, help="As `retention plan`.")
+@click.option("--dry-run", is_flag=True, help="Same as `retention plan`.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 @click.pass_context
@@ -186,9 +186,9 @@ def run(  # noqa: PLR0913, PLR0917 - one for each option
 ) -> None:
     """Archive what is due, and drop it from the database.
 
-    A month at a time: archived, read back, retired, dropped.     May be killed at any point and
-    run again. Months that wait for the sealer, or that a hold keeps, are named; exit status 0
-    all the same. Run it daily.
+    A month at a time: archived, read back, retired, dropped.     It can be killed at any point
+    and run again. It names months that wait for the sealer or are held; the exit status is then
+    still 0. Run it daily.
     """
     if dry_run:
         context.invoke(plan, dsn=dsn, file=file, today=None, as_json=as_json)
@@ -236,8 +236,8 @@ def run(  # noqa: PLR0913, PLR0917 - one for each option
 def approve(dsn: str | None, file: Path | None, yes: bool, as_json: bool) -> None:
     """Approve a policy that keeps less than the one in force.
 
-    The one in force says two_persons. Do it by another role than the one that runs
-    `retention run` with it. An event records it.
+    It is needed if the policy in force has two_persons. Run it as another role than the one that
+    runs `retention run`. The approval is recorded.
     """
     from otel_audit_postgres.retention import run as running
 
@@ -254,7 +254,7 @@ def approve(dsn: str | None, file: Path | None, yes: bool, as_json: bool) -> Non
 @dsn_option
 @json_option
 def status(dsn: str | None, as_json: bool) -> None:
-    """Say what is overdue or held, and when archives were verified."""
+    """Print what is overdue or held, and when archives were verified."""
     from otel_audit_postgres.retention.metrics import as_json as plain
     from otel_audit_postgres.retention.metrics import retention_state
 
@@ -292,7 +292,7 @@ def bar(*, visible: bool, unit: str = "rows") -> Progress:
 
 
 def asked(question: str, *, yes: bool, as_json: bool = False) -> None:
-    """Go on only if whoever runs it wants so; a program says so beforehand.
+    """Ask for confirmation; a program passes ``--yes``.
 
     Raises:
         UsageError: JSON is wanted, so that nothing can be asked, and ``--yes`` was not given.

@@ -31,7 +31,7 @@ _UNSIGNED = (
 @dsn_option
 @click.option("--once", is_flag=True, help="Seal the waiting rows, then exit.")
 @click.option("--key-file", type=click.Path(path_type=Path), help="The private key's file.")
-@click.option("--anchor", "anchors", multiple=True, help="Where to publish; may be repeated.")
+@click.option("--anchor", "anchors", multiple=True, help="Anchor to publish to; may be repeated.")
 @click.option("--json", "as_json", is_flag=True, help="With --once: print JSON.")
 def seal(
     dsn: str | None, once: bool, key_file: Path | None, anchors: tuple[str, ...], as_json: bool
@@ -39,7 +39,7 @@ def seal(
     """Seal stored rows into the ledger, sign it and publish it.
 
     Runs until SIGTERM or SIGINT, unless --once is given. Any number may run: one works, the others
-    stand by. Run it apart from the applications, as a role of otel_audit_sealer.
+    stand by. Run it apart from the applications, as a member of otel_audit_sealer.
     """
     from otel_audit_postgres.ledger.anchors import anchors_from
     from otel_audit_postgres.ledger.metrics import publish

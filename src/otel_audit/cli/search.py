@@ -78,7 +78,7 @@ def _field_options(command: Callable[..., None]) -> Callable[..., None]:
 @_field_options
 @click.option("--audit-events", "shows_own", is_flag=True, help="Show audit.* events, too.")
 @click.option("--oldest-first", is_flag=True, help="Begin with the oldest.")
-@click.option("--follow", "follows", is_flag=True, help="Show records as they come, until Ctrl-C.")
+@click.option("--follow", "follows", is_flag=True, help="Show records on arrival, until Ctrl-C.")
 @all_option
 @limit_option
 @after_option
@@ -101,16 +101,16 @@ def search(  # noqa: PLR0913, PLR0917 - one for each option
     as_json: bool,
     **wanted: tuple[str, ...],
 ) -> None:
-    """Look for records, the newest first.
+    """Search records, newest first.
 
     QUERY has terms such as actor:ada status:5xx -event:order.* time:7d changed:price, and free
-    text, which is looked for in the newest 10,000 records. Options say the same; one that is
-    repeated means any of its values.
+    text, which is searched in the newest 10,000 records. Options do the same; a repeated option
+    means any of its values.
 
     On a screen the table fits its width, the records of one action share a line, and ids are
     short. Elsewhere nothing is cut. JSON and CSV have each record.
 
-    That somebody looked is recorded, too, as audit.viewed; see OTEL_AUDIT_RECORD_VIEWS.
+    Each search is recorded as audit.viewed; see OTEL_AUDIT_RECORD_VIEWS.
     """
     from otel_audit_postgres.query.own_events import asks_for_own, without_own
 

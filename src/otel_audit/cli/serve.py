@@ -27,7 +27,7 @@ _PORT = click.IntRange(0, 65535)
 @dsn_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=_PORT, default=4318, show_default=True, help="Port of OTLP/HTTP.")
-@click.option("--grpc-port", type=_PORT, help="Take OTLP over gRPC, too, on this port.")
+@click.option("--grpc-port", type=_PORT, help="Receive OTLP over gRPC, too, on this port.")
 @click.option("--tokens", type=_path, help="File of accepted tokens and certificates.")
 @click.option("--tls-cert", type=_path, help="The server's certificate, PEM.")
 @click.option("--tls-key", type=_path, help="Its key, PEM, if it is in another file.")
@@ -69,13 +69,13 @@ def serve(  # noqa: PLR0913, PLR0917 - one for each option
     insecure_no_auth: str | None,
     seal: bool,
 ) -> None:
-    """Take records over OTLP and store them.
+    """Receive records over OTLP and store them.
 
     Each answer comes after COMMIT.
 
     POST /v1/traces takes audit-flagged spans, POST /v1/audit takes audit log records, both in
-    protobuf or JSON. GET /health says whether it lives, GET /ready whether it can store. Runs until
-    SIGTERM or SIGINT. Any number may run beside each other.
+    protobuf or JSON. GET /health and GET /ready are for probes. Runs until SIGTERM or SIGINT. Any
+    number may run at the same time.
     """
     if context.invoked_subcommand is not None:
         return
@@ -121,10 +121,10 @@ def token() -> None:
 
 @token.command()
 @click.argument("name")
-@click.option("--tenant", help="Bind it to a tenant: it may send for no other.")
-@click.option("--service", help="Bind it to a service.name: it may send for no other.")
+@click.option("--tenant", help="Bind it to a tenant: it cannot send for another.")
+@click.option("--service", help="Bind it to a service.name: it cannot send for another.")
 @click.option("--days", type=click.IntRange(1, 3650), help="Days until it expires.")
-@click.option("--file", type=_path, help="Add it to this file; else its lines are printed.")
+@click.option("--file", type=_path, help="Add it to this file; otherwise its lines are printed.")
 @json_option
 def new(  # noqa: PLR0913, PLR0917 - one for each option
     name: str,

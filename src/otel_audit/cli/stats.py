@@ -31,8 +31,8 @@ def stats(
 ) -> None:
     """Count records by day and event, and show table sizes.
 
-    With QUERY or --by, show what fits over time, and the most frequent values of each FIELD: event,
-    outcome, actor, tenant, action, status, service, target.
+    With QUERY or --by, show matching records over time, and the most frequent values of each
+    FIELD: event, outcome, actor, tenant, action, status, service, target.
     """
     if text or by:
         _print_counts(dsn, within(query_of(text, {}), since, None), by, as_json)
@@ -108,7 +108,7 @@ def _print_counts(dsn: str | None, query: Query, by: tuple[str, ...], as_json: b
 
 
 async def _emails(trail: Trail, facets: Sequence[Facet]) -> Mapping[str, str]:
-    """What the most frequent actors are called, by their latest records."""
+    """E-mail addresses of the most frequent actors, from their latest records."""
     actors = [value for facet in facets if facet.field == "actor" for value, _ in facet.values]
     if not actors:
         return {}

@@ -40,7 +40,7 @@ _COLUMNS = ("stream", "to", "leaf", "of", "behind", "lag", "sent", "parked", "pa
 
 @click.group()
 def stream() -> None:
-    """Send what is sealed on to a SIEM, a file or a webhook."""
+    """Send sealed records to a SIEM, a file or a webhook."""
 
 
 @stream.command()
@@ -50,17 +50,17 @@ def stream() -> None:
     help="The streams, in TOML.",
 )  # fmt: skip
 @click.option("--only", multiple=True, metavar="NAME", help="This stream only; may be repeated.")
-@click.option("--once", is_flag=True, help="Send what is sealed now, then exit.")
+@click.option("--once", is_flag=True, help="Send the records sealed now, then exit.")
 @click.option(
     "--from", "begin", metavar="LEAF",
-    help="A new stream begins at this leaf, or at 'start'; by default with what is sealed next.",
+    help="A new stream begins at this leaf, or at 'start'. Default: with the next sealed record.",
 )  # fmt: skip
 @click.option("--yes", is_flag=True, help="Do not ask before history is sent.")
 @click.option(
     "--state", type=click.Path(path_type=Path, file_okay=False),
-    help="Directory that remembers what was sent; by default this user's.",
+    help="Directory of the position files. Default: this user's.",
 )  # fmt: skip
-@click.option("--interval", default=1.0, show_default=True, help="Seconds between looks.")
+@click.option("--interval", default=1.0, show_default=True, help="Seconds between polls.")
 @json_option
 def run(  # noqa: PLR0913, PLR0917 - one for each option
     dsn: str | None,
@@ -75,8 +75,8 @@ def run(  # noqa: PLR0913, PLR0917 - one for each option
 ) -> None:
     """Send streams until SIGTERM or SIGINT.
 
-    Any number may run: of each stream one process sends, the others stand by. What a destination
-    refuses is parked, and the stream goes on; all else is tried again for as long as it takes.
+    Any number may run: one process sends each stream, the others stand by. Refused events are
+    parked, and the stream continues. Other errors are retried without end.
     """
     from otel_audit.streams.factory import make_streams
     from otel_audit.streams.metrics import publish
@@ -118,7 +118,7 @@ def run(  # noqa: PLR0913, PLR0917 - one for each option
 def status(dsn: str | None, as_json: bool) -> None:
     """Show how far each stream is.
 
-    Lag is the time since the oldest record that is not sent was sealed.
+    Lag is the time since the seal of the oldest unsent record.
     """
     from otel_audit_postgres import stream_positions as store
     from otel_audit_postgres.ledger.sealed_rows import horizon
@@ -156,7 +156,7 @@ def status(dsn: str | None, as_json: bool) -> None:
 @click.argument("name", callback=_named)
 @json_option
 def pause(dsn: str | None, name: str, as_json: bool) -> None:
-    """Let a stream wait; nothing is lost."""
+    """Pause a stream; its position stays, so nothing is lost."""
     _set_paused(dsn, name, paused=True, as_json=as_json)
 
 
@@ -165,7 +165,7 @@ def pause(dsn: str | None, name: str, as_json: bool) -> None:
 @click.argument("name", callback=_named)
 @json_option
 def resume(dsn: str | None, name: str, as_json: bool) -> None:
-    """Let a stream go on from where it was."""
+    """Resume a stream at its position."""
     _set_paused(dsn, name, paused=False, as_json=as_json)
 
 
@@ -179,7 +179,7 @@ def resume(dsn: str | None, name: str, as_json: bool) -> None:
 def rewind(  # noqa: PLR0913, PLR0917 - one for each option
     dsn: str | None, name: str, to_leaf: int, reason: str, yes: bool, as_json: bool
 ) -> None:
-    """Let a stream send again from a leaf on.
+    """Send a stream again from a leaf on.
 
     The destination sees the same ids again.
     """
@@ -201,7 +201,7 @@ def rewind(  # noqa: PLR0913, PLR0917 - one for each option
 @click.argument("name", callback=_named)
 @json_option
 def parked(dsn: str | None, name: str, as_json: bool) -> None:
-    """List what the destination of a stream has refused."""
+    """List the events that a stream's destination refused."""
     from otel_audit_postgres import stream_positions as store
 
     async def answer(connection: Connection[Any]) -> list[store.Parked]:
@@ -228,7 +228,7 @@ def parked(dsn: str | None, name: str, as_json: bool) -> None:
 def test(dsn: str | None, name: str, as_json: bool) -> None:
     """Record a test event for a stream.
 
-    It takes the way of any other record once it is sealed.
+    It is sent as any other record once it is sealed.
     """
     from otel_audit_postgres import stream_positions as store
 
@@ -296,7 +296,7 @@ async def _once(streams: Sequence[Stream]) -> dict[str, str]:
 
 
 async def _for_ever(streams: Sequence[Stream]) -> dict[str, str]:
-    """Run all until told to stop; one that is refused holds up no other, and ends with them."""
+    """Run all streams until stopped. A refused stream does not stop the others."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,4 +1,4 @@
-"""`otel-audit subject`: what is recorded about somebody, and erasing it."""
+"""`otel-audit subject`: export and erase the records about a person."""
 
 from __future__ import annotations
 
@@ -77,9 +77,9 @@ def init(kek_file: Path | None, as_json: bool) -> None:
 def export(names: tuple[str, ...], tenant: str, dsn: str | None, archive: str | None) -> None:
     """Print all records by ID or about it, decrypted, as JSON lines.
 
-    ID is an actor's id, or customer:17; give all that one person has.
+    ID is an actor's id, or customer:17; give all IDs of the person.
 
-    What was erased shows as [ERASED]. With an archive, what left the database is in it, too.
+    Erased values show as [ERASED]. With an archive, archived records are included.
     """
     from otel_audit_postgres.personal.key_store import Subject
     from otel_audit_postgres.retention.subject import export_subject
@@ -111,8 +111,8 @@ def export(names: tuple[str, ...], tenant: str, dsn: str | None, archive: str | 
 def pseudonym(name: str, field: str, file: BinaryIO, tenant: str, as_json: bool) -> None:
     """Print the pseudonyms of one value of ID, to search by.
 
-    FIELD is where it stands: source.address, actor.email. FILE holds the value; - is standard
-    input. There is one pseudonym for each key of ID that is not destroyed.
+    FIELD is its place in the record: source.address, actor.email. FILE holds the value; - is
+    standard input. There is one pseudonym for each key of ID that is not destroyed.
     """
     from otel_audit_postgres.personal.key_store import Subject
 
@@ -132,9 +132,9 @@ def pseudonym(name: str, field: str, file: BinaryIO, tenant: str, as_json: bool)
 @_names_argument
 @_tenant_option
 @dsn_option
-@click.option("--basis", required=True, help="By which law or demand; it must not name anybody.")
-@click.option("--reason", required=True, help="Why; it must not name anybody.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done.")
+@click.option("--basis", required=True, help="The law or the request; no names.")
+@click.option("--reason", required=True, help="Why; no names.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 def erase(  # noqa: PLR0913, PLR0917 - one for each option
@@ -147,13 +147,13 @@ def erase(  # noqa: PLR0913, PLR0917 - one for each option
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Destroy the keys of each ID: its personal values are gone.
+    """Erase a person: destroy the keys of each ID.
 
     Give all IDs that one person has, such as two logins and customer:17: either all are erased,
     or none.
 
-    The values are gone everywhere, and proofs stand. Says first what there is, and asks; and what
-    it does not reach. A legal hold forbids it, and is named.
+    The personal values are then unreadable everywhere; proofs still hold. The command first prints
+    what it will erase, and what it cannot reach, and asks. A legal hold forbids the erasure.
     """
     from otel_audit_postgres.personal.key_store import Subject
     from otel_audit_postgres.retention.subject import erase_all, plan_erasure
@@ -204,7 +204,7 @@ def _show(name: str, found: ErasurePlan) -> None:
 
 
 def _not_reached(plans: Sequence[ErasurePlan]) -> list[str]:
-    """What an erasure leaves as it is, as far as that can be seen from here."""
+    """A note on the data that an erasure does not reach."""
     from otel_audit.delivery.spool import inspect
 
     left = []
@@ -226,7 +226,7 @@ def _not_reached(plans: Sequence[ErasurePlan]) -> list[str]:
 
 @subject.command()
 @dsn_option
-@click.option("--dry-run", is_flag=True, help="Say how many keys are back.")
+@click.option("--dry-run", is_flag=True, help="Print how many keys are back.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 def replay(dsn: str | None, dry_run: bool, yes: bool, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""The one way in which the command line prints: what somebody else wrote steers nothing."""
+"""Output of the command line; text from records never controls the terminal."""
 
 from __future__ import annotations
 
@@ -35,10 +35,19 @@ _FORMULA: Final = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def show_what_cannot_be_encoded() -> None:
-    """Let a character that the terminal's encoding does not know be its number, not an error."""
+    """Print characters outside the terminal's encoding as escapes, not as an error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def can_print(text: str) -> bool:
+    """Say whether the encoding of standard output has all characters of a text."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def nobody_reads() -> bool:
@@ -52,12 +61,12 @@ def nobody_reads() -> bool:
 
 
 def screen_width() -> int | None:
-    """Columns of the screen; None where nobody looks at one, so that nothing has to fit."""
+    """The screen's width in columns; None if the output is not a terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def echo(*lines: str, colour: Colour | None = None, err: bool = False) -> None:
-    """Print lines; a line end within one of them is shown, and not obeyed.
+    """Print lines. A line end inside one of them is shown as an escape.
 
     Args:
         lines: What to print.
@@ -80,7 +89,7 @@ def echo_json(value: Any, *, indent: int | None = None) -> None:
 
 
 def echo_json_text(text: str) -> None:
-    """Print a JSON text as it is laid out, in ASCII."""
+    """Print a JSON text in ASCII, with its layout."""
     click.echo(ascii_json(text))
 
 
@@ -140,7 +149,7 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[Text]], whole: Contai
 
 
 def _wanted(columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> int:
-    """Give the width at which nothing is folded."""
+    """Return a width at which no line is folded."""
     widest = (
         max(cell_len(name), *(row[number].cell_len for row in rows)) if rows else cell_len(name)
         for number, name in enumerate(columns)
@@ -244,7 +253,7 @@ def _fitted(text: str, width: int, *, cuts: bool) -> str:
 
 
 def echo_folded(pieces: Sequence[Piece]) -> None:
-    """Print a line in colours, folded at the screen's width where somebody looks at one."""
+    """Print a coloured line, folded at the screen's width."""
     text = _text(pieces)
     indent = len(text.plain) - len(text.plain.lstrip(" "))
     width = screen_width()

@@ -20,8 +20,8 @@ from otel_audit.config import AuditConfig
 def uninstall(dsn: str | None, drop_roles: bool, yes: bool, as_json: bool) -> None:
     """Remove the audit store and all of its records.
 
-    Says what it would remove, and asks for the database's name. Refused while a legal hold is in
-    force. Spools, keys and archives stay: it names where they are. Run it as a superuser.
+    It prints what it will remove, and asks for the database's name. It refuses while a legal hold
+    is in force. Spools, keys and archives stay; it prints their places. Run it as a superuser.
     """
     from otel_audit_postgres.schema.uninstall import contents, drop_group_roles
     from otel_audit_postgres.schema.uninstall import uninstall as remove

@@ -48,15 +48,15 @@ _WORTH_IT = 50_000  # leaves; below, starting processes costs more than it saves
 @dsn_option
 @click.option("--full", is_flag=True, help="Read every row. This is the default.")
 @click.option("--since", metavar="TIME", help="Read rows sealed since then: 12h, 7d, ISO 8601.")
-@click.option("--sample", type=click.IntRange(0), help="Read so many random rows.")
+@click.option("--sample", type=click.IntRange(0), help="Read this many random rows.")
 @click.option("--key", "keys", multiple=True, help="Public key, or its file. Repeatable.")
 @click.option(
-    "--anchor", "anchors", multiple=True, help="Where checkpoints were published. Repeatable."
+    "--anchor", "anchors", multiple=True, help="Anchor of published checkpoints. Repeatable."
 )
 @click.option(
     "--incremental",
     is_flag=True,
-    help="Read what was sealed since the last verification, and some of the rows before.",
+    help="Read rows sealed since the last verification, and some earlier ones.",
 )
 @click.option(
     "--state",
@@ -85,7 +85,7 @@ _WORTH_IT = 50_000  # leaves; below, starting processes costs more than it saves
     "--metrics", "metrics_file",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Write what was found as metrics, for the textfile collector of node exporter.",
+    help="Write metrics for the textfile collector of node exporter.",
 )  # fmt: skip
 def verify(  # noqa: C901, PLR0913, PLR0917 - one for each option
     export: Path | None,
@@ -104,15 +104,15 @@ def verify(  # noqa: C901, PLR0913, PLR0917 - one for each option
     report_file: Path | None,
     metrics_file: Path | None,
 ) -> None:
-    """Verify the store, and name what was tampered with.
+    """Verify the store, and report tampering.
 
-    With FILE, check an export of `otel-audit export` instead; the store is not asked.
+    With FILE, check an export of `otel-audit export`, without the store.
 
     Checks guards, rows, tree, signatures and anchors. Reads only. The tree is always built
     again as a whole; --since, --sample and --incremental choose which rows are read and hashed
     again. Exit status 0: nothing found; 1: tampering, rows that wait for their seal for more
-    than five minutes, or the store cannot be verified; 2: wrong use. Rows that were inserted
-    malformed, and not changed since, are a warning.
+    than five minutes, or the store cannot be verified; 2: wrong use. Rows that were malformed
+    when they were inserted are a warning.
     """
     if export is not None:
         _verify_export(export, keys, as_json=as_json)
@@ -318,7 +318,7 @@ def _lines(report: VerificationReport) -> Iterator[tuple[str, Colour | None]]:
 
 
 def _passed(report: VerificationReport) -> tuple[str, Colour]:
-    """How far it can be said that nothing was tampered with: what is not sealed proves nothing."""
+    """The verdict, with its limits: unsealed rows prove nothing."""
     if not report.waiting:
         verdict = "OK: nothing was tampered with" if report.size else "OK: there are no rows yet"
         return verdict, "green"

@@ -34,18 +34,16 @@ _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8321, show_default=True)
 @click.option("--open/--no-open", "opens", default=False, help="Open the link in a browser.")
-@click.option("--name", default=None, help="Your name in the records of your looks.")
+@click.option("--name", default=None, help="Your name in the records of your views.")
 @click.option(
     "--role", type=click.Choice(["auditor", "support", "tenant"]), default="auditor",
-    show_default=True, help="What is shown.",
+    show_default=True, help="The viewer's role.",
 )  # fmt: skip
 @click.option("--tenant", "tenants", multiple=True, help="Show this tenant only; repeat.")
-@click.option("--auth", metavar="MODULE:NAME", help="Your function that names the viewer.")
-@click.option("--auth-header", metavar="NAME", help="Header in which a proxy names the viewer.")
-@click.option("--proxy", "proxies", multiple=True, metavar="ADDRESS", help="That proxy; repeat.")
-@click.option(
-    "--key", "keys", multiple=True, help="Public key whose signature counts, or its file."
-)
+@click.option("--auth", metavar="MODULE:NAME", help="Your function that authenticates users.")
+@click.option("--auth-header", metavar="NAME", help="Header in which a proxy names the user.")
+@click.option("--proxy", "proxies", multiple=True, metavar="ADDRESS", help="Its address; repeat.")
+@click.option("--key", "keys", multiple=True, help="Trusted public key, or its file.")
 def web(  # noqa: PLR0913, PLR0917 - one for each option
     dsn: str | None,
     host: str,
@@ -61,8 +59,8 @@ def web(  # noqa: PLR0913, PLR0917 - one for each option
 ) -> None:
     """Show the trail in a browser.
 
-    On this machine it prints a link that works once. For others, say who they are by --auth or
-    --auth-header, and put a proxy that speaks TLS in front. What is looked at is recorded.
+    For use on this machine it prints a link that works once. For other users set --auth or
+    --auth-header, and put a TLS proxy in front. Views are recorded.
     """
     if auth and auth_header:
         raise click.UsageError("give --auth or --auth-header, not both")

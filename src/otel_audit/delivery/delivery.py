@@ -21,7 +21,7 @@ from otel_audit._util.loop_thread import ThreadState
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.delivery.batch_size import BatchSize
 from otel_audit.delivery.deliver_recovered import Adopt, Recovery
-from otel_audit.delivery.group_fsync import GroupSync, reason_of
+from otel_audit.delivery.group_fsync import GroupSync
 from otel_audit.delivery.metrics import Counters
 from otel_audit.delivery.queue import Item, RecordQueue
 from otel_audit.delivery.queue_entries import Entry
@@ -126,7 +126,12 @@ class Delivery:
         self._left: deque[Item] = deque()
         self._next_held = 0.0
         self._left_in_recovery = False
-        self._group = GroupSync(lambda: self.backlog.open_spool, self._counters)
+        self._group = GroupSync(
+            lambda: self.backlog.open_spool,
+            self._counters,
+            self._options.sync_interval,
+            lambda: self._writer.schedule(self._replace_gone),
+        )
 
     def _begin_anew(self) -> None:
         self._reset()
@@ -352,8 +357,9 @@ class Delivery:
             self._left = deque()
             self.backlog.begin_again(self._held)
             self._changed.notify_all()
-        beside = [asyncio.create_task(self._keep_in_sync())]
-        beside += [asyncio.create_task(_repeat(*wanted)) for wanted in self._periodic]
+        if self.backlog.spool is not None:
+            self._group.start()
+        beside = [asyncio.create_task(_repeat(*wanted)) for wanted in self._periodic]
         try:
             while not self._writer.ending:
                 try:
@@ -522,20 +528,12 @@ class Delivery:
             times.append(self._next_held)
         return max(min(times) - time.monotonic(), 0.0) if times else None
 
-    async def _keep_in_sync(self) -> None:
-        while self.backlog.spool is not None:
-            await asyncio.sleep(self._options.sync_interval)
-            spool = self.backlog.open_spool
-            if spool is None:
-                continue
-            try:
-                await asyncio.to_thread(spool.sync)
-            except Exception as error:  # noqa: BLE001 - the next time it may work
-                self._counters.add("spool_errors")
-                log_limited(_logger, "sync", "The spool is not on disk: %s", reason_of(error))
-                if spool.is_gone:
-                    with self._lock:
-                        self.backlog.replace_gone(len(self._left) + len(self._held))
+    def _replace_gone(self) -> None:
+        """Open another spool if this one's directory is gone: why it may not have been synced."""
+        spool = self.backlog.open_spool
+        if spool is not None and spool.is_gone:
+            with self._lock:
+                self.backlog.replace_gone(len(self._left) + len(self._held))
 
 
 def _size_of(entry: Entry) -> int:

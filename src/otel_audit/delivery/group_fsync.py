@@ -1,11 +1,13 @@
-"""``fsync = always``: callers wait here until the disk has their frames."""
+"""Brings the spool to disk: now and then, and at once where callers wait (``fsync = always``)."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
+import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -29,27 +31,50 @@ class _Waiter(NamedTuple):
 class GroupSync:
     """Brings the spool to disk for all who wait at the time, from a thread of its own.
 
+    The thread also syncs what nobody waits for. It sleeps without an event loop: that and a sync
+    ask for the interpreter's lock three times. A loop that hands each sync to another thread asks
+    ten times, and each time the thread that serves requests has to stop.
+
     Make a new one in a forked child.
     """
 
-    def __init__(self, spool: Callable[[], Spool | None], counters: Counters) -> None:
+    def __init__(
+        self,
+        spool: Callable[[], Spool | None],
+        counters: Counters,
+        interval: float | None = None,
+        on_failure: Callable[[], None] = lambda: None,
+    ) -> None:
         """Name what is synced.
 
         Args:
             spool: Gives this process's open spool; None if nothing needs syncing.
             counters: Where a sync that failed is counted.
+            interval: Seconds between two syncs that nobody waits for, from `start` on; None: there
+                are none.
+            on_failure: Called in the thread after a sync that failed.
         """
         self._spool = spool
         self._counters = counters
+        self._interval = interval
+        self._on_failure = on_failure
+        self._next_sync = 0.0
         self._lock = threading.Lock()
         self._waiting: list[_Waiter] = []
         self._closing = False
+        # a condition holds a lock at times, which a thread that is cut off would keep for ever
+        self._roused: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._thread = LoopThread("otel-audit-sync", self._serve)
 
     @property
     def state(self) -> ThreadState:
         """Its thread's state; it need not run before a caller waits."""
         return self._thread.state
+
+    def start(self) -> None:
+        """Start the thread, unless it runs."""
+        with self._lock:
+            self._thread.start()
 
     def ensure(self) -> None:
         """Replace the thread if it is gone. Never raises."""
@@ -64,6 +89,7 @@ class GroupSync:
         """
         self._closing = True
         self._thread.end()
+        self._roused.put(None)
         self._thread.join(timeout)
 
     async def wait(self) -> bool:
@@ -82,7 +108,7 @@ class GroupSync:
             can_wait = self._thread.start()
             if can_wait:
                 self._waiting.append(waiter)
-        self._thread.rouse()
+        self._roused.put(None)
         done = False
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LONGEST_WAIT):
@@ -96,18 +122,20 @@ class GroupSync:
         return done
 
     async def _serve(self) -> None:
+        # it blocks, here and in a sync: the loop is here for nothing else
         while True:
-            # before the waiting callers are read: a later one sets it again
-            self._thread.wake.clear()
+            # before the waiting callers are read: a later one rouses it again
+            self._forget_rousing()
             with self._lock:
                 waiting = list(self._waiting)
             if not waiting:
                 if self._closing:
                     return
-                await self._thread.wake.wait()
-                continue
-            # blocks: the loop is here for nothing else
-            synced = self._sync()
+                if self._interval is None or time.monotonic() < self._next_sync:
+                    self._rest()
+                    continue
+            synced = self._sync(waited_for=bool(waiting))
+            self._next_sync = time.monotonic() + (self._interval or 0.0)
             for waiter in waiting:
                 done = synced >= waiter.position
                 with contextlib.suppress(RuntimeError):  # its loop has ended, and so has it
@@ -116,13 +144,29 @@ class GroupSync:
                 # not before they have their answer: if this fails in its middle, they get it later
                 del self._waiting[: len(waiting)]
 
-    def _sync(self) -> Position:
+    def _forget_rousing(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._roused.get_nowait()
+
+    def _rest(self) -> None:
+        """Wait until a caller waits, or the next sync is due."""
+        pause = None
+        if self._interval is not None:
+            pause = max(self._next_sync - time.monotonic(), 0.0)
+        with contextlib.suppress(queue.Empty):
+            self._roused.get(timeout=pause)
+
+    def _sync(self, *, waited_for: bool) -> Position:
         spool = self._spool()
         try:
             # at rest: everything in it was stored, and the files are gone
             return 2**63 if spool is None else spool.sync()
         except Exception as error:  # noqa: BLE001 - whatever it is, waiting callers must get it
+            if not waited_for:  # who waits counts it
+                self._counters.add("spool_errors")
             log_limited(_logger, "failure", "The spool is not on disk: %s", reason_of(error))
+            self._on_failure()
             return -1
 
 

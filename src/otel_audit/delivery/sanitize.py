@@ -34,7 +34,8 @@ _encode = msgspec.json.Encoder().encode
 
 def needs_mending(payload: bytes) -> bool:
     """Return whether JSON text may hold a NUL or a surrogate; a few false alarms cost only time."""
-    return _SUSPECT(payload) is not None
+    # many have no escape at all, and one byte is found in a tenth of the time of a pattern
+    return b"\\" in payload and _SUSPECT(payload) is not None
 
 
 def mend_record(record: AuditRecord) -> AuditRecord:

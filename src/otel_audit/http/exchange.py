@@ -34,6 +34,10 @@ class Exchange(Lifecycle):
 
     None of the public methods raises anything of ours: that is counted and logged, and the
     application continues.
+
+    Attributes:
+        refused: Whether the action must not run.
+        is_moved: Whether middleware has put another method or path in.
     """
 
     def __init__(
@@ -60,7 +64,7 @@ class Exchange(Lifecycle):
         self._answer: tuple[AuditRecord, tuple[object, ...]] | None = None
         self._spooled = False
         self._intent: AuditRecord | None = None
-        self._has_intent = self._moved = self._has_raised = False
+        self._has_intent = self.is_moved = self._has_raised = False
         try:
             scope.setdefault("state", {})["request_id"] = self._account.head.id
         except Exception as error:  # noqa: BLE001 - a server may use the name for what it likes
@@ -68,6 +72,11 @@ class Exchange(Lifecycle):
         self.refused = not self._open()
         if begun is not None:
             self._take_over(begun)
+
+    @property
+    def is_intended(self) -> bool:
+        """Whether the action must not run before its intent is stored."""
+        return self._intent is not None
 
     @property
     def audit(self) -> AuditScope:
@@ -179,8 +188,6 @@ class Exchange(Lifecycle):
 
         The refusal then passes through the application's middleware like any answer.
         """
-        if not self._moved:
-            return True
         if self.refused:
             return False
         if self._intent is None or self._has_intent:
@@ -231,7 +238,7 @@ class Exchange(Lifecycle):
         self._account.enter_router(scope)
         if first and self._account.head.moved(scope):
             # middleware has put another method or path in: what the router sees is what is done
-            self._moved = True
+            self.is_moved = True
             self.refused = not self._open()
         return first
 
@@ -287,16 +294,15 @@ class Exchange(Lifecycle):
         if self._is_released:
             return  # sent after the application has returned: no server takes that
         self._account.redact_span()
-        decision = self._decided(
-            wrote=bool(self._audit.changes_pending or self._audit.transactions)
-        )
+        wrote = bool(self._audit.changes_pending or self._audit.transactions)
+        decision = self._decided(wrote=wrote)
         if decision is None:
             return
         self._collect(decision)
         self._account.enrich(decision)
         self._spooled = True
         known = self._account.record(decision, phase="completed", outcome="unknown")
-        self._answer = known, self._account.rests_on(decision)
+        self._answer = known, self._account.rests_on(decision, wrote=wrote)
         self._options.recorder.answered(known, self._audit.server_span)
 
     def failed(self, error: BaseException) -> None:
@@ -346,6 +352,8 @@ class Exchange(Lifecycle):
             self._count_failure(error)
         self._end_scope()
         account.redact_span()
+        if self._ended_as_answered():
+            return
         if self._parts.failed:
             account.judged = None  # what failed once may be found now
         decision = self._decided(wrote=bool(audit.transactions)) or self._decided_at_start
@@ -376,30 +384,41 @@ class Exchange(Lifecycle):
             self._parts.fail("record", error)
 
     def _finish(self, decision: Decision) -> None:
-        account, options = self._account, self._options
+        account = self._account
         self._collect(decision)
         if self.socket is not None or not self.bodies.ended:
             # no last chunk has passed here: the handler raised, and who stands outside answers
             account.enrich(decision)
-        record = self._hand_over(lambda: self._ended(decision))
-        if record is None or options.log is None:
+        self._log(self._hand_over(lambda: account.record(decision, phase="completed")))
+
+    def _ended_as_answered(self) -> bool:
+        """Hand over the record of the end, if what was written down with the answer still holds.
+
+        Then nothing is decided or described again.
+        """
+        account, answer = self._account, self._answer
+        if answer is None:
+            return False
+        known, rested_on = answer
+        try:
+            decision = account.judgement
+            if decision is None or not account.still_rests_on(rested_on):
+                return False
+            record = account.closed(known, decision)
+        except Exception as error:  # noqa: BLE001 - it is described again, which cannot fail
+            self._count_failure(error)
+            return False
+        self._log(self._hand_over(lambda: record))
+        return True
+
+    def _log(self, record: AuditRecord | None) -> None:
+        log = self._options.log
+        if record is None or log is None:
             return
         try:
-            options.log(record, self._audit.server_span)
+            log(record, self._audit.server_span)
         except Exception as error:  # noqa: BLE001 - the record is made all the same
             self._count_failure(error)
-
-    def _ended(self, decision: Decision) -> AuditRecord:
-        """Make the record of the end: of what was written down with the answer, if that holds."""
-        account = self._account
-        if self._answer is not None:
-            known, rested_on = self._answer
-            try:
-                if account.still_rests_on(rested_on, decision):
-                    return account.closed(known, decision)
-            except Exception as error:  # noqa: BLE001 - it is described again, which cannot fail
-                self._count_failure(error)
-        return account.record(decision, phase="completed")
 
     def _log_unrecorded(self) -> None:
         log, decision = self._options.log, self._account.judgement

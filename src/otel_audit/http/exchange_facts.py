@@ -286,7 +286,11 @@ class ExchangeFacts:
 
     def see_source(self) -> None:
         """Determine the source, as far as the connection shows. Never raises."""
-        self.audit.source = self._source(self._scope, None)
+        self.audit.source = None
+        try:
+            self.audit.source = self._options.source(self._scope, None, None)
+        except Exception as error:  # noqa: BLE001 - it costs the source alone
+            self.parts.fail("source", error)
 
     def _asks_for_more(self, scope: Mapping[str, Any]) -> bool:
         """Return whether a route that nobody knew when the request began has a level of its own."""

@@ -100,11 +100,13 @@ class ExchangeRecord(ExchangeFacts):
             audit.source = self._source(scope, claims)
         request_body = response_body = None
         try:
-            request_body = self._request_body(decision, scope)
+            if decision.level in _WITH_REQUEST:
+                request_body = self._request_body(decision, scope)
         except Exception as error:  # noqa: BLE001 - it costs the body alone
             self.parts.fail("request.body", error)
         try:
-            response_body = self._response_body(decision)
+            if decision.level == "request_response":
+                response_body = self._response_body(decision)
         except Exception as error:  # noqa: BLE001 - it costs the body alone
             self.parts.fail("response.body", error)
         audit.request = self.head.describe(scope, self._route(scope), request_body)
@@ -157,8 +159,6 @@ class ExchangeRecord(ExchangeFacts):
         return into if received else out
 
     def _request_body(self, decision: Decision, scope: Mapping[str, Any]) -> Body | None:
-        if decision.level not in _WITH_REQUEST:
-            return None
         options, limit = self._options, self._body_limit(decision)
         if self.socket is not None:
             return self._messages(self.socket, decision, limit, received=True)
@@ -173,8 +173,6 @@ class ExchangeRecord(ExchangeFacts):
         )
 
     def _response_body(self, decision: Decision) -> Body | None:
-        if decision.level != "request_response":
-            return None
         options, limit = self._options, self._body_limit(decision)
         if self.socket is not None:
             return self._messages(self.socket, decision, limit, received=False)
@@ -283,17 +281,22 @@ class ExchangeRecord(ExchangeFacts):
             request=Request(id=head.id, method=head.method, path=head.path_at_start(self.routed)),
         )
 
-    def rests_on(self, decision: Decision) -> tuple[object, ...]:
-        """List the parts of the record that could change later."""
+    def rests_on(self, decision: Decision | None, *, wrote: bool) -> tuple[object, ...]:
+        """List the parts of the record that could change later.
+
+        Args:
+            decision: What was decided last.
+            wrote: As for `decide`.
+        """
         audit = self.audit
         return (
-            decision, self.error, self.routed, self._asked, audit.event_name, audit.action,
-            audit.actor, audit.tenant, audit.target, audit.aimed_at, audit.source, audit.request,
-            audit.response,
+            decision, wrote or audit.nested > 0, self.error, self.routed, self._asked,
+            audit.event_name, audit.action, audit.actor, audit.tenant, audit.target,
+            audit.aimed_at, audit.source, audit.request, audit.response,
         )  # fmt: skip
 
-    def still_rests_on(self, before: tuple[object, ...], decision: Decision) -> bool:
-        """Return whether nothing of what `rests_on` lists is another thing now.
+    def still_rests_on(self, before: tuple[object, ...]) -> bool:
+        """Return whether nothing of what `rests_on` lists is another thing at the end.
 
         What the application may change in place, and what failed before, is described again.
         """
@@ -301,14 +304,17 @@ class ExchangeRecord(ExchangeFacts):
         return (
             not (audit.metadata or audit.change_records or audit.rolled_back_transactions)
             and not self.parts.failed
-            and all(map(is_, before, self.rests_on(decision)))
+            and all(map(is_, before, self.rests_on(self.judgement, wrote=bool(audit.transactions))))
         )
 
     def closed(self, answered: AuditRecord, decision: Decision) -> AuditRecord:
         """Make the record of the end out of what was written down with the answer."""
-        return as_closed(
-            answered, self.audit, outcome=self.outcome(), target=self._target(decision)
-        )
+        audit, known = self.audit, self._shown_target
+        if known is not None and known[0][1] == len(audit.changes):
+            target = known[1]
+        else:
+            target = self._target(decision)
+        return as_closed(answered, audit, outcome=self.outcome(), target=target)
 
     def _bare_record(self, decision: Decision, phase: Phase, outcome: Outcome) -> AuditRecord:
         """Make a record of nothing but what cannot fail."""

@@ -117,7 +117,7 @@ class OuterMiddleware:
         if type(exchange) is UnrecordedRequest:
             await self._let_pass(exchange, scope, receive, send)
             return
-        if exchange.refused or not await exchange.admitted():
+        if exchange.refused or (exchange.is_intended and not await exchange.admitted()):
             await refuse(scope, receive, send)
             return
 
@@ -196,17 +196,23 @@ class InnerMiddleware:
             exchange = exchange.routed(scope)
         if exchange is None or not exchange.routed(scope):
             return self.app(scope, receive, send)
+        if exchange.is_moved:
+            return self._observe_moved(exchange, scope, receive, send)
         return self._observe(exchange, scope, receive, send)
 
-    async def _observe(
+    async def _observe_moved(
         self, exchange: Exchange, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        if not await exchange.admitted_inside():
+        if await exchange.admitted_inside():
+            await self._observe(exchange, scope, receive, send)
+        else:
             await refuse(scope, receive, send)
-            return
+
+    def _observe(
+        self, exchange: Exchange, scope: Scope, receive: Receive, send: Send
+    ) -> Awaitable[None]:
         if exchange.socket is not None:
-            await self.app(scope, receive, send)
-            return
+            return self.app(scope, receive, send)
         request_copy = exchange.bodies.request_inside
 
         async def tapped_receive() -> Message:
@@ -218,7 +224,7 @@ class InnerMiddleware:
         def observed_send(message: Message) -> Awaitable[None]:
             return send(exchange.sent_inside(message))
 
-        await self.app(scope, receive if request_copy is None else tapped_receive, observed_send)
+        return self.app(scope, receive if request_copy is None else tapped_receive, observed_send)
 
 
 async def _send_when_durable(exchange: Exchange, send: Send, message: Message) -> None:

@@ -56,8 +56,8 @@ _USUAL_HOST = 64
 class RequestHead:
     """The head of a request. What cannot change is redacted once, for all records of the action."""
 
-    __slots__ = ("_budget", "_described", "_headers", "_host", "_keep", "_parts", "_path",
-                 "_query", "_redactor", "_scope", "app", "id", "method", "path",
+    __slots__ = ("_at_start", "_budget", "_described", "_headers", "_host", "_keep", "_parts",
+                 "_path", "_query", "_redactor", "_scope", "app", "id", "method", "path",
                  "wire_method")  # fmt: skip
 
     def __init__(  # noqa: PLR0913 - one fact each
@@ -87,6 +87,7 @@ class RequestHead:
         self.method = self.wire_method = _bounded(method)
         self.path = path_below_root(scope)
         self._scope = scope
+        self._at_start = scope.get("method"), scope.get("path"), scope.get("root_path")
         # a mounted application puts itself there
         self.app = scope.get("app")
         self._redactor = redactor
@@ -104,6 +105,8 @@ class RequestHead:
         Middleware may have changed them by what the client said (``X-HTTP-Method-Override``): what
         the application carries out is what counts.
         """
+        if self._at_start == (routed.get("method"), routed.get("path"), routed.get("root_path")):
+            return False
         method = self.method
         if self.wire_method != "WEBSOCKET":
             method = _bounded(method_of(routed))
@@ -203,9 +206,14 @@ class RequestHead:
             type(whole) is str
             and len(whole) <= _BARE_PATH
             and not routed.get("path_params")
-            and _are_plain[whole]
+            and _are_words[whole]
         ):
-            return whole
+            known = self._path
+            if known is not None and known[0] == whole:
+                return known[1]
+            if is_plain_path(whole):
+                self._path = whole, whole
+                return whole
         text = self._without_secrets(path_of(routed), routed)
         if text is None:
             return route or REDACTED
@@ -244,14 +252,12 @@ def _usual_host(redactor: Redactor, host: bytes) -> str:
     return redactor.phrase(clean(host.decode("latin-1")))
 
 
-def _is_plain(path: str) -> bool:
-    return is_plain_path(path) and not any(
-        unless_token(segment) is not segment for segment in path.split("/")
-    )
+def _is_of_words(path: str) -> bool:
+    return all(unless_token(segment) is segment for segment in path.split("/"))
 
 
-_are_plain: Memo[str, bool] = Memo(_is_plain, 2048)
-"""Whether a short path clearly holds no secret, whatever its route; the usual ones are known."""
+_are_words: Memo[str, bool] = Memo(_is_of_words, 2048)
+"""Whether no segment of a short path may be a credential; of the usual ones it is known."""
 
 
 def describe_headers(

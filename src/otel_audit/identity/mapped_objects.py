@@ -35,6 +35,11 @@ def remembered(state: Any, name: str) -> Any:
     return None if known is None else known.get(name)
 
 
+def has_remembered() -> bool:
+    """Whether anything is remembered, which a commit may have made out of date."""
+    return len(_known) > 0
+
+
 def remember_loaded(things: Iterable[object]) -> None:
     """Remember what mapped objects say now; they are about to be committed.
 

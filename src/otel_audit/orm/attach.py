@@ -21,7 +21,6 @@ from otel_audit.orm.flush import Fetching, OpenFlushes
 from otel_audit.orm.guard import ErrorGuard
 from otel_audit.orm.listeners import (
     EngineListeners,
-    Executions,
     MapperListeners,
     PoolListeners,
     SessionListeners,
@@ -177,17 +176,18 @@ def _build(
     relations = Relations(plans, masking, places)
     flushes = OpenFlushes(selection, plans, masking, relations, tracker, faults, places)
     bulk = BulkReader(plans, selection, Parameters(plans, selection, masking, options, faults))
-    executions = Executions(selection, tracker, flushes, bulk, faults)
+    executions = EngineListeners(selection, tracker, flushes, bulk, faults)
+    fetch = Fetching(options)
     heard: tuple[tuple[type, object, dict[str, bool]], ...] = (
         # raw: the state, not the object; retval: no wrapper of SQLAlchemy's around ours; insert:
         # before a listener of the application sets what is not written any more
         (
             Mapper,
-            MapperListeners(flushes, plans, fetch=Fetching(options)),
+            MapperListeners(flushes, plans, fetch=fetch),
             {"raw": True, "retval": True, "insert": True},
         ),
         (Session, SessionListeners(flushes, executions, tracker), {}),
-        (Engine, EngineListeners(executions, tracker), {}),
+        (Engine, executions, {}),
         (Pool, PoolListeners(tracker), {}),
     )
     if options.before_images:
@@ -197,6 +197,7 @@ def _build(
         _Listener(target, name, guarded(getattr(one, name), faults), how)
         for target, one, how in heard
         for name in _events(one)
+        if fetch.any or name != "before_delete"
     ]
     if transactional is not None:
         promised = OutboxListeners(transactional, tracker)

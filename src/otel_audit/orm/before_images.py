@@ -18,7 +18,13 @@ from sqlalchemy import Column, Delete, Table, Update, and_, or_, select, type_co
 
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.orm.bulk import writes
-from otel_audit.orm.executed import bare, embedded_elements, is_of_flush, sent_statement, table_of
+from otel_audit.orm.executed import (
+    bare,
+    embedded_elements,
+    mapper_of_flush,
+    sent_statement,
+    table_of,
+)
 from otel_audit.orm.mapper_info import MapperInfoCache
 from otel_audit.orm.reference_names import RowNaming
 from otel_audit.orm.schema_qualifier import SchemaQualifiers
@@ -107,7 +113,7 @@ class ImageListeners:
             return
         table = table_of(statement)
         mapper = self._plans.mapper_of(table) if isinstance(table, Table) else None
-        if mapper is not None and is_of_flush(statement, execution_options, (mapper,)):
+        if mapper is not None and mapper_of_flush(statement, execution_options, (mapper,)):
             return
         self._before.pop(connection, None)
         if not isinstance(table, Table) or not self._takes(connection, table):

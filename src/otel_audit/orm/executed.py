@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import Table
+from sqlalchemy import DDL, Table, TextClause
 from sqlalchemy.engine.interfaces import ExecuteStyle
 from sqlalchemy.orm import FromStatement
 from sqlalchemy.sql.dml import UpdateBase
+from sqlalchemy.sql.elements import SavepointClause
 from sqlalchemy.sql.selectable import (
     TextualSelect,
 )
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 _ELEMENT: Final = "_otel_audit_element"
 """Key of the element that was sent, in the dictionary of what it was compiled to."""
+
+_WRITES: Final = "_otel_audit_writes"
+"""Key, there too, of whether a statement that is no plain INSERT, UPDATE or DELETE may write."""
 
 _UNREAD: Final = object()
 
@@ -129,8 +133,10 @@ def parameter_sets(context: Any) -> Sequence[Mapping[str, Any]]:
     return getattr(context, "compiled_parameters", None) or ()
 
 
-def is_of_flush(statement: Any, options: Mapping[str, Any], mappers: Iterable[Mapper[Any]]) -> bool:
-    """Return whether a flush has made a statement to write the rows of some mapped classes.
+def mapper_of_flush(
+    statement: Any, options: Mapping[str, Any], mappers: Iterable[Mapper[Any]]
+) -> Mapper[Any] | None:
+    """Return the one of some mapped classes whose rows a flush has made a statement to write.
 
     A flush compiles into the cache of the mapper itself. An application may set a cache too, and
     the bulk UPDATE of the ORM uses the mapper's, but for a statement that names a class.
@@ -142,9 +148,24 @@ def is_of_flush(statement: Any, options: Mapping[str, Any], mappers: Iterable[Ma
     """
     cache = options.get("compiled_cache")
     if cache is None or getattr(statement, "_propagate_attrs", None):
-        return False
-    for mapper in mappers:  # noqa: SIM110 - called for each statement of a flush
+        return None
+    for mapper in mappers:
         # in the mapper's own dictionary: asking for the attribute would make a cache
         if mapper.base_mapper.__dict__.get("_compiled_cache") is cache:
-            return True
-    return False
+            return mapper
+    return None
+
+
+def may_write(context: Any) -> bool:
+    """Sort out, at little cost, the statements that only read."""
+    if context.isinsert or context.isupdate or context.isdelete:
+        return True
+    compiled = context.compiled
+    if compiled is None:
+        return not context.isddl
+    known: bool | None = compiled.__dict__.get(_WRITES)
+    if known is None:
+        known = compiled.__dict__[_WRITES] = bool(getattr(compiled, "ctes", None)) or isinstance(
+            compiled_element(context), TextClause | DDL | SavepointClause | UpdateBase
+        )
+    return known

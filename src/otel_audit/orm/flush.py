@@ -10,11 +10,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import msgspec
 from sqlalchemy import Table, select
 
-from otel_audit.orm.executed import compiled_element, is_of_flush, is_short, operation_of, table_of
+from otel_audit.orm.executed import (
+    compiled_element,
+    is_short,
+    mapper_of_flush,
+    operation_of,
+    table_of,
+)
 from otel_audit.orm.row_diff import (
     ValueReader,
-    WrittenObject,
-    completed,
+    WrittenRow,
     describe_delete,
     describe_insert,
     describe_update,
@@ -22,7 +27,6 @@ from otel_audit.orm.row_diff import (
     just_written,
     missing_before,
     overwritten,
-    taken_over,
 )
 from otel_audit.orm.stored_values import SentValues, sent_parameters
 from otel_audit.orm.transaction_state import is_autocommit, is_committed
@@ -31,7 +35,7 @@ from otel_audit.record import Change, Operation
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from sqlalchemy import Connection
+    from sqlalchemy import Column, Connection
     from sqlalchemy.orm import InstanceState, Mapper, Session, UOWTransaction
 
     from otel_audit.orm.association_rows import Relations
@@ -41,8 +45,7 @@ if TYPE_CHECKING:
     from otel_audit.orm.options import OrmOptions
     from otel_audit.orm.schema_qualifier import SchemaQualifiers
     from otel_audit.orm.selection import Selection
-    from otel_audit.orm.transaction_state import Owner, TransactionState
-    from otel_audit.orm.transactions import TransactionTracker
+    from otel_audit.orm.transactions import ConnectionFacts, TransactionTracker
 
 
 _Short: TypeAlias = "set[tuple[Operation, str]]"
@@ -55,18 +58,14 @@ _UNDER_WAY = "_otel_audit_flush"
 _LAST = "_otel_audit_unit_of_work"
 """Key of a session's last unit of work in its `info`, which lives as long as its flush."""
 
+_OWN = "_otel_audit_own"
+"""Key of what is known of a statement of a flush, in the dictionary of what it was compiled to."""
+
 _LOOKED_AT = 2_000
 """Rows whose texts are gathered at once."""
 
-
-class Row(msgspec.Struct, eq=False):
-    """One row that a flush has written."""
-
-    operation: Operation
-    plan: MapperInfo
-    state: InstanceState[Any]
-    before: dict[str, Any]
-    written: WrittenObject
+_FEW_ROWS = 4
+"""Rows whose texts and documents are looked at in one go: their JSON text must stay short."""
 
 
 class Flush(msgspec.Struct, eq=False):
@@ -74,36 +73,25 @@ class Flush(msgspec.Struct, eq=False):
 
     Attributes:
         context: SQLAlchemy's unit of work.
+        session_id: SQLAlchemy's number of the session, which the states of its objects bear.
+        taken: Whether what the session does is captured.
         number: Counts the flushes of the process.
-        rows: What was written, by connection.
+        parts: What was written, by connection.
         before: Values about to be overwritten, by state.
-        others: Rows of association tables, and what could not be read, with their connections.
         plans: The plans of the mappers that have written.
-        taken: Whether what is written is captured, by connection.
-        sent: What was written, or may have been, to tables of captured classes; with the number of
-            its connection's `rows` before it.
         short: Operations and tables of which fewer rows were inserted or deleted than requested.
-        committed: Whether each statement is committed at once, by connection.
-        values: What was sent for values of the application's own types, by connection.
         last_context: The execution context of the statement whose values were noted last.
-        own_compiled: The last compiled statement of the unit of work's own.
-        own_table: The table that it writes.
     """
 
     context: weakref.ref[UOWTransaction]
-    number: int = 0
-    rows: dict[Connection, list[Row]] = msgspec.field(default_factory=dict)
+    session_id: int
+    taken: bool
+    number: int
+    parts: list[FlushPart] = msgspec.field(default_factory=list)
     before: dict[InstanceState[Any], dict[str, Any]] = msgspec.field(default_factory=dict)
-    others: list[tuple[Connection, Change]] = msgspec.field(default_factory=list)
     plans: dict[Mapper[Any], MapperInfo] = msgspec.field(default_factory=dict)
-    taken: dict[Connection, bool] = msgspec.field(default_factory=dict)
-    sent: dict[tuple[Connection, Operation, Table], int] = msgspec.field(default_factory=dict)
     short: _Short = msgspec.field(default_factory=set)
-    committed: dict[Connection, bool] = msgspec.field(default_factory=dict)
-    values: dict[Connection, SentValues] = msgspec.field(default_factory=dict)
     last_context: Any = None
-    own_compiled: Any = None
-    own_table: Any = None
 
     @property
     def writing(self) -> bool:
@@ -111,13 +99,60 @@ class Flush(msgspec.Struct, eq=False):
         context = self.context()
         return context is not None and getattr(context, "transaction", None) is not None
 
-    def note_fate(self, connection: Connection) -> None:
-        """See, at its first statement on a connection, whether a transaction is around it.
+
+class FlushPart(msgspec.Struct, eq=False):
+    """What a flush has written on one connection.
+
+    Attributes:
+        connection: The connection.
+        facts: What is known of it.
+        taken: Whether what happens there is captured, as far as the flush's session is.
+        rows: The rows of mapped objects.
+        others: Rows of association tables, and what could not be read.
+        sent: What was written, or may have been, to tables of captured classes; with the number of
+            `rows` before it.
+        committed: Whether each statement is committed at once; None: nothing was sent yet.
+        values: What was sent for values of the application's own types.
+    """
+
+    connection: Connection
+    facts: ConnectionFacts
+    taken: bool
+    rows: list[WrittenRow] = msgspec.field(default_factory=list)
+    others: list[Change] = msgspec.field(default_factory=list)
+    sent: dict[tuple[Operation, Table], int] = msgspec.field(default_factory=dict)
+    committed: bool | None = None
+    values: SentValues | None = None
+
+    def note_fate(self) -> None:
+        """See, at the first statement, whether a transaction is around it.
 
         When the flush has failed it is too late: its rollback has ended what there was.
         """
-        if connection not in self.committed:
-            self.committed[connection] = is_committed(connection)
+        if self.committed is None:
+            self.committed = is_committed(self.connection)
+
+
+class _OwnStatement(msgspec.Struct, frozen=True, eq=False):
+    """What is known of a statement that a flush has made, as long as nothing else is mapped.
+
+    Attributes:
+        version: Of the plans that this follows from.
+        cache: Where SQLAlchemy keeps what it was compiled to.
+        mapper: Whose cache that is.
+        operation: What it does.
+        table: The table that it writes.
+        captured: Whether a class of that table is captured.
+        stored: The columns of the table whose types are the application's; none of a DELETE.
+    """
+
+    version: int
+    cache: Any
+    mapper: Mapper[Any]
+    operation: Operation
+    table: Any
+    captured: bool
+    stored: tuple[Column[Any], ...]
 
 
 class Fetching:
@@ -168,8 +203,17 @@ class OpenFlushes:
     def begin(self, session: Session, context: UOWTransaction) -> None:
         """A session is about to flush."""
         reference = weakref.ref(context)
-        session.__dict__[_LAST] = reference
-        session.__dict__[_UNDER_WAY] = Flush(reference, next(self._numbers))
+        known = session.__dict__
+        left: Flush | None = known.get(_UNDER_WAY)
+        if left is not None:
+            _parted(left)
+        known[_LAST] = reference
+        known[_UNDER_WAY] = Flush(
+            reference,
+            session.hash_key,
+            self._selection.takes_session(session),
+            next(self._numbers),
+        )
 
     def of(self, session: Session) -> Flush | None:
         """The flush of a session that is writing now."""
@@ -209,10 +253,15 @@ class OpenFlushes:
             operation: ``update`` or ``delete``.
             fetch: Whose values that are not loaded may be read from the database.
         """
-        flush = self._flush_of(connection, state)
+        part = self._part_with(connection, state)
+        if part is None:
+            return
+        flush = part.facts.flush
         if flush is None:
             return
-        plan = self._plan(flush, mapper)
+        plan = flush.plans.get(mapper)
+        if plan is None:
+            plan = flush.plans[mapper] = self._plans.of(mapper)
         if not plan.captured:
             return
         fetches = fetch.any and fetch.takes(mapper)
@@ -231,25 +280,51 @@ class OpenFlushes:
         operation: Operation,
     ) -> None:
         """A row was written."""
-        flush = self._flush_of(connection, state)
+        part = self._part_with(connection, state)
+        if part is None:
+            return
+        flush = part.facts.flush
         if flush is None:
             return
-        try:
-            plan = self._plan(flush, mapper)
-        except Exception as error:  # noqa: BLE001 - must not reach the application
-            self._faults.note("plan", error)
-            table = str(mapper.local_table)
-            entry = untracked(operation, mapper.class_.__name__, table, type(error).__name__)
-            flush.others.append((connection, entry))
-            return
+        plan = flush.plans.get(mapper)
+        if plan is None:
+            try:
+                plan = flush.plans[mapper] = self._plans.of(mapper)
+            except Exception as error:  # noqa: BLE001 - must not reach the application
+                self._faults.note("plan", error)
+                table = str(mapper.local_table)
+                entry = untracked(operation, mapper.class_.__name__, table, type(error).__name__)
+                part.others.append(entry)
+                return
         if plan.captured:
-            rows = flush.rows.get(connection)
-            if rows is None:
-                rows = flush.rows[connection] = []
-            before = flush.before.get(state)
-            if before is None:
-                before = taken_over(state) if operation == "update" else {}
-            rows.append(Row(operation, plan, state, before, just_written(state, operation)))
+            part.rows.append(just_written(operation, plan, state, flush.before))
+
+    def _part_with(self, connection: Connection, state: InstanceState[Any]) -> FlushPart | None:
+        """The part of the running flush that a row belongs to; None if it is not captured."""
+        facts = self._tracker.facts(connection)
+        flush = facts.flush
+        if flush is None or flush.session_id != state.session_id:
+            session = state.session
+            flush = None if session is None else session.__dict__.get(_UNDER_WAY)
+            if flush is None:
+                return None
+            self.part_of(flush, connection)
+        part = facts.part
+        return part if part is not None and part.taken else None
+
+    def part_of(self, flush: Flush, connection: Connection) -> FlushPart:
+        """What a flush has written on a connection; it is the one that writes there now."""
+        facts = self._tracker.facts(connection)
+        part = facts.part
+        if facts.flush is flush and part is not None:
+            return part
+        part = next((one for one in flush.parts if one.connection is connection), None)
+        if part is None:
+            taken = flush.taken and self._selection.takes_connection(connection)
+            part = FlushPart(connection, facts, taken)
+            flush.parts.append(part)
+        facts.flush, facts.part = flush, part
+        return part
 
     def has_executed(self, flush: Flush, connection: Connection, context: Any, cursor: Any) -> bool:
         """A flush has executed a statement.
@@ -258,23 +333,28 @@ class OpenFlushes:
             Whether it is the unit of work's own; one that a listener of the application has
             added is not.
         """
-        compiled = context.compiled
-        if compiled is not None and compiled is flush.own_compiled:
-            # the next of many rows, each with a statement for it
-            self._note_own(flush, connection, flush.own_table, context, cursor)
-            return True
-        element = None if compiled is None else compiled.statement
-        table = table_of(element)
         unit = flush.context()
-        mappers = () if unit is None else unit.mappers
-        if is_of_flush(element, context.execution_options, mappers):
-            flush.own_compiled, flush.own_table = compiled, table
-            self._note_own(flush, connection, table, context, cursor)
+        compiled = context.compiled
+        own = None if unit is None else self._own(compiled, context.execution_options, unit.mappers)
+        if own is not None:
+            part = self.part_of(flush, connection)
+            if part.committed is None:
+                part.note_fate()
+            if is_short(context, cursor) and isinstance(own.table, Table):
+                flush.short.add((own.operation, str(own.table.fullname)))
+            if own.captured:
+                part.sent[own.operation, own.table] = len(part.rows)
+            # further batches of a statement have the same parameters
+            if own.stored and context is not flush.last_context:
+                flush.last_context = context
+                self._note_values(part, own, context)
             return True
+        table = None if compiled is None else table_of(compiled.statement)
         plan = None if unit is None else self._relations.of(table, unit.mappers)
         if plan is None or not isinstance(table, Table):
             return False
-        flush.note_fate(connection)
+        part = self.part_of(flush, connection)
+        part.note_fate()
         operation, place = operation_of(context), self._places.at(connection)
         rows = context.compiled_parameters
         sent = sent_parameters(context) if self._plans.stored_columns(table) else ()
@@ -284,19 +364,41 @@ class OpenFlushes:
             except Exception as error:  # noqa: BLE001 - must not reach the application
                 self._faults.note("relation", error)
                 change = untracked(operation, plan.name, plan.naming.table, type(error).__name__)
-            flush.others.append((connection, change))
+            part.others.append(change)
         return True
 
-    def _note_own(
-        self, flush: Flush, connection: Connection, table: Any, context: Any, cursor: Any
-    ) -> None:
-        flush.note_fate(connection)
-        operation = operation_of(context)
-        if is_short(context, cursor) and isinstance(table, Table):
-            flush.short.add((operation, str(table.fullname)))
-        self._note_sent(flush, connection, operation, table)
-        if operation != "delete" and isinstance(table, Table):
-            self._note_values(flush, connection, table, context)
+    def _own(
+        self, compiled: Any, options: Mapping[str, Any], mappers: Mapping[Mapper[Any], Any]
+    ) -> _OwnStatement | None:
+        """What is known of a statement, if it is the unit of work's own."""
+        if compiled is None:
+            return None
+        # SQLAlchemy compiles a statement once, and executes it often
+        known: _OwnStatement | None = compiled.__dict__.get(_OWN)
+        if (
+            known is not None
+            and known.version == self._plans.version
+            and known.cache is options.get("compiled_cache")
+            and known.mapper in mappers
+        ):
+            return known
+        mapper = mapper_of_flush(compiled.statement, options, mappers)
+        if mapper is None:
+            return None
+        table = table_of(compiled.statement)
+        operation = operation_of(compiled)
+        plan = self._plans.of_table(table) if isinstance(table, Table) else None
+        stores = isinstance(table, Table) and operation != "delete"
+        known = compiled.__dict__[_OWN] = _OwnStatement(
+            version=self._plans.version,
+            cache=options.get("compiled_cache"),
+            mapper=mapper,
+            operation=operation,
+            table=table,
+            captured=plan is not None and plan.captured,
+            stored=self._plans.stored_columns(table) if stores else (),
+        )
+        return known
 
     def writes_relation(self, flush: Flush, table: Table) -> bool:
         """Whether a table holds the rows of an association between classes that a flush writes."""
@@ -305,59 +407,82 @@ class OpenFlushes:
 
     def note_sent(self, flush: Flush, connection: Connection, context: Any) -> None:
         """A statement of many rows has failed in a flush: some of them may be written."""
-        if connection not in flush.committed:
-            flush.committed[connection] = is_autocommit(connection)
+        part = self.part_of(flush, connection)
+        if part.committed is None:
+            part.committed = is_autocommit(connection)
         table = table_of(compiled_element(context))
-        self._note_sent(flush, connection, operation_of(context), table)
+        plan = self._plans.of_table(table) if isinstance(table, Table) else None
+        if plan is not None and plan.captured:
+            part.sent[operation_of(context), table] = len(part.rows)
 
-    def end(self, session: Session) -> set[Connection]:
+    def end(self, session: Session) -> list[Connection]:
         """A flush has written all; describe it.
 
         Returns:
             The connections it has written to on which that is committed already.
         """
         flush: Flush | None = session.__dict__.pop(_UNDER_WAY, None)
+        found: list[Connection] = []
         if flush is None:
-            return set()
-        for connection, rows in flush.rows.items():
-            scope = self._tracker.owner(connection)
-            reader = ValueReader(self._masking, connection.dialect, flush.values.get(connection))
-            self._look_at(rows, reader)
-            state = self._tracker.of(connection)
-            self._placed(connection, rows)
-            number = self._note_rows(state, scope, rows, reader, flush.short)
-            if scope is not None and number:
-                scope.note_flushed(number, state)
-        for connection, change in flush.others:
-            self._tracker.write(connection, [change])
-        if not any(flush.committed.values()):
-            return set()
-        written = {*flush.rows, *(connection for connection, _ in flush.others)}
-        return {one for one in written if flush.committed.get(one)}
+            return found
+        for part in _parted(flush):
+            if part.rows:
+                self._describe(part, session, flush.short)
+            if part.others:
+                self._tracker.write(part.connection, part.others)
+            if part.committed and (part.rows or part.others):
+                found.append(part.connection)
+        return found
 
-    def _placed(self, connection: Connection, rows: list[Row]) -> None:
-        """Name rows and tables as they are called where they are."""
+    def _describe(self, part: FlushPart, session: Session, short: _Short) -> None:
+        """Describe the rows of mapped objects that were written on a connection."""
+        connection = part.connection
+        scope = self._tracker.owner(connection)
+        reader = ValueReader(self._masking, connection.dialect, part.values)
+        self._look_at(part.rows, reader)
+        state = self._tracker.of(connection)
+        placed = self._placed(part, session)
+        batch = None
+        number = 0
+        personal = self._plans.personal
+        for row in part.rows:
+            plan = placed.get(row.plan, row.plan)
+            try:
+                change = _change(row, plan, reader)
+                if change is None:
+                    continue
+                if short and _is_short(row, short):
+                    change = _doubted(change)
+            except Exception as error:  # noqa: BLE001 - must not reach the application
+                self._faults.note("describe", error)
+                change = untracked(row.operation, plan.entity, plan.table, type(error).__name__)
+            if batch is None:
+                batch = state.top.batch(scope)
+            personal.mark(change)
+            batch.add(change)
+            number += 1
+        if scope is not None and number:
+            scope.note_flushed(number, state)
+
+    def _placed(self, part: FlushPart, session: Session) -> dict[MapperInfo, MapperInfo]:
+        """Plans by which rows and tables are called as they are where they were written."""
+        placed: dict[MapperInfo, MapperInfo] = {}
         try:
-            session = rows[0].state.session if rows else None
-            if session is not None:
-                self._places.learn_shards(session)
-            place = self._places.at(connection)
-            plans: dict[MapperInfo, MapperInfo] = {}
-            for row in rows:
-                plan = plans.get(row.plan)
-                if plan is None:
-                    plan = plans[row.plan] = self._places.plan(place, row.plan)
-                row.plan = plan
+            place = self._places.at(part.connection, session)
+            for row in part.rows:
+                if row.plan not in placed:
+                    placed[row.plan] = self._places.plan(place, row.plan)
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._faults.note("place", error)
+        return placed
 
     def has_tried(self, session: Session, connection: Connection) -> bool:
         """Whether a flush that has not come to its end has written what is captured."""
         flush: Flush | None = session.__dict__.get(_UNDER_WAY)
         return (
             flush is not None
-            and any(one is connection for one, _, _ in flush.sent)
-            and self._selection.takes_session(session)
+            and flush.taken
+            and any(one.connection is connection and one.sent for one in flush.parts)
         )
 
     def fail(self, session: Session) -> dict[Connection, list[Change]]:
@@ -371,111 +496,55 @@ class OpenFlushes:
             return {}
         del session.__dict__[_UNDER_WAY]
         found: dict[Connection, list[Change]] = {}
-        if self._selection.takes_session(session):
-            for connection, change in self._left_by(flush):
-                found.setdefault(connection, []).append(change)
+        for part in _parted(flush):
+            if flush.taken and part.committed:
+                left = list(self._left_by(part, session))
+                if left:
+                    found[part.connection] = left
         return found
 
-    def _left_by(self, flush: Flush) -> Iterator[tuple[Connection, Change]]:
-        for connection, rows in flush.rows.items():
-            if flush.committed.get(connection):
-                self._placed(connection, rows)
-                for row in rows:
-                    yield connection, _untold(row.operation, row.plan)
-        for (connection, operation, table), first in flush.sent.items():
-            if not flush.committed.get(connection):
-                continue
-            rows = flush.rows.get(connection, [])
+    def _left_by(self, part: FlushPart, session: Session) -> Iterator[Change]:
+        placed = self._placed(part, session)
+        for row in part.rows:
+            yield _untold(row.operation, placed.get(row.plan, row.plan))
+        for (operation, table), first in part.sent.items():
             plan = self._plans.of_table(table)
             # the mapper reports its rows when it has written all of them
-            if plan is not None and not any(_is_of(row, operation, table) for row in rows[first:]):
-                yield connection, _untold(operation, plan)
-        yield from ((one, change) for one, change in flush.others if flush.committed.get(one))
+            if plan is not None and not any(
+                _is_of(row, operation, table) for row in part.rows[first:]
+            ):
+                yield _untold(operation, plan)
+        yield from part.others
 
-    def _look_at(self, rows: list[Row], reader: ValueReader) -> None:
+    def _look_at(self, rows: list[WrittenRow], reader: ValueReader) -> None:
         try:
+            if len(rows) <= _FEW_ROWS:
+                reader.look_at_all(rows)
+                return
             for first in range(0, len(rows), _LOOKED_AT):
                 texts: dict[ColumnInfo, set[str]] = {}
                 for row in rows[first : first + _LOOKED_AT]:
-                    before = row.before if row.operation == "update" else None
-                    gather_texts(row.written.loaded, row.plan, before, texts)
+                    gather_texts(row, texts)
                 reader.look_at(texts)
         except Exception as error:  # noqa: BLE001 - then each value is looked at alone
             self._faults.note("look", error)
 
-    def _flush_of(self, connection: Connection, state: InstanceState[Any]) -> Flush | None:
-        """The flush that writes a row; None if it is not captured."""
-        session = state.session
-        flush: Flush | None = None if session is None else session.__dict__.get(_UNDER_WAY)
-        if flush is None:
-            return None
-        taken = flush.taken.get(connection)
-        if taken is None:
-            selection = self._selection
-            taken = selection.takes_connection(connection) and selection.takes_session(session)
-            flush.taken[connection] = taken
-        return flush if taken else None
-
-    def _note_sent(
-        self, flush: Flush, connection: Connection, operation: Operation, table: Any
-    ) -> None:
-        key = (connection, operation, table)
-        if key in flush.sent or self._is_captured(table):
-            flush.sent[key] = len(flush.rows.get(connection, ()))
-
-    def _note_values(
-        self, flush: Flush, connection: Connection, table: Table, context: Any
-    ) -> None:
-        columns = self._plans.stored_columns(table)
-        if not columns or context is flush.last_context:
-            return  # further batches of a statement have the same parameters
-        flush.last_context = context
-        values = flush.values.get(connection)
-        if values is None:
-            values = flush.values[connection] = SentValues()
+    def _note_values(self, part: FlushPart, own: _OwnStatement, context: Any) -> None:
+        if part.values is None:
+            part.values = SentValues()
         try:
-            values.gather(table, columns, context)
+            part.values.gather(own.table, own.stored, context)
         except Exception as error:  # noqa: BLE001 - then the types are used again
             self._faults.note("sent values", error)
 
-    def _is_captured(self, table: Any) -> bool:
-        plan = self._plans.of_table(table) if isinstance(table, Table) else None
-        return plan is not None and plan.captured
 
-    def _plan(self, flush: Flush, mapper: Mapper[Any]) -> MapperInfo:
-        plan = flush.plans.get(mapper)
-        if plan is None:
-            plan = flush.plans[mapper] = self._plans.of(mapper)
-        return plan
-
-    def _note_rows(
-        self,
-        state: TransactionState,
-        owner: Owner,
-        rows: list[Row],
-        reader: ValueReader,
-        short: _Short,
-    ) -> int:
-        """Describe rows; return the number of changes."""
-        batch = None
-        number = 0
-        for row in rows:
-            try:
-                change = _describe(row, reader)
-                if change is None:
-                    continue
-                if short and _is_short(row, short):
-                    change = _doubted(change)
-            except Exception as error:  # noqa: BLE001 - must not reach the application
-                self._faults.note("describe", error)
-                plan = row.plan
-                change = untracked(row.operation, plan.entity, plan.table, type(error).__name__)
-            if batch is None:
-                batch = state.top.batch(owner)
-            self._plans.personal.mark(change)
-            batch.add(change)
-            number += 1
-        return number
+def _parted(flush: Flush) -> list[FlushPart]:
+    """Take what a flush has written; its connections know it no more."""
+    for part in flush.parts:
+        facts = part.facts
+        if facts.flush is flush:
+            facts.flush = facts.part = None
+    return flush.parts
 
 
 def _is_in_bulk(session: Session) -> bool:
@@ -501,20 +570,19 @@ def _untold(operation: Operation, plan: MapperInfo) -> Change:
     return untracked(operation, plan.entity, plan.table, "the flush failed")
 
 
-def _is_of(row: Row, operation: Operation, table: Table) -> bool:
+def _change(row: WrittenRow, plan: MapperInfo, reader: ValueReader) -> Change | None:
+    if row.operation == "insert":
+        return describe_insert(row, plan, reader)
+    if row.operation == "update":
+        return describe_update(row, plan, reader)
+    return describe_delete(row, plan, reader)
+
+
+def _is_of(row: WrittenRow, operation: Operation, table: Table) -> bool:
     return row.operation == operation and table in row.state.mapper.tables
 
 
-def _describe(row: Row, reader: ValueReader) -> Change | None:
-    if row.operation != "delete":
-        written = completed(row.written, row.state, row.plan)
-        if row.operation == "insert":
-            return describe_insert(written.loaded, row.plan, reader)
-        return describe_update(written, row.plan, row.before, reader)
-    return describe_delete(row.state, row.plan, row.before, reader)
-
-
-def _is_short(row: Row, short: _Short) -> bool:
+def _is_short(row: WrittenRow, short: _Short) -> bool:
     tables = row.state.mapper.tables
     return any((row.operation, getattr(table, "fullname", "")) in short for table in tables)
 

@@ -5,20 +5,23 @@ Each public method of a class of listeners has the name and signature of its eve
 
 from __future__ import annotations
 
-import functools
+import inspect
 import re
 import weakref
-from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import msgspec
-from sqlalchemy import DDL, TextClause
 from sqlalchemy.engine.interfaces import ExecuteStyle
 from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.sql.elements import SavepointClause
 
-from otel_audit.identity.mapped_objects import remember_loaded, remember_stored
+from otel_audit.identity.mapped_objects import (
+    has_remembered,
+    remember_loaded,
+    remember_stored,
+)
 from otel_audit.orm.bulk import BulkReader, text_of
-from otel_audit.orm.executed import compiled_element, driver_row_count
+from otel_audit.orm.executed import compiled_element, driver_row_count, may_write
 from otel_audit.orm.flush import OpenFlushes, untracked
 from otel_audit.orm.schema_qualifier import placed
 from otel_audit.orm.sql_statements import Control, SqlText, Write
@@ -37,9 +40,7 @@ if TYPE_CHECKING:
     from otel_audit.orm.guard import ErrorGuard
     from otel_audit.orm.mapper_info import MapperInfoCache
     from otel_audit.orm.selection import Selection
-    from otel_audit.orm.transactions import TransactionTracker
-
-_P = ParamSpec("_P")
+    from otel_audit.orm.transactions import ConnectionFacts, TransactionTracker
 
 Review: TypeAlias = "Callable[[Connection, Any, list[Change]], list[Change]]"
 
@@ -72,9 +73,8 @@ class MapperListeners:
     def before_delete(
         self, mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
     ) -> None:
-        """Read what is about to be deleted, where that may take a query."""
-        if self._fetch.any:
-            self._flushes.will_write(mapper, connection, state, "delete", fetch=self._fetch)
+        """Read what is about to be deleted; heard only where that may take a query."""
+        self._flushes.will_write(mapper, connection, state, "delete", fetch=self._fetch)
 
     def after_insert(
         self, mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
@@ -114,14 +114,18 @@ class SessionListeners:
         self, session: Session, _transaction: SessionTransaction, connection: Connection
     ) -> None:
         """Learn whose statements a connection runs."""
-        self._executions.joined(session, connection)
+        facts = self._tracker.facts(connection)
+        if not any(one() is session for one in facts.sessions):
+            facts.sessions = (*facts.sessions, weakref.ref(session))
 
     def before_flush(self, session: Session, context: UOWTransaction, _objects: Any) -> None:
         """Begin to gather."""
         self._flushes.begin(session, context)
-        identities = identities_at_hand()
-        if identities:
-            remember_stored(identities)
+        # what was never loaded here is not undone here
+        if len(session.identity_map):
+            identities = identities_at_hand()
+            if identities:
+                remember_stored(identities)
 
     def after_flush(self, session: Session, _context: UOWTransaction) -> None:
         """Describe what was written while the old and the new values are both there."""
@@ -137,78 +141,6 @@ class SessionListeners:
     def after_commit(self, _session: Session) -> None:
         """Learn that the commits sent before have worked."""
         self._tracker.settle()
-
-
-class EngineListeners:
-    """Listens to statements and transactions of every connection."""
-
-    def __init__(self, executions: Executions, tracker: TransactionTracker) -> None:
-        """Take what listening needs."""
-        self._executions = executions
-        self._tracker = tracker
-
-    def begin(self, connection: Connection) -> None:
-        """Learn that the transaction before has ended."""
-        self._tracker.begins(connection)
-
-    def begin_twophase(self, connection: Connection, _xid: Any) -> None:
-        """Learn that the transaction before has ended."""
-        self._tracker.begins(connection)
-
-    def rollback_savepoint(self, connection: Connection, name: str, _context: Any) -> None:
-        """Drop what the savepoint holds."""
-        self._executions.gives_up(connection)
-        self._tracker.undo_savepoint(connection, name)
-
-    def release_savepoint(self, connection: Connection, name: str, _context: Any) -> None:
-        """Keep what the savepoint holds."""
-        self._tracker.release_savepoint(connection, name)
-
-    def commit(self, connection: Connection) -> None:
-        """Expect an answer to a COMMIT."""
-        self._tracker.commit_begins(connection)
-        identities = identities_at_hand()
-        if identities:
-            remember_loaded(identities)
-
-    def rollback(self, connection: Connection) -> None:
-        """Report what was written as rolled back."""
-        identities = identities_at_hand()
-        if identities:
-            remember_stored(identities)
-        self._executions.gives_up(connection)
-        self._tracker.rolled_back(connection)
-
-    def prepare_twophase(self, connection: Connection, _xid: Any) -> None:
-        """Learn that the transaction survives the connection."""
-        state = self._tracker.find(connection)
-        if state is not None:
-            state.prepared = True
-
-    def commit_twophase(self, connection: Connection, _xid: Any, _is_prepared: object) -> None:
-        """Expect an answer to a COMMIT PREPARED."""
-        self._tracker.commit_begins(connection)
-
-    def rollback_twophase(self, connection: Connection, _xid: Any, _is_prepared: object) -> None:
-        """Report what was written as rolled back."""
-        self._executions.gives_up(connection)
-        self._tracker.rolled_back(connection)
-
-    def after_cursor_execute(
-        self,
-        connection: Connection,
-        cursor: Any,
-        statement: str,
-        parameters: Any,
-        context: Any,
-        _executemany: object,
-    ) -> None:
-        """Describe a statement that writes outside the unit of work."""
-        self._executions.executed(connection, cursor, statement, parameters, context)
-
-    def handle_error(self, context: ExceptionContext) -> None:
-        """Learn that a statement or a COMMIT has failed."""
-        self._executions.failed(context)
 
 
 class PoolListeners:
@@ -227,25 +159,6 @@ class PoolListeners:
         self._tracker.returned(dbapi_connection)
 
 
-def guarded(listener: Callable[_P, None], faults: ErrorGuard) -> Callable[_P, None]:
-    """Wrap a listener so that the application never sees its errors.
-
-    Args:
-        listener: A method of the classes above.
-        faults: Counts and logs them.
-    """
-    name = listener.__name__.strip("_")
-
-    @functools.wraps(listener)
-    def called(*args: _P.args, **kwargs: _P.kwargs) -> None:
-        try:
-            listener(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - must not reach the application
-            faults.note(name, error)
-
-    return called
-
-
 class _Last(NamedTuple):
     """The statement that a connection has described last.
 
@@ -260,12 +173,9 @@ class _Last(NamedTuple):
     sent: int | None
 
 
-_SESSIONS = "_otel_audit_sessions"
-"""Key of the sessions that use a connection, in its `info`; they are not kept alive."""
-
-
-def _sessions_of(connection: Connection) -> list[Session]:
-    known: tuple[weakref.ref[Session], ...] = connection.__dict__.get(_SESSIONS, ())
+def sessions_of(facts: ConnectionFacts) -> list[Session]:
+    """The sessions that use a connection."""
+    known = facts.sessions
     if len(known) == 1:  # as nearly always
         only = known[0]()
         return [] if only is None else [only]
@@ -295,18 +205,10 @@ class Executions:
         self._has_expected_more = False
         self._last: weakref.WeakKeyDictionary[Connection, _Last] = weakref.WeakKeyDictionary()
 
-    def joined(self, session: Session, connection: Connection) -> None:
-        """A session has begun to use a connection."""
-        known = connection.__dict__.get(_SESSIONS, ())
-        if not known or not any(one() is session for one in known):
-            connection.__dict__[_SESSIONS] = (*known, weakref.ref(session))
-
     def executed(
         self, connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any
     ) -> None:
-        """A statement was executed without an error."""
-        if context is None or not _may_write(context):
-            return
+        """A statement that may write was executed without an error."""
         if not self._selection.takes_connection(connection):
             return
         try:
@@ -337,12 +239,9 @@ class Executions:
         self, connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any
     ) -> bool:
         """Note what a statement has done; return whether a flush is under way."""
-        element = compiled_element(context)
-        if isinstance(element, SavepointClause):
-            # the event that announces a savepoint does not have its name
-            self._tracker.of(connection).open_savepoint(element.ident)
+        if self._open_savepoint(connection, context):
             return False
-        sessions = _sessions_of(connection)
+        sessions = sessions_of(self._tracker.facts(connection))
         flush = self._flushes.writing(sessions)
         if not self._takes_any(sessions):
             return flush is not None
@@ -362,7 +261,7 @@ class Executions:
             entries = self._bulk.describe(context, statement, cursor)
             if self.review is not None:
                 entries = self.review(connection, context, entries)
-            if isinstance(element, UpdateBase):
+            if isinstance(compiled_element(context), UpdateBase):
                 schemas = context.execution_options.get("schema_translate_map")
                 entries = [placed(schemas, entry) for entry in entries]
             self._tracker.write(connection, entries)
@@ -371,6 +270,16 @@ class Executions:
                     weakref.ref(context), entry, driver_row_count(cursor)
                 )
         return flush is not None
+
+    def _open_savepoint(self, connection: Connection, context: Any) -> bool:
+        """Note a savepoint: the event that announces it does not have its name."""
+        if context.isinsert or context.isupdate or context.isdelete:
+            return False
+        element = compiled_element(context)
+        if not isinstance(element, SavepointClause):
+            return False
+        self._tracker.of(connection).open_savepoint(element.ident)
+        return True
 
     def failed(self, context: ExceptionContext) -> None:
         """A statement, or a COMMIT, has raised."""
@@ -392,10 +301,10 @@ class Executions:
         if dooms is not False:
             self._tracker.of(connection).top.aborted = dooms
         execution = context.execution_context
-        if execution is None or not _may_write(execution):
+        if execution is None or not may_write(execution):
             return
         attempted = self._bulk.describe_attempt(execution, context.statement)
-        if attempted and self._takes_any(_sessions_of(connection)):
+        if attempted and self._takes_any(sessions_of(self._tracker.facts(connection))):
             refused = [f"{one.operation} {one.table}" for one in attempted]
             self._tracker.of(connection).touch(self._tracker.owner(connection), refused)
             if dooms is False and execution.executemany:
@@ -405,7 +314,7 @@ class Executions:
     def _failed_part_way(
         self, connection: Connection, execution: Any, attempted: list[Change]
     ) -> None:
-        flush = self._flushes.writing(_sessions_of(connection))
+        flush = self._flushes.writing(sessions_of(self._tracker.facts(connection)))
         if flush is not None:
             self._flushes.note_sent(flush, connection, execution)
             return
@@ -416,7 +325,7 @@ class Executions:
 
     def writes_relation(self, connection: Connection, table: Table) -> bool:
         """Whether a flush records the rows written to a table one by one, as for an association."""
-        flush = self._flushes.writing(_sessions_of(connection))
+        flush = self._flushes.writing(sessions_of(self._tracker.facts(connection)))
         return flush is not None and self._flushes.writes_relation(flush, table)
 
     def _takes_any(self, sessions: Iterable[Session]) -> bool:
@@ -425,7 +334,7 @@ class Executions:
 
     def gives_up(self, connection: Connection) -> None:
         """Something is rolled back: a flush that has failed half-way has tried to write."""
-        for session in _sessions_of(connection):
+        for session in sessions_of(self._tracker.facts(connection)):
             if self._flushes.has_tried(session, connection):
                 self._tracker.of(connection).touch(self._tracker.owner(connection))
 
@@ -490,13 +399,111 @@ class Executions:
             self._tracker.undo_savepoint(connection, control.name, reopen=True)
 
 
-def _may_write(context: Any) -> bool:
-    """Sort out, at little cost, the statements that only read."""
-    if context.isinsert or context.isupdate or context.isdelete:
-        return True
-    compiled = context.compiled
-    if compiled is None:
-        return not context.isddl
-    return bool(getattr(compiled, "ctes", None)) or isinstance(
-        compiled_element(context), TextClause | DDL | SavepointClause | UpdateBase
-    )
+class EngineListeners(Executions):
+    """Listens to statements and transactions of every connection."""
+
+    def after_cursor_execute(
+        self,
+        connection: Connection,
+        cursor: Any,
+        statement: str,
+        parameters: Any,
+        context: Any,
+        _executemany: object,
+    ) -> None:
+        """Describe a statement that writes outside the unit of work."""
+        if context is not None and may_write(context):
+            self.executed(connection, cursor, statement, parameters, context)
+
+    def handle_error(self, context: ExceptionContext) -> None:
+        """Learn that a statement or a COMMIT has failed."""
+        self.failed(context)
+
+    def begin(self, connection: Connection) -> None:
+        """Learn that the transaction before has ended."""
+        self._tracker.begins(connection)
+
+    def begin_twophase(self, connection: Connection, _xid: Any) -> None:
+        """Learn that the transaction before has ended."""
+        self._tracker.begins(connection)
+
+    def rollback_savepoint(self, connection: Connection, name: str, _context: Any) -> None:
+        """Drop what the savepoint holds."""
+        self.gives_up(connection)
+        self._tracker.undo_savepoint(connection, name)
+
+    def release_savepoint(self, connection: Connection, name: str, _context: Any) -> None:
+        """Keep what the savepoint holds."""
+        self._tracker.release_savepoint(connection, name)
+
+    def commit(self, connection: Connection) -> None:
+        """Expect an answer to a COMMIT."""
+        self._tracker.commit_begins(connection)
+        if has_remembered() or any(
+            one.expire_on_commit for one in sessions_of(self._tracker.facts(connection))
+        ):
+            identities = identities_at_hand()
+            if identities:
+                remember_loaded(identities)
+
+    def rollback(self, connection: Connection) -> None:
+        """Report what was written as rolled back."""
+        identities = identities_at_hand()
+        if identities:
+            remember_stored(identities)
+        self.gives_up(connection)
+        self._tracker.rolled_back(connection)
+
+    def prepare_twophase(self, connection: Connection, _xid: Any) -> None:
+        """Learn that the transaction survives the connection."""
+        state = self._tracker.find(connection)
+        if state is not None:
+            state.prepared = True
+
+    def commit_twophase(self, connection: Connection, _xid: Any, _is_prepared: object) -> None:
+        """Expect an answer to a COMMIT PREPARED."""
+        self._tracker.commit_begins(connection)
+
+    def rollback_twophase(self, connection: Connection, _xid: Any, _is_prepared: object) -> None:
+        """Report what was written as rolled back."""
+        self.gives_up(connection)
+        self._tracker.rolled_back(connection)
+
+
+def guarded(listener: Callable[..., None], faults: ErrorGuard) -> Callable[..., None]:
+    """Wrap a listener so that the application never sees its errors.
+
+    Args:
+        listener: A method of the classes above.
+        faults: Counts and logs them.
+    """
+    name = listener.__name__.strip("_")
+
+    # one for each number of arguments: a call with any number takes several times as long
+    def one(first: Any) -> None:
+        try:
+            listener(first)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            faults.note(name, error)
+
+    def two(first: Any, second: Any) -> None:
+        try:
+            listener(first, second)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            faults.note(name, error)
+
+    def three(first: Any, second: Any, third: Any) -> None:
+        try:
+            listener(first, second, third)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            faults.note(name, error)
+
+    def any_number(*args: Any) -> None:
+        try:
+            listener(*args)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            faults.note(name, error)
+
+    number = len(inspect.signature(listener).parameters)
+    fitting: dict[int, Callable[..., None]] = {1: one, 2: two, 3: three}
+    return fitting.get(number, any_number)

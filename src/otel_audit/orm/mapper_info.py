@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass, replace
+from itertools import count
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from otel_audit.orm.selection import Selection
+
+
+_versions = count()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,6 +89,9 @@ class MapperInfo:
         naming: What references call its rows.
         table: Its table, with its schema; of an inheriting class its own table.
         columns: What is captured of it.
+        readings: The same, each with what is asked of it for each row: the attribute's name, the
+            column's, whether it is innocent.
+        documents: Those that hold JSON, and are innocent.
         texts: Those that hold texts, which need a look only for what they say, not for their
             name.
         by_key: The same, by attribute name.
@@ -103,6 +110,8 @@ class MapperInfo:
     naming: RowNaming
     table: str
     columns: tuple[ColumnInfo, ...]
+    readings: tuple[tuple[str, str, bool, ColumnInfo], ...]
+    documents: tuple[ColumnInfo, ...]
     texts: tuple[ColumnInfo, ...]
     by_key: dict[str, ColumnInfo]
     key: tuple[ColumnInfo, ...]
@@ -152,8 +161,9 @@ class MapperInfoCache:
         self._named: dict[str, list[Table]] = {}
         self.cascades = Cascades()
         self.personal = PersonalColumns(_referred)
-        self.version = 0
-        """Counts what was forgotten: what follows from the plans of tables holds as long."""
+        self.version = next(_versions)
+        """Another one after each time that something was forgotten: what follows from the plans of
+        tables holds as long, and for this cache alone."""
 
     def of(self, mapper: Mapper[Any]) -> MapperInfo:
         """The plan of a mapper."""
@@ -190,7 +200,7 @@ class MapperInfoCache:
         ):
             # a name in a text may mean it from now on
             self._named = {}
-            self.version += 1
+            self.version = next(_versions)
         self._tables[table] = None if mapper is None else weakref.ref(mapper)
         self.personal.meet_table(table)
         return mapper
@@ -249,7 +259,7 @@ class MapperInfoCache:
         self._stored.clear()
         self._mappers.clear()
         self._named = {}
-        self.version += 1
+        self.version = next(_versions)
 
 
 def mark_of(column: Column[Any]) -> str | None:
@@ -399,6 +409,8 @@ def _plan_mapper(
         naming=nouns.naming(mapper, _table_name(mapper)),
         table=_table_name(mapper),
         columns=tuple(columns.values()),
+        readings=tuple((one.key, one.name, one.innocent, one) for one in columns.values()),
+        documents=tuple(one for one in columns.values() if one.innocent and one.is_json),
         texts=tuple(one for one in columns.values() if one.innocent and one.is_text),
         by_key=columns,
         key=tuple(key[column] for column in mapper.primary_key if column in key),

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from itertools import chain, islice
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+import msgspec
 from sqlalchemy import Null
 from sqlalchemy.orm import LoaderCallableStatus
 from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.sql import ClauseElement
 from sqlalchemy.types import TypeDecorator
 
-from otel_audit.orm.column_values import SMALL, is_harmless
+from otel_audit.orm.column_values import SMALL, column_form, is_harmless
 from otel_audit.orm.json_patch import patch_between
 from otel_audit.orm.stored_values import MISSING, SentValues, StoredValues
 from otel_audit.record import Change, Operation, key_text
 from otel_audit.redaction.json_values import PLAIN_SCALARS, describe_type, is_described_type
+from otel_audit.redaction.prefilter import is_plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,41 +53,65 @@ _UNKNOWN: Any = LoaderCallableStatus.NO_VALUE
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-class WrittenObject(NamedTuple):
-    """An object at the moment its row had been written.
+class WrittenRow(msgspec.Struct, eq=False):
+    """One row that a flush has written, as its object was at that moment.
 
     Attributes:
-        loaded: Its values.
+        operation: What was written.
+        plan: The plan of the object's mapper.
+        state: The object's state.
+        before: What an update has overwritten, or what was fetched for it or a delete.
+        live: The object's values, which go on to change.
+        loaded: Those of the moment.
         committed: Values from before, of what was set since it was loaded.
     """
 
+    operation: Operation
+    plan: MapperInfo
+    state: InstanceState[Any]
+    before: Mapping[str, Any]
+    live: Mapping[str, Any]
     loaded: Mapping[str, Any]
     committed: Mapping[str, Any]
 
 
-def just_written(state: InstanceState[Any], operation: Operation) -> WrittenObject:
-    """Copy what an object holds: a listener may set what no statement writes any more."""
-    if operation == "update":
-        return WrittenObject(state.dict.copy(), state.committed_state.copy())
-    # of an object that is deleted nothing is written, and before an insert there was nothing
-    return WrittenObject(state.dict if operation == "delete" else state.dict.copy(), _NOTHING)
+def just_written(
+    operation: Operation,
+    plan: MapperInfo,
+    state: InstanceState[Any],
+    before: Mapping[InstanceState[Any], Mapping[str, Any]],
+) -> WrittenRow:
+    """Copy what an object holds: a listener may set what no statement writes any more.
+
+    Args:
+        operation: What was written.
+        plan: The plan of the object's mapper.
+        state: The object's state.
+        before: Values that the flush has overwritten, or is about to, by state.
+    """
+    live = state.dict
+    if operation == "insert":
+        return WrittenRow(operation, plan, state, _NOTHING, live, live.copy(), _NOTHING)
+    if operation == "delete":  # of the object nothing is written
+        return WrittenRow(operation, plan, state, before.get(state, _NOTHING), live, live, _NOTHING)
+    known = before.get(state)
+    return WrittenRow(
+        operation, plan, state, taken_over(state) if known is None else known,
+        live, live.copy(), state.committed_state.copy(),
+    )  # fmt: skip
 
 
-def completed(written: WrittenObject, state: InstanceState[Any], plan: MapperInfo) -> WrittenObject:
+def _complete(row: WrittenRow) -> None:
     """Add what came of the row itself later: by a further statement, or read from the database."""
-    loaded = state.dict
-    if not plan.post_updated and len(loaded) == len(written.loaded):
-        return written
+    live, committed, again = row.live, row.state.committed_state, row.plan.post_updated
     further = {
         key: value
-        for key, value in loaded.items()
-        if key in plan.post_updated
-        or (key not in written.loaded and key not in state.committed_state)
+        for key, value in live.items()
+        if key in again or (key not in row.loaded and key not in committed)
     }
-    earlier = {
-        key: value for key, value in state.committed_state.items() if key in plan.post_updated
-    }
-    return WrittenObject({**written.loaded, **further}, {**earlier, **written.committed})
+    earlier = {key: value for key, value in committed.items() if key in again}
+    row.loaded = {**row.loaded, **further}
+    row.committed = {**earlier, **row.committed}
 
 
 class ValueReader:
@@ -101,15 +127,35 @@ class ValueReader:
             dialect: Needed by a `TypeDecorator`.
             sent: What was sent for values of the application's own types.
         """
-        self._stored = masking.stored
-        self._sent = sent
-        self._redact = masking.redact
-        self._form = masking.form
-        self._clean_copy = masking.clean_copy
-        self._are_clean = masking.are_clean
-        self.clean: set[str] = set()
+        self._masking = masking
         self._dialect = dialect
+        self._sent = sent
+        self._copies: dict[int, Any] = {}
+        self.clean: set[str] = set()
         self.unread: list[str] = []
+
+    def look_at_all(self, rows: Sequence[WrittenRow]) -> None:
+        """Look at the texts and the documents of a few rows in one go.
+
+        Args:
+            rows: The rows.
+        """
+        texts: dict[ColumnInfo, set[str]] = {}
+        documents: list[Any] = []
+        for row in rows:
+            gather_texts(row, texts)
+            if row.plan.documents:
+                documents += _documents_of(row)
+        if documents:
+            few = [*chain.from_iterable(texts.values())]
+            found = self._masking.clean_copy([few, documents])
+            if found is not None:
+                self.clean.update(few)
+                for document, copy in zip(documents, found[1], strict=True):
+                    self._copies[id(document)] = copy
+                return
+        if texts:
+            self.look_at(texts)
 
     def look_at(self, texts: Mapping[ColumnInfo, Iterable[str]]) -> None:
         """Look at the texts of many rows at once: most have nothing to redact.
@@ -117,50 +163,61 @@ class ValueReader:
         Args:
             texts: By column, as a column with addresses, say, must not spoil the look at others.
         """
-        few = list(chain.from_iterable(texts.values()))
-        if len(few) <= _FEW and self._are_clean(few):
+        few = [*chain.from_iterable(texts.values())]
+        if len(few) <= _FEW and self._masking.are_clean(few):
             self.clean.update(few)
             return
         for some in texts.values():
             rest = iter(some)
             while group := list(islice(rest, _GROUP)):
-                if self._are_clean(group):
+                if self._masking.are_clean(group):
                     self.clean.update(group)
 
-    def read(self, column: ColumnInfo, value: Any) -> Any:  # noqa: C901, PLR0911 - quick ways out
+    def read(self, column: ColumnInfo, value: Any) -> Any:
         """The redacted form of a value; what could not be read is noted, not raised."""
         if value is None and column.stored is None:
             return None
         try:
             if column.innocent:
-                kind = type(value)
-                if kind is str and value in self.clean:
-                    return value
-                if kind is int and -SMALL < value < SMALL:
-                    return value
-                convert = PLAIN_SCALARS.get(kind)
-                if convert is not None:
-                    return convert(value)
-                if kind is dict or kind is list:
-                    copy = self._clean_copy(value)
-                    if copy is not None:
-                        return copy
+                found = self._read_innocent(value)
+                if found is not MISSING:
+                    return found
             if column.stored is not None:
                 return self._read_stored(column, column.stored, value)
             if column.members is not None:
                 value = column.members.of(value, self._dialect)
-            form = self._form(value)
+            form = self._masking.form(value)
             if (
                 type(form) is dict
                 and is_described_type(form)
                 and isinstance(column.type, TypeDecorator)
             ):
                 # what the application's own type makes of it for the database is known better
-                form = self._form(column.type.process_bind_param(value, self._dialect))
-            return self._redact(column.name, form, column.mark, column.alias)
+                form = self._masking.form(column.type.process_bind_param(value, self._dialect))
+            return self._masking.redact(column.name, form, column.mark, column.alias)
         except Exception as error:  # noqa: BLE001 - one value must not lose the entry
             self.unread.append(f"{column.name} ({type(error).__name__})")
             return describe_type(type(value))
+
+    def _read_innocent(self, value: Any) -> Any:
+        """The form of a value that surely is not redacted; `MISSING` where that is not sure."""
+        kind = type(value)
+        if (kind is str and value in self.clean) or (kind is int and -SMALL < value < SMALL):
+            return value
+        convert = PLAIN_SCALARS.get(kind)
+        if convert is not None:
+            return convert(value)
+        if kind is dict or kind is list:
+            # a copy that two rows have would change for both
+            copy = self._copies.pop(id(value), None) if self._copies else None
+            if copy is None:
+                copy = self._masking.clean_copy(value)
+            return MISSING if copy is None else copy
+        if kind is Decimal:
+            amount = column_form(value)
+            if is_plain(amount):
+                return amount
+        return MISSING
 
     def _read_stored(self, column: ColumnInfo, kind: StoredValues, value: Any) -> Any:
         sent = MISSING if self._sent is None else self._sent.take(*column.place, value)
@@ -171,7 +228,7 @@ class ValueReader:
                 return stored if convert is None else convert(stored)
             if type(stored) is str and type(value) is str and self._is_clean(value, stored):
                 return stored
-        return self._stored(column.name, value, stored, column.alias)
+        return self._masking.stored(column.name, value, stored, column.alias)
 
     def _is_clean(self, *texts: str) -> bool:
         """Whether short texts, which are no UUIDs, hold nothing to redact."""
@@ -179,7 +236,7 @@ class ValueReader:
             return False
         if self.clean.issuperset(texts):
             return True
-        if not self._are_clean(list(texts)):
+        if not self._masking.are_clean(list(texts)):
             return False
         self.clean.update(texts)
         return True
@@ -191,10 +248,12 @@ class ValueReader:
         try:
             if column.stored is not None:
                 stored = column.stored.of(value, self._dialect)
-                part = self._stored(column.name, value, column.spelling(stored), column.alias)
+                part = self._masking.stored(
+                    column.name, value, column.spelling(stored), column.alias
+                )
             else:
-                form = self._form(column.spelling(value))
-                part = self._redact(column.name, form, column.mark, column.alias)
+                form = self._masking.form(column.spelling(value))
+                part = self._masking.redact(column.name, form, column.mark, column.alias)
         except Exception:  # noqa: BLE001 - it raises again where it is read, and is noted there
             return self.read(column, value)
         return part
@@ -259,27 +318,25 @@ def missing_before(
     ]
 
 
-def gather_texts(
-    loaded: Mapping[str, Any],
-    plan: MapperInfo,
-    before: Mapping[str, Any] | None,
-    found: dict[ColumnInfo, set[str]],
-) -> None:
+def gather_texts(row: WrittenRow, found: dict[ColumnInfo, set[str]]) -> None:
     """Collect the texts of a row that will have to be looked at.
 
     Args:
-        loaded: The object's values.
-        plan: Its mapper's plan.
-        before: For an update, the earlier values; None if all columns are read.
+        row: The row.
         found: Where to; by column.
     """
-    if before is None:
+    plan, loaded = row.plan, row.loaded
+    if row.operation != "update":
         for column in plan.texts:
             value = loaded.get(column.key)
             if type(value) is str and len(value) <= LONGEST_TEXT:
-                found.setdefault(column, set()).add(value)
+                texts = found.get(column)
+                if texts is None:
+                    found[column] = {value}
+                else:
+                    texts.add(value)
         return
-    for name, old in before.items():
+    for name, old in row.before.items():
         changed = plan.by_key.get(name)
         if changed is None or not (changed.innocent and changed.is_text):
             continue
@@ -288,66 +345,74 @@ def gather_texts(
                 found.setdefault(changed, set()).add(value)
 
 
-def describe_insert(written: Mapping[str, Any], plan: MapperInfo, reader: ValueReader) -> Change:
+def _documents_of(row: WrittenRow) -> Iterator[Any]:
+    """The lists and objects of a row that a look at all of them may find clean."""
+    loaded, before = row.loaded, row.before
+    for column in row.plan.documents:
+        name = column.key
+        if row.operation == "update" and name not in before:
+            continue
+        for value in (before.get(name), loaded.get(name)):
+            if type(value) is list or type(value) is dict:
+                yield value
+
+
+def describe_insert(row: WrittenRow, plan: MapperInfo, reader: ValueReader) -> Change:
     """Describe a row that was inserted; a column that is not named was NULL."""
+    if plan.post_updated or len(row.live) != len(row.loaded):
+        _complete(row)
     values: dict[str, list[Any]] = {}
     unknown: list[str] = []
-    get, read, clean = written.get, reader.read, reader.clean
-    for column in plan.columns:
-        value = get(column.key, _UNKNOWN)
-        if value is None and column.stored is None:
-            continue
+    get, read, clean = row.loaded.get, reader.read, reader.clean
+    for attribute, name, innocent, column in plan.readings:
+        value = get(attribute, _UNKNOWN)
         kind = type(value)
-        if column.innocent and (
+        if innocent and (
             (kind is str and value in clean) or (kind is int and -SMALL < value < SMALL)
         ):
             # what `read` would find, without the call
-            values[column.name] = [None, value]
-        elif value is _UNKNOWN or value is None:
+            values[name] = [None, value]
+        elif value is None or (value is _UNKNOWN and not column.filled):
             # a type of the application's may store something for nothing
-            if value is _UNKNOWN and column.filled:
-                unknown.append(column.name)
-            elif column.stored is not None:
-                stored = read(column, None)
-                if stored is not None:
-                    values[column.name] = [None, stored]
-        elif kind not in _PLAIN and _is_expression(value):
+            stored = None if column.stored is None else read(column, None)
+            if stored is not None:
+                values[name] = [None, stored]
+        elif kind not in _PLAIN and (value is _UNKNOWN or _is_expression(value)):
             if not isinstance(value, Null):
-                unknown.append(column.name)
+                unknown.append(name)
         else:
-            values[column.name] = [None, read(column, value)]
+            values[name] = [None, read(column, value)]
     key = _key(plan, get, reader, values)
+    naming = plan.naming
+    if plan.wrapped:
+        unknown += filter(values.__contains__, plan.wrapped)
     return Change(
         operation="insert",
         entity=plan.entity,
-        name=plan.naming.noun if len(key) == 1 else plan.naming.name_for(key),
+        name=naming.noun if len(key) == 1 else naming.name_for(key),
         table=plan.table,
         key=key,
         values=values,
-        unknown_after=(*unknown, *filter(values.__contains__, plan.wrapped)),
-        related=plan.naming.references(key) if plan.naming.also else (),
+        unknown_after=tuple(unknown),
+        related=naming.references(key) if naming.also else (),
         note=_note(reader) if reader.unread else None,
     )
 
 
-def describe_update(
-    written: WrittenObject,
-    plan: MapperInfo,
-    before: Mapping[str, Any],
-    reader: ValueReader,
-) -> Change | None:
+def describe_update(row: WrittenRow, plan: MapperInfo, reader: ValueReader) -> Change | None:
     """Describe a row that was updated.
 
     Args:
-        written: The object's values when the row had been written.
-        plan: Its mapper's plan.
-        before: What `overwritten` returned, and what was fetched.
+        row: The row.
+        plan: Its mapper's plan, by the names where the row is.
         reader: Reads the values.
 
     Returns:
         The change, None if nothing of what is captured has changed.
     """
-    loaded, committed = written
+    if plan.post_updated or len(row.live) != len(row.loaded):
+        _complete(row)
+    loaded, committed, before = row.loaded, row.committed, row.before
     found = _Differences(reader)
     for name in {**committed, **before}:
         column = plan.by_key.get(name)
@@ -365,52 +430,59 @@ def describe_update(
         if name not in before and name not in committed:
             found.add(plan.by_key[name], _UNKNOWN, loaded.get(name, _UNKNOWN))
     key = _key(plan, loaded.get, reader)
+    naming = plan.naming
     return Change(
         operation="update",
         entity=plan.entity,
-        name=plan.naming.noun if len(key) == 1 else plan.naming.name_for(key),
+        name=naming.noun if len(key) == 1 else naming.name_for(key),
         table=plan.table,
         key=key,
         values=found.values,
         unknown_before=tuple(found.unknown_before),
         unknown_after=tuple(found.unknown_after),
         patches=found.patches,
-        related=(*plan.naming.references(key), *_earlier_key(plan, key, before, reader)),
+        related=(*naming.references(key), *_earlier_key(plan, key, before, reader)),
         note=_note(reader, _moving_others(plan, found.values) if plan.moving_others else None),
     )
 
 
-def describe_delete(
-    state: InstanceState[Any], plan: MapperInfo, fetched: Mapping[str, Any], reader: ValueReader
-) -> Change:
+def describe_delete(row: WrittenRow, plan: MapperInfo, reader: ValueReader) -> Change:
     """Describe a row that was deleted; a column that is not named was NULL."""
     values: dict[str, list[Any]] = {}
     unknown: list[str] = []
-    current = {**state.dict, **state.committed_state, **fetched}
-    for column in plan.columns:
-        value = current.get(column.key, _UNKNOWN)
-        if value is None and column.stored is None:
+    current = {**row.live, **row.state.committed_state, **row.before}
+    get, read, clean = current.get, reader.read, reader.clean
+    for attribute, name, innocent, column in plan.readings:
+        value = get(attribute, _UNKNOWN)
+        kind = type(value)
+        if innocent and (
+            (kind is str and value in clean) or (kind is int and -SMALL < value < SMALL)
+        ):
+            # what `read` would find, without the call
+            values[name] = [value, None]
+        elif value is None and column.stored is None:
             continue
-        if value is _UNKNOWN or _is_expression(value):
-            unknown.append(column.name)
+        elif value is _UNKNOWN or (kind not in _PLAIN and _is_expression(value)):
+            unknown.append(name)
         elif column.stored is None:
-            values[column.name] = [reader.read(column, value), None]
+            values[name] = [read(column, value), None]
         elif not reader.knows_before(column, value):
-            unknown.append(column.name)
+            unknown.append(name)
         else:
-            stored = reader.read(column, value)
+            stored = read(column, value)
             if stored is not None:
-                values[column.name] = [stored, None]
-    key = _key(plan, current.get, reader)
+                values[name] = [stored, None]
+    key = _key(plan, get, reader)
+    naming = plan.naming
     return Change(
         operation="delete",
         entity=plan.entity,
-        name=plan.naming.noun if len(key) == 1 else plan.naming.name_for(key),
+        name=naming.noun if len(key) == 1 else naming.name_for(key),
         table=plan.table,
         key=key,
         values=values,
         unknown_before=tuple(unknown),
-        related=plan.naming.references(key) if plan.naming.also else (),
+        related=naming.references(key) if naming.also else (),
         note=_note(reader, plan.deleting) if reader.unread else plan.deleting,
     )
 
@@ -428,6 +500,10 @@ class _Differences:
         self.patches: dict[str, list[dict[str, Any]]] = {}
 
     def add(self, column: ColumnInfo, old: Any, new: Any) -> None:
+        if column.innocent and self._is_ready(old) and self._is_ready(new):
+            # what `read` would find, without the calls
+            self.values[column.name] = [old, new]
+            return
         if column.stored is not None and not self._reader.knows_before(column, old):
             old = _UNKNOWN
         before = self._read(column, old, self.unknown_before)
@@ -439,6 +515,12 @@ class _Differences:
             patch = patch_between(before, after)
             if patch:
                 self.patches[column.name] = patch
+
+    def _is_ready(self, value: Any) -> bool:
+        kind = type(value)
+        return (kind is str and value in self._reader.clean) or (
+            kind is int and -SMALL < value < SMALL
+        )
 
     def _read(self, column: ColumnInfo, value: Any, unknown: list[str]) -> Any:
         if value is _UNKNOWN or _is_expression(value):

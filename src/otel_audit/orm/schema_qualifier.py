@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import weakref
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,6 +27,9 @@ OPTION: Final = "otel_audit_database"
 """Execution option of an engine: the name of its database in references, whatever the URL says."""
 
 _SCHEMAS: Final = "schema_translate_map"
+_SHARDS: Final = "_ShardedSession__shards"
+"""Key of a sharded session's engines, by name; SQLAlchemy does not expose them."""
+
 _PLACED: Final = 2_048
 _STRUCTURE: Final = re.compile(r"[\\.:]")
 
@@ -40,12 +43,16 @@ class WriteLocation:
         default_schema: The one that tables without a schema are in, as the database says.
         database: Distinguishes its database from others.
         label: What the application calls its database, if it does.
+        plans: The facts about mappers as they are here, as far as they were asked for.
     """
 
     schemas: Mapping[str | None, str | None] | None
     default_schema: str | None
     database: str
     label: str | None
+    plans: dict[MapperInfo, MapperInfo] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
 
     def schema(self, declared: str | None) -> str | None:
         """The schema that a table is in here, by the one that it is declared in."""
@@ -67,6 +74,7 @@ class SchemaQualifiers:
         """Begin with one database."""
         self._pools: weakref.WeakKeyDictionary[Pool, str] = weakref.WeakKeyDictionary()
         self._shards: weakref.WeakKeyDictionary[Pool, str] = weakref.WeakKeyDictionary()
+        self._has_shards = False
         self._plain: weakref.WeakKeyDictionary[Pool, WriteLocation] = weakref.WeakKeyDictionary()
         self._in_memory = 0
         self._first: dict[tuple[str, str], str] = {}
@@ -77,26 +85,25 @@ class SchemaQualifiers:
             _PLACED
         )
 
-    def learn_shards(self, session: Session) -> None:
-        """Learn what a session that is spread over several databases calls them."""
-        shards = vars(session).get("_ShardedSession__shards")  # SQLAlchemy does not expose them
-        if isinstance(shards, dict):
-            for name, bind in shards.items():
-                pool = getattr(getattr(bind, "engine", None), "pool", None)
-                if pool is not None:
-                    self._shards[pool] = str(name)
-
     def of_statement(self, connection: Connection, options: Mapping[str, Any]) -> WriteLocation:
         """Return where a statement writes that is executed with options of its own."""
         place = self.at(connection)
         return replace(place, schemas=options[_SCHEMAS]) if _SCHEMAS in options else place
 
-    def at(self, connection: Connection) -> WriteLocation:
-        """Return where a connection writes."""
+    def at(self, connection: Connection, session: Session | None = None) -> WriteLocation:
+        """Return where a connection writes.
+
+        Args:
+            connection: The connection.
+            session: The session that writes there. One that is spread over several databases says
+                what it calls them.
+        """
+        if session is not None and _SHARDS in session.__dict__:
+            self._learn_shards(session.__dict__[_SHARDS])
         options = connection.get_execution_options()
         pool = connection.engine.pool
-        is_plain = _SCHEMAS not in options and OPTION not in options
-        known = self._plain.get(pool) if is_plain and not self._shards else None
+        is_plain = not self._has_shards and _SCHEMAS not in options and OPTION not in options
+        known = self._plain.get(pool) if is_plain else None
         if known is not None:
             return known
         database = self._pools.get(pool)
@@ -106,18 +113,32 @@ class SchemaQualifiers:
             schemas=options.get(_SCHEMAS),
             default_schema=connection.dialect.default_schema_name,
             database=database,
-            label=options.get(OPTION) or (self._shards.get(pool) if self._shards else None),
+            label=options.get(OPTION) or (self._shards.get(pool) if self._has_shards else None),
         )
-        if is_plain and not self._shards:
+        if is_plain:
             self._plain[pool] = found
         return found
 
+    def _learn_shards(self, shards: Any) -> None:
+        if isinstance(shards, dict):
+            for name, bind in shards.items():
+                pool = getattr(getattr(bind, "engine", None), "pool", None)
+                if pool is not None:
+                    self._has_shards = True
+                    self._shards[pool] = str(name)
+
     def plan(self, place: WriteLocation, plan: MapperInfo) -> MapperInfo:
         """The facts about a mapper, with its table and names at a place."""
-        naming = self.naming(place, plan.naming)
-        if naming is plan.naming:
-            return plan
-        return replace(plan, naming=naming, table=naming.table)
+        found = place.plans.get(plan)
+        if found is None:
+            naming = self.naming(place, plan.naming)
+            found = plan
+            if naming is not plan.naming:
+                found = replace(plan, naming=naming, table=naming.table)
+            if len(place.plans) >= _PLACED:
+                place.plans.clear()
+            place.plans[plan] = found
+        return found
 
     def naming(self, place: WriteLocation, naming: RowNaming) -> RowNaming:
         """The nouns of rows at a place."""
@@ -137,8 +158,10 @@ class SchemaQualifiers:
     def _database(self, place: WriteLocation, naming: RowNaming) -> str | None:
         key = (naming.own, naming.table)
         first = self._first.setdefault(key, place.database)
-        if first != place.database:
+        if first != place.database and key not in self._several:
             self._several.add(key)
+            for other in list(self._plain.values()):
+                other.plans.clear()
         if place.label:
             return str(place.label)
         return self._label(place.database) if key in self._several else None

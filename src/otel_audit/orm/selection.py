@@ -40,6 +40,8 @@ class Selection:
             for maker in makers
             if isinstance(maker, async_sessionmaker)
         )
+        self.by_session = bool(self._makers or self._async_makers)
+        """Whether only given sessionmakers' sessions count."""
         self._metadata = tuple(base.metadata for base in options.bases if hasattr(base, "metadata"))
         self._columns_in = frozenset(options.include_columns)
         self._columns_out = frozenset(options.exclude_columns)
@@ -54,11 +56,6 @@ class Selection:
             if pool is engine.pool:
                 return True
         return False
-
-    @property
-    def by_session(self) -> bool:
-        """Whether only given sessionmakers' sessions count."""
-        return bool(self._makers or self._async_makers)
 
     def takes_session(self, session: Session | None) -> bool:
         """Whether what this session does is captured."""

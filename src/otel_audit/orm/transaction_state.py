@@ -116,6 +116,7 @@ class TransactionState(msgspec.Struct, eq=False):
         is_released: Whether a savepoint was released last, and none is open.
         obscure: Whether a text of the application's may have undone it, or kept it for later.
         engine: The connection's engine.
+        connection: Refers to the connection; None in no tracker's hands.
     """
 
     room: SpillOptions = msgspec.field(default_factory=SpillOptions)
@@ -134,6 +135,7 @@ class TransactionState(msgspec.Struct, eq=False):
     is_released: bool = False
     obscure: bool = False
     engine: Any = None
+    connection: Any = None
 
     def __post_init__(self) -> None:
         self.frames = [TransactionFrame(self.room)]

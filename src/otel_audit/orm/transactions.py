@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
+from itertools import count
 from typing import TYPE_CHECKING, Protocol
 
 from otel_audit._util.spill import SpilledChanges, SpillOptions
@@ -19,13 +20,18 @@ from otel_audit.orm.transaction_state import (
     reset_outcome,
 )
 from otel_audit.record import Change, TransactionOutcome
-from otel_audit.scope import PendingScope, action_under_way, current_scope
+from otel_audit.scope import AuditScope, PendingScope, action_under_way, current_scope
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
+    from sqlalchemy.orm import Session
 
+    from otel_audit.orm.flush import Flush, FlushPart
     from otel_audit.orm.guard import ErrorGuard
     from otel_audit.orm.options import OrmOptions
+
+
+_numbers = count()
 
 
 class OrphanRecorder(Protocol):
@@ -43,8 +49,26 @@ class OrphanRecorder(Protocol):
         """
 
 
-_BEGAN_IN = "_otel_audit_began_in"
-"""Key of the action in which a connection's transaction began."""
+class ConnectionFacts:
+    """What is known of one connection; found in its own dictionary, all of it with one look.
+
+    Attributes:
+        state: Its open transaction, if that has written.
+        began_in: The action in which its transaction began.
+        sessions: The sessions that use it; they are not kept alive.
+        flush: The flush that writes there, as far as its rows are captured.
+        part: The part of that flush on this connection.
+    """
+
+    __slots__ = ("began_in", "flush", "part", "sessions", "state")
+
+    def __init__(self) -> None:
+        """Begin with nothing known."""
+        self.state: TransactionState | None = None
+        self.began_in: AuditScope | PendingScope | None = None
+        self.sessions: tuple[weakref.ref[Session], ...] = ()
+        self.flush: Flush | None = None
+        self.part: FlushPart | None = None
 
 
 class TransactionTracker:
@@ -78,28 +102,43 @@ class TransactionTracker:
         self._on_orphan = on_orphan
         self._on_recorded = on_recorded
         self._on_beside = on_beside
-        self._states: dict[int, tuple[weakref.ref[Connection], TransactionState]] = {}
+        # of its own: another attachment's facts about a connection are not this one's
+        self._key = f"_otel_audit_{next(_numbers)}"
+        self._open: dict[int, TransactionState] = {}
+        # of them those whose commit may have been answered: few, however many are open
+        self._awaited: dict[int, TransactionState] = {}
         self._gone: deque[TransactionState] = deque()
         self.mark: Callable[[Change], None] = _unmarked
         """Names the personal columns of a change; set where the models are known."""
 
+    def facts(self, connection: Connection) -> ConnectionFacts:
+        """What is known of a connection."""
+        found: ConnectionFacts | None = connection.__dict__.get(self._key)
+        if found is None:
+            found = connection.__dict__[self._key] = ConnectionFacts()
+        return found
+
     def find(self, connection: Connection) -> TransactionState | None:
         """The state of a connection's transaction, None if nothing has happened in it."""
-        found = self._states.get(id(connection))
-        return None if found is None else found[1]
+        found: ConnectionFacts | None = connection.__dict__.get(self._key)
+        return None if found is None else found.state
 
     def of(self, connection: Connection) -> TransactionState:
         """The state of a connection's transaction."""
-        found = self._states.get(id(connection))
-        if found is not None:
-            return found[1]
-        self._report_gone()
-        number = id(connection)
-        state = TransactionState(self._room, self._options.keep_rolled_back)
-        state.engine = connection.engine
-        # one that is thrown away unclosed is rolled back by its pool
-        reference = weakref.ref(connection, lambda _: self._lost(number))
-        self._states[number] = (reference, state)
+        facts = self.facts(connection)
+        state = facts.state
+        if state is None:
+            if self._gone:
+                self._report_gone()
+            # one that is thrown away unclosed is rolled back by its pool
+            reference = weakref.ref(connection, self._lost)
+            state = TransactionState(
+                self._room,
+                self._options.keep_rolled_back,
+                engine=connection.engine,
+                connection=reference,
+            )
+            facts.state = self._open[id(reference)] = state
         return state
 
     def owner(self, connection: Connection) -> Owner:
@@ -112,7 +151,7 @@ class TransactionTracker:
         scope = current_scope()
         if scope is None or not scope.closed:
             return scope
-        began_in = connection.__dict__.get(_BEGAN_IN)
+        began_in = self.facts(connection).began_in
         if scope is (began_in.made if isinstance(began_in, PendingScope) else began_in):
             return scope
         return self.of(connection).owner_after(scope)
@@ -143,6 +182,7 @@ class TransactionTracker:
         state = self.find(connection)
         if state is not None:
             state.autocommitted = is_committed(connection)
+            self._await(state)
 
     def release_savepoint(self, connection: Connection, name: str) -> None:
         """A savepoint is about to be released.
@@ -152,6 +192,7 @@ class TransactionTracker:
         state = self.of(connection)
         state.release_savepoint(name)
         state.is_released = len(state.frames) == 1
+        self._await(state)
 
     def begins(self, connection: Connection) -> None:
         """A transaction begins, and the one before, if any, has ended.
@@ -159,15 +200,15 @@ class TransactionTracker:
         Unless a listener of the application's has kept its COMMIT from being sent, and SQLAlchemy
         its ROLLBACK: to the database it continues, and has the outcome of the next writes.
         """
-        self.settle()
-        state = self.find(connection)
+        if self._awaited or self._gone:
+            self.settle()
+        facts = self.facts(connection)
+        state = facts.state
         if state is not None:
             state.committing = False
         scope = action_under_way()
-        if scope is not None:
-            connection.__dict__[_BEGAN_IN] = scope
-        elif state is None:
-            connection.__dict__.pop(_BEGAN_IN, None)
+        if scope is not None or state is None:
+            facts.began_in = scope
 
     def has_begun(self, connection: Connection) -> None:
         """A BEGIN of the application's own has worked.
@@ -192,16 +233,18 @@ class TransactionTracker:
             return
         state.committing = True
         state.driver_connection = connection.connection.dbapi_connection
+        self._await(state)
 
     def committed(self, connection: Connection) -> None:
         """A COMMIT has been answered without an error, which need not mean that it committed."""
         state = self.find(connection)
-        if state is None:
-            return
+        if state is not None:
+            self._committed(state)
+
+    def _committed(self, state: TransactionState) -> None:
         aborted = state.aborted
-        self.end(
-            connection,
-            "committed" if aborted is False else "rolled_back" if aborted else "unknown",
+        self._end(
+            state, "committed" if aborted is False else "rolled_back" if aborted else "unknown"
         )
 
     def rolled_back(self, connection: Connection) -> None:
@@ -223,8 +266,12 @@ class TransactionTracker:
         """
         if self._gone:
             self._report_gone()
-        if self._states:
-            self._settle(None)
+        for state in [*self._awaited.values()] if self._awaited else ():
+            connection = state.connection()
+            if _is_over(state, connection):
+                self._end(state, "committed")
+            elif state.committing:
+                self._settle(state, connection)
 
     def returned(self, driver_connection: object) -> None:
         """A connection came back to its pool, and so its COMMIT, if any, has been answered.
@@ -232,8 +279,9 @@ class TransactionTracker:
         It may come back from the garbage collector, which may run anywhere: then nothing can be
         reported, as that might wait for a lock that this very thread holds.
         """
-        if self._states:
-            self._settle(driver_connection)
+        for state in [*self._awaited.values()] if self._awaited else ():
+            if state.committing and state.driver_connection is driver_connection:
+                self._settle(state, state.connection())
 
     def given_back(self, driver_connection: object, *, unfinished: bool) -> None:
         """A connection is about to come back: see whether its COMMIT, if any, was sent.
@@ -242,51 +290,42 @@ class TransactionTracker:
             driver_connection: The driver's connection.
             unfinished: Whether SQLAlchemy closes a transaction whose COMMIT it did not see through.
         """
-        for _, state in list(self._states.values()):
+        for state in [*self._awaited.values()] if self._awaited else ():
             if state.committing and state.driver_connection is driver_connection:
                 # a pool that commits sends the COMMIT that was kept from being sent
                 state.unsent = reset_outcome(state.engine) != "committed" and (
                     unfinished or in_transaction(driver_connection)
                 )
 
-    def _settle(self, driver_connection: object | None) -> None:
-        for number in list(self._states):
-            found = self._states.get(number)
-            if found is None:
-                continue
-            reference, state = found
-            if driver_connection is None and _is_over(state, reference()):
-                self._end(number, "committed")
-                continue
-            if not state.committing:
-                continue
-            if driver_connection is not None and state.driver_connection is not driver_connection:
-                continue
-            connection = reference()
-            if connection is None:
-                self._lost(number)
-            elif state.unsent:
-                self._end(number, "unknown")
-            elif connection.get_transaction() is None and not in_transaction(
-                state.driver_connection
-            ):
-                self.committed(connection)
+    def _settle(self, state: TransactionState, connection: Connection | None) -> None:
+        """Report a commit that was sent, if it has been answered."""
+        if connection is None:
+            self._lost(state.connection)
+        elif state.unsent:
+            self._end(state, "unknown")
+        elif connection.get_transaction() is None and not in_transaction(state.driver_connection):
+            self._committed(state)
+
+    def _await(self, state: TransactionState) -> None:
+        self._awaited[id(state.connection)] = state
 
     def end(self, connection: Connection, outcome: TransactionOutcome) -> None:
         """Report what a transaction has come to, and forget it."""
-        self._end(id(connection), outcome)
+        state = self.find(connection)
+        if state is not None:
+            self._end(state, outcome)
 
     def close(self) -> None:
         """Report what can be known, and the rest as unknown; for detaching."""
         self.settle()
-        for number in list(self._states):
-            self._end(number, "unknown")
+        for state in list(self._open.values()):
+            self._end(state, "unknown")
 
-    def _lost(self, number: int) -> None:
+    def _lost(self, reference: weakref.ref[Connection]) -> None:
         """Put aside what a collected connection has left; runs anywhere, so takes no lock."""
-        found = self._states.pop(number, None)
-        if found is not None:
-            state = found[1]
+        self._awaited.pop(id(reference), None)
+        state = self._open.pop(id(reference), None)
+        if state is not None:
             if state.committing:
                 if reset_outcome(state.engine) != "committed":
                     state.unsent = state.unsent or in_transaction(state.driver_connection)
@@ -308,15 +347,18 @@ class TransactionTracker:
             else:
                 self._finish(state, "rolled_back" if state.aborted else reset_outcome(state.engine))
 
-    def _end(self, number: int, outcome: TransactionOutcome) -> None:
-        found = self._states.pop(number, None)
-        if found is None:
+    def _end(self, state: TransactionState, outcome: TransactionOutcome) -> None:
+        number = id(state.connection)
+        self._awaited.pop(number, None)
+        if self._open.pop(number, None) is None:  # another thread was faster
             return
-        connection = found[0]()
+        connection = state.connection()
         if connection is not None:
+            facts = self.facts(connection)
+            facts.state = None
             # in autocommit mode no other one is announced
-            connection.__dict__.pop(_BEGAN_IN, None)
-        self._finish(found[1], outcome)
+            facts.began_in = None
+        self._finish(state, outcome)
 
     def _finish(self, state: TransactionState, outcome: TransactionOutcome) -> None:
         if (state.recorded or state.can_enlist) and outcome != "rolled_back":

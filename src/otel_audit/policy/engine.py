@@ -148,9 +148,7 @@ class Policy:
     _decisions: BoundedCache[tuple[Any, ...], tuple[Decision, Naming]] = field(
         default_factory=lambda: BoundedCache(_NAMES), repr=False, compare=False
     )
-    _openings: BoundedCache[tuple[str, str], Decision] = field(
-        default_factory=lambda: BoundedCache(_NAMES), repr=False, compare=False
-    )
+    _openings: Memo[tuple[str, str], Decision] = field(init=False, repr=False, compare=False)
     _index: PathIndex = field(init=False, repr=False, compare=False)
     _of_method: Mapping[str, tuple[CompiledRule, ...]] = field(
         init=False, repr=False, compare=False
@@ -159,8 +157,8 @@ class Policy:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_index", PathIndex(self.routes))
-        starts = Memo(self._start, _NAMES, lambda pair: len(pair[1]) <= _CACHED_PATH)
-        object.__setattr__(self, "_starts", starts)
+        object.__setattr__(self, "_starts", Memo(self._start, _NAMES, _is_short))
+        object.__setattr__(self, "_openings", Memo(self._opening, _NAMES, _is_short))
         named = frozenset().union(*(compiled.methods for compiled in self.rules))
         of_method = {
             method: tuple(one for one in self.rules if not one.methods or method in one.methods)
@@ -234,21 +232,19 @@ class Policy:
         Returns:
             As `decide`, which it asks. No rule that samples matches a request without an answer.
         """
-        known = self._openings.get((method, path))
-        if known is None:
-            known = self.decide(
-                method=method,
-                path=path,
-                route=None,
-                status=None,
-                actor=ANONYMOUS,
-                tenant=None,
-                wrote=False,
-                reached=False,
-            )
-            if len(path) <= _CACHED_PATH:
-                self._openings.put((method, path), known)
-        return known
+        return self._openings[method, path]
+
+    def _opening(self, pair: tuple[str, str]) -> Decision:
+        return self.decide(
+            method=pair[0],
+            path=pair[1],
+            route=None,
+            status=None,
+            actor=ANONYMOUS,
+            tenant=None,
+            wrote=False,
+            reached=False,
+        )
 
     def _start(self, pair: tuple[str, str]) -> Start:
         method, path = pair
@@ -447,6 +443,10 @@ class Policy:
             if len(path) <= _CACHED_PATH:
                 self._paths.put((method, path), known)
         return known
+
+
+def _is_short(pair: tuple[str, str]) -> bool:
+    return len(pair[1]) <= _CACHED_PATH
 
 
 def is_nobody(actor: Actor) -> bool:

@@ -53,7 +53,7 @@ class MemoryBudget:
         self._inflated: dict[str, tuple[float, float]] = {}
 
     def lease(self, sender: str = "") -> MemoryLease:
-        """Begin with a request; its lease is to be closed."""
+        """Begin with a request. The lease must be closed."""
         return MemoryLease(self, sender)
 
     def begin(self, sender: str) -> None:

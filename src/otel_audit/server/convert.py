@@ -78,7 +78,7 @@ class NotConvertible(Refused):
 
 @dataclass(frozen=True, slots=True)
 class _Resource:
-    """A resource as it is stored: as much of it as a record may repeat, and what says who it is."""
+    """A resource in its stored form: bounded, but always with the identifying attributes."""
 
     full: dict[str, Any]
     size: int

@@ -146,7 +146,7 @@ class CredentialsFile:
         return self._entries
 
     def look_again(self) -> None:
-        """Read the file if it has changed; where it cannot be read, what it said still holds."""
+        """Read the file if it has changed. If it cannot be read, the last content stays valid."""
         self._looked = time.monotonic()
         seen = _fingerprint(self._path)
         if seen == self._seen:

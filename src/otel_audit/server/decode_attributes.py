@@ -108,7 +108,7 @@ def _several(value: AnyValue, kind: str, nodes: Nodes, depth: int) -> Any:
 
 
 def body_of(parts: Iterable[bytes], nodes: Nodes | None = None) -> Any:
-    """Decode the body of a log record, which is one value in whatever parts it came."""
+    """Decode the body of a log record; its parts on the wire are merged."""
     raw = b"".join(parts)
     if not raw:
         return None

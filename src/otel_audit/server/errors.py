@@ -32,7 +32,7 @@ class Code(IntEnum):
 
 
 class RequestError(Exception):
-    """A request that gets an error for an answer.
+    """A request is answered with an error.
 
     Attributes:
         status: The HTTP status.
@@ -45,7 +45,7 @@ class RequestError(Exception):
     def __init__(
         self, status: int, code: Code, kind: str, message: str, *, retry_after: int | None = None
     ) -> None:
-        """Keep what is to be answered."""
+        """Take the fields of the answer."""
         super().__init__(message)
         self.status = status
         self.code = code

@@ -21,7 +21,7 @@ class FairTurns:
     """Gives senders turns to work; used from one event loop only."""
 
     def __init__(self) -> None:
-        """Begin; no sender is at work."""
+        """Begin without senders."""
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
         self._used: dict[str, float] = {}
         self._least = 0.0

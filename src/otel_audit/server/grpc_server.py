@@ -50,7 +50,7 @@ class GrpcServer:
     """The server; runs in the event loop of the HTTP one."""
 
     def __init__(self, service: Service, listening: GrpcListening) -> None:
-        """Remember what to serve; nothing is opened yet.
+        """Take the service; nothing is opened yet.
 
         Raises:
             ConfigurationError: A certificate cannot be read.

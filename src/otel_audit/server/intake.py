@@ -87,7 +87,7 @@ class _Queue:
         self._by_sender.clear()
 
     def take(self, most_records: int, most_bytes: int) -> list[_Waiting]:
-        """Take what is to be written together; of one request all, and one request at least."""
+        """Take whole requests to be written together, at least one."""
         group: list[_Waiting] = []
         ids: set[str] = set()
         records = size = 0
@@ -121,7 +121,7 @@ class Intake:
         retry_after: int = 5,
         observe: Callable[[float, int], None] = lambda _seconds, _records: None,
     ) -> None:
-        """Say how; nothing is opened yet.
+        """Take the settings; nothing is opened yet.
 
         Args:
             make_store: Makes a connection's store; called once a writer.
@@ -153,7 +153,7 @@ class Intake:
 
     @property
     def ending(self) -> bool:
-        """Whether nothing is taken any more."""
+        """Whether the intake is closed."""
         return self._ending
 
     def start(self) -> None:

@@ -125,7 +125,7 @@ class Batch:
 
 
 class ItemScope(Protocol):
-    """The common part of a scope's items, as far as every encoding has it."""
+    """The common part of a scope's items, in every encoding."""
 
     @property
     def is_log(self) -> bool:

@@ -1,4 +1,4 @@
-"""What arrives of the draft audit signal: kept exactly, and compared with what came before it."""
+"""Records of the draft audit signal: stored exactly, and checked against the previous one."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class _Last(NamedTuple):
 
 
 class Chains:
-    """Compares each record with the one before it, as far as this process has seen both."""
+    """Compares each record with the previous one, if this process has received both."""
 
     def __init__(self) -> None:
         """Know nothing yet."""

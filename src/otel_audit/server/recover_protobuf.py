@@ -141,7 +141,7 @@ def _all(message: bytes, within: Range, wanted: int) -> Iterator[Range]:
 
 
 def _within(message: bytes, within: Range, wanted: int) -> Iterator[Range]:
-    """As `_all`, as far as the framing holds, and among the first fields only."""
+    """As `_all`, up to the first broken frame, and among the first fields only."""
     try:
         yield from islice(_all(message, within, wanted), _MOST_FIELDS)
     except FramingError:
@@ -226,7 +226,7 @@ def _first(message: bytes, number: int, default: Any) -> Any:
 
 
 def _found(message: bytes, wanted: int) -> Iterator[Any]:
-    """The fields of a number, as far as the framing holds, and among the first ones only."""
+    """The fields with a number, up to the first broken frame, among the first ones only."""
     try:
         for number, value in islice(_fields(message), _MOST_FIELDS):
             if number == wanted:

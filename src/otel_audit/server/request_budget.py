@@ -69,7 +69,7 @@ class RequestBudget:
         return cls(-(-size // _ORDINARY_RATIO), size)
 
     def own_work(self, size: int) -> float:
-        """Units of redaction that a record has for itself, whatever others of its request need.
+        """Units of redaction reserved for each record, independent of others in its request.
 
         Args:
             size: Its bytes, decompressed.

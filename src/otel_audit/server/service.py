@@ -62,7 +62,7 @@ class Service:
     def __init__(
         self, config: AuditConfig, access: Authentication, make_store: Callable[[], Store]
     ) -> None:
-        """Build everything; nothing is opened yet.
+        """Build all parts; nothing is opened yet.
 
         Args:
             config: The settings.
@@ -201,7 +201,7 @@ class _Taking:
         return False
 
     def give(self) -> tuple[list[AuditRecord], list[NotConvertible], int]:
-        """Hand over what is to be stored, and about how many bytes it has."""
+        """Return the records to store, and their approximate size in bytes."""
         found = self._records, self._refused, self._size
         self._records, self._refused, self._size = [], [], 0
         return found

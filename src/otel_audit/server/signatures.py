@@ -1,4 +1,4 @@
-"""Signatures over log records, as the draft audit signal has them, and whom to believe."""
+"""Signatures over log records of the draft audit signal, and the trusted keys."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class _Entries(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What was found of a record's signature.
+    """The result of checking a record's signature.
 
     Attributes:
         verdict: Whether it holds, or why nothing can be said.
@@ -70,7 +70,7 @@ class _Signer:
 
     @property
     def fingerprint(self) -> str:
-        """How a signer names the certificate, in short."""
+        """A short name of the signer's certificate."""
         return _FINGERPRINT + hashlib.sha256(self.certificate).hexdigest()
 
 

@@ -72,7 +72,7 @@ def canonical_forms(record: LogRecord) -> Iterator[tuple[Form, bytes]]:
 
 
 def integrity_hash(payload: bytes) -> str:
-    """SHA-256, in hex, over the RFC 8785 form of a record as it is stored.
+    """SHA-256, in hex, over the RFC 8785 form of a stored record.
 
     Integers that a double cannot hold, as times in nanoseconds, are written as texts: so OTLP's
     JSON has them, and RFC 8785 has no others.

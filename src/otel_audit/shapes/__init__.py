@@ -1,4 +1,4 @@
-"""What a record looks like elsewhere: one pure function a shape, from an event to a dict."""
+"""Records in other formats: one pure function per format, from an event to a dict."""
 
 from __future__ import annotations
 

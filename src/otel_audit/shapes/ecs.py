@@ -178,7 +178,7 @@ def _related(record: AuditRecord) -> dict[str, Any]:
 
 
 def _pruned(value: Any, *, is_ours: bool = False) -> Any:
-    """Leave out what is not known; the record itself stays as it is."""
+    """Remove empty values, but not inside the record itself."""
     if is_ours or not isinstance(value, dict):
         return value
     kept = {name: _pruned(inner, is_ours=name == "otel_audit") for name, inner in value.items()}

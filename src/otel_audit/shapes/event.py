@@ -60,7 +60,7 @@ class Event:
 
     @property
     def time_ns(self) -> int | None:
-        """When it happened, Unix nanoseconds; None where that is no time after 1970."""
+        """The event's time in Unix nanoseconds; None if it is before 1970."""
         moment = self.document.get("occurred_at")
         return moment if type(moment) is int and moment in _TIMES else None
 

@@ -1,4 +1,4 @@
-"""Our own shape: the record as it is stored, and its place in the ledger."""
+"""The native format: the stored record, and its place in the ledger."""
 
 from __future__ import annotations
 

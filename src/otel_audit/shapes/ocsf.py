@@ -19,7 +19,7 @@ OCSF_VERSIONS: Final = ("1.1.0", "1.5.0", "1.8.0")
 
 @dataclass(frozen=True, slots=True)
 class Entities:
-    """Which targets are what, by their type.
+    """Types of targets that are users or groups.
 
     Attributes:
         users: Accounts of people.
@@ -183,7 +183,7 @@ def _metadata(event: Event, record: AuditRecord, version: str) -> dict[str, Any]
 
 
 def _rest(event: Event) -> dict[str, Any]:
-    """What has no place in the schema; all of it where the text itself cannot be given."""
+    """The fields without a place in the schema; the whole record if its text cannot be included."""
     rest = {
         key: value
         for key, value in event.document.items()

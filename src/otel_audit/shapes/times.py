@@ -1,4 +1,4 @@
-"""Times as other systems write them."""
+"""Times in RFC 3339."""
 
 from __future__ import annotations
 

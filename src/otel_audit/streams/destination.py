@@ -1,4 +1,4 @@
-"""What a stream asks of a destination."""
+"""The interface of a stream's destination."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ transaction meanwhile."""
 
 
 class Outgoing(NamedTuple):
-    """An event that is to go out.
+    """An event to be sent.
 
     Attributes:
         leaf: Its leaf.
@@ -40,7 +40,7 @@ class Outgoing(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """An event as it goes over the wire.
+    """An event, encoded for sending.
 
     Attributes:
         leaf: Its leaf.
@@ -54,21 +54,21 @@ class Encoded(NamedTuple):
 
 
 class DestinationError(OtelAuditError):
-    """A destination takes nothing now; nothing is said about the events.
+    """The destination cannot take events now. The events themselves are not at fault.
 
     Attributes:
         retry_after: Seconds that it asks to be left alone; None where it does not say.
     """
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
-        """Say what happened; what a destination said is shown as visible text."""
+        """Take the message; control characters in it are made visible."""
         super().__init__(visible(message))
         self.retry_after = retry_after
 
 
 @dataclass(slots=True)
 class Delivered:
-    """What became of some events, the first of those that were to be sent.
+    """The result of a send: how many of the first events are settled, and how.
 
     Attributes:
         done: How many are settled, from the first on: acknowledged or refused.
@@ -82,17 +82,17 @@ class Delivered:
 
 
 class Destination(Protocol):
-    """Where a stream ends."""
+    """A destination of streams."""
 
     def encode(self, event: Outgoing, log: str) -> bytes:
-        """Write an event as it is sent, once, however often it is sent; asked ahead of `send`.
+        """Encode an event once, before the first `send`. Retries send the same bytes.
 
         Raises:
             UnshapeableError: The destination's format cannot say it.
         """
 
     async def send(self, events: Sequence[Encoded]) -> Delivered:
-        """Bring events there in their order; returns when they are safe there, or none more is."""
+        """Send events in order. Returns when they are stored there, or when no more can be."""
 
     async def close(self) -> None:
-        """Give back what is open. Never raises."""
+        """Close connections and files. Never raises."""

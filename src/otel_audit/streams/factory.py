@@ -1,4 +1,4 @@
-"""Streams made from their settings; what cannot work fails here, before anything is sent."""
+"""Makes streams from their settings. Wrong settings fail here, before anything is sent."""
 
 from __future__ import annotations
 

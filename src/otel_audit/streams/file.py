@@ -1,4 +1,4 @@
-"""Events in a file, one JSON text a line, on disk before they are acknowledged."""
+"""The file destination: one JSON text per line, synced before it is acknowledged."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TAIL: Final = 1 << 16
 
 
 class FileDestination:
-    """A file that is appended to; at a size it is set aside, and a new one is begun.
+    """A file that is appended to, and rotated at a size.
 
     For who follows the file: a line ends with a newline, and what has none yet is no line. A line
     that is whole is never taken back. An unfinished one, which a killed process or a full disk has
@@ -39,7 +39,7 @@ class FileDestination:
         return line(event)
 
     async def send(self, events: Sequence[Encoded]) -> Delivered:
-        """Append lines; they are on disk when this returns."""
+        """Append lines, and sync the file."""
         try:
             done, failed = await asyncio.to_thread(self._append, events)
         except OSError as error:
@@ -57,7 +57,7 @@ class FileDestination:
         self._close()
 
     def _append(self, events: Sequence[Encoded]) -> tuple[int, OSError | None]:
-        """Write lines; how many are whole and on disk, and why not all."""
+        """Write lines. Returns how many are complete on disk, and the error if some are not."""
         text = b"".join([event.content for event in events])
         opened = self._opened(events[0].leaf)
         written, failed = 0, None
@@ -95,7 +95,7 @@ class FileDestination:
         return self._open
 
     def _rotate(self, leaf: int) -> None:
-        """Set the file aside, under the first leaf that is not in it: the names are in order."""
+        """Rename the file to the first leaf that is not in it, so that names sort in order."""
         self._close()
         moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
         for number in range(1_000):
@@ -117,7 +117,7 @@ class FileDestination:
 
 
 def line(event: Outgoing) -> bytes:
-    """Write an event as one line of visible ASCII, whatever a record says."""
+    """Write an event as one line of printable ASCII."""
     return ascii_json(msgspec.json.encode(event.document).decode()).encode() + b"\n"
 
 

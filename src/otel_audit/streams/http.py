@@ -1,4 +1,4 @@
-"""HTTP as destinations are asked: no proxy, no redirect, one connection, a bounded answer."""
+"""The HTTP client of destinations: no proxy, no redirects, one connection, bounded answers."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Client:
                 ) from None
 
     async def close(self) -> None:
-        """Give back the connection. Never raises."""
+        """Close the connection. Never raises."""
         try:
             async with asyncio.timeout(self.timeout):
                 await self._transport.aclose()
@@ -106,7 +106,7 @@ class Client:
 
 
 def refuse_unfit_url(url: str, setting: str) -> None:
-    """Refuse what is no URL with a host that could be looked up: at the start.
+    """Refuse a URL without a usable host name, at start.
 
     Raises:
         ConfigurationError: It is none.
@@ -119,7 +119,7 @@ def refuse_unfit_url(url: str, setting: str) -> None:
 
 
 def objection_of(answer: HttpResponse) -> str | None:
-    """Tell what an answer's status says.
+    """Return why a destination refused an event, by the status.
 
     Returns:
         None where it was taken; else why the event is refused.

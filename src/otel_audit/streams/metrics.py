@@ -1,4 +1,4 @@
-"""The numbers of streams as OpenTelemetry metrics; the stream's name is their only attribute."""
+"""OpenTelemetry metrics of streams; their only attribute is the stream's name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _GAUGES: Final[tuple[tuple[str, str, Callable[[Progress], float]], ...]] = (
 
 
 def publish(meter: Meter, streams: Sequence[Stream]) -> None:
-    """Offer the numbers of streams; a no-op meter where the process has no metrics."""
+    """Register the metrics of streams."""
     for name, unit, read in _COUNTERS:
         meter.create_observable_counter(name, [_reader(read, streams)], unit=unit)
     for name, unit, read in _GAUGES:

@@ -1,4 +1,4 @@
-"""Events as OTLP log records, to a Collector, whose exporters reach Splunk, Kafka and others."""
+"""The OTLP destination: log records to a Collector, which forwards to Splunk, Kafka and others."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ _UNFIT: Final = (ValueError, TypeError, OverflowError, RecursionError)
 
 
 class _TurnIsOver(Exception):  # noqa: N818 - nothing is wrong
-    """What is settled is to be acknowledged before more is sent."""
+    """The turn's time is over: acknowledge the settled events before more are sent."""
 
 
 class OtlpDestination:
-    """An OTLP/HTTP receiver that answers when what it got is safe, as one with a queue on disk.
+    """An OTLP/HTTP receiver that stores the events before it answers, as in a queue on disk.
 
     What it refuses is found by halving the batch, as one bad record holds up no other.
     """
@@ -70,7 +70,7 @@ class OtlpDestination:
         }
 
     def encode(self, event: Outgoing, log: str) -> bytes:
-        """Write an event as a field of log records.
+        """Encode an event as one field of a log request.
 
         Raises:
             UnshapeableError: OTLP cannot carry it.
@@ -81,7 +81,7 @@ class OtlpDestination:
             raise UnshapeableError(f"OTLP cannot carry it ({type(error).__name__})") from None
 
     async def send(self, events: Sequence[Encoded]) -> Delivered:
-        """Send log records; returns when the receiver has taken them."""
+        """Send log records. Returns when the receiver has accepted them."""
         delivered = Delivered()
         self._ends_at = time.monotonic() + TURN
         for part in _parts(events):
@@ -95,7 +95,7 @@ class OtlpDestination:
         return delivered
 
     async def close(self) -> None:
-        """Give back the connection."""
+        """Close the connection."""
         await self._client.close()
 
     async def _by_halves(self, part: Sequence[Encoded], delivered: Delivered) -> None:
@@ -124,7 +124,7 @@ class OtlpDestination:
 
 
 def to_log_record(event: Outgoing, log: str) -> bytes:
-    """Write an event as a ``LogRecord``; its body is the shaped event, as a map.
+    """Make a ``LogRecord``; its body is the shaped event as a map.
 
     Raises:
         ValueError: OTLP cannot say it: an integer of more than 64 bits.
@@ -149,7 +149,7 @@ def to_log_record(event: Outgoing, log: str) -> bytes:
 
 
 def _parts(events: Sequence[Encoded]) -> Iterator[Sequence[Encoded]]:
-    """Cut events into what one request may hold."""
+    """Split events into requests of a bounded size."""
     begin, held = 0, 0
     for place, event in enumerate(events):
         if place > begin and held + len(event.content) > LARGEST_REQUEST:
@@ -178,7 +178,7 @@ def _fitting(value: Any) -> Any:
 
 
 def _objection_in_success(answer: HttpResponse) -> str | None:
-    """What a partial success rejects; a rejected record is looked for like a refused one."""
+    """The reason in a partial success. The rejected record is then found by halving."""
     if not answer.headers.get("content-type", "").startswith("application/x-protobuf"):
         if answer.body:
             raise DestinationError("its answer is not OTLP/HTTP: is it a receiver of logs?")

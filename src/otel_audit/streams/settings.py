@@ -32,7 +32,7 @@ _MB: Final = 1_000_000
 
 
 class _Destination(BaseModel):
-    """What all kinds share.
+    """Settings of all kinds of destinations.
 
     Attributes:
         shape: What an event looks like there.
@@ -57,7 +57,7 @@ class _Destination(BaseModel):
     ocsf_administrative: tuple[str, ...] | None = None
 
     def make_shape(self) -> Shape:
-        """The shape that the settings name."""
+        """The shape of these settings."""
         given = {
             name: frozenset(getattr(self, f"ocsf_{name}"))
             for name in ("users", "groups", "administrative")
@@ -214,7 +214,7 @@ def secret(stream: str, setting: str, variable: str) -> str:
 
 
 def described(settings: Settings) -> dict[str, Any]:
-    """What the store remembers of settings: no secret, only the names of their variables."""
+    """The settings as stored in the database: names of variables, no secrets."""
     return settings.model_dump(mode="json", exclude={"batch", "timeout"}, exclude_none=True)
 
 
@@ -264,7 +264,7 @@ def _sound_url(value: str, schemes: tuple[str, ...]) -> str:
 
 
 def _refuse_shared_files(path: Path, found: Mapping[str, Settings]) -> None:
-    """Two streams that write to one file would cut each other's lines."""
+    """Refuse two streams with one file: each would cut the other's lines."""
     taken: dict[Path, str] = {}
     for name, settings in found.items():
         if isinstance(settings, FileSettings):

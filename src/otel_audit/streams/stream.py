@@ -1,4 +1,4 @@
-"""One stream: reads what is sealed, sends it on, and moves its position once it is acknowledged."""
+"""One stream: reads sealed records, sends them, and moves its position once acknowledged."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ class Revealer(Protocol):
     """Decrypts personal values."""
 
     async def reveal(self, payload: str) -> str:
-        """Give a payload with its personal values decrypted."""
+        """Return a payload with its personal values decrypted."""
 
     async def close(self) -> None:
-        """Give back what is open. Never raises."""
+        """Close connections. Never raises."""
 
 
 @dataclass(frozen=True, slots=True)
 class StreamPlan:
-    """What a stream is to do.
+    """The configuration of a stream.
 
     Attributes:
         name: Its name.
@@ -79,7 +79,7 @@ class StreamPlan:
 
 @dataclass(slots=True)
 class _Batch:
-    """A page on its way, in the destination's shape."""
+    """A page of events, encoded for the destination."""
 
     page: SealedPage
     turn: int
@@ -89,7 +89,7 @@ class _Batch:
 
 @dataclass(slots=True)
 class Progress:
-    """A stream's numbers, for metrics; counts are since this process began.
+    """A stream's figures for metrics. Counters start with the process.
 
     Attributes:
         sent: Events that were acknowledged.
@@ -116,11 +116,11 @@ class Progress:
 
 
 class HeldElsewhereError(StoreError):
-    """Another process sends this stream."""
+    """Another process holds this stream's lock."""
 
 
 class Stream:
-    """Sends one stream, until it is told to stop.
+    """Sends one stream until `run` is stopped.
 
     While events are on their way one transaction holds the stream's lock, so that of several
     processes one sends; a process that is killed lets go of it by that. The position moves only
@@ -151,7 +151,7 @@ class Stream:
         return self._plan.name
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Send until told to stop; what passes by itself is tried again.
+        """Send until stopped; retry temporary errors.
 
         Raises:
             StoreError: The position does not fit the log, or the role lacks a right.
@@ -184,7 +184,7 @@ class Stream:
                 await _pause(stop, next(pauses))
 
     async def run_once(self) -> None:
-        """Send what is sealed now, and end.
+        """Send the records that are sealed now, and return.
 
         Raises:
             HeldElsewhereError: Another process sends it.
@@ -201,13 +201,13 @@ class Stream:
                     pass
 
     async def close(self) -> None:
-        """Close the destination, and what decrypts."""
+        """Close the destination and the revealer."""
         await self._plan.destination.close()
         if self._plan.revealer is not None:
             await self._plan.revealer.close()
 
     async def _step(self, connection: Connection[Any]) -> bool:
-        """Send one page, if there is one; whether there may be more."""
+        """Send one page, if there is one. Returns whether more may follow."""
         async with connection.transaction():
             if not await store.try_to_hold(connection, self.name):
                 raise HeldElsewhereError(f"stream {self.name}: another process sends it")
@@ -246,7 +246,7 @@ class Stream:
     async def _deliver(
         self, connection: Connection[Any], at: store.Position, batch: _Batch
     ) -> Delivered:
-        """Send a batch; while the destination works the next one is read."""
+        """Send a batch, and read the next one meanwhile."""
         sending = asyncio.ensure_future(self._plan.destination.send(batch.outgoing))
         try:
             if not batch.page.is_last:
@@ -276,7 +276,7 @@ class Stream:
         return stopped
 
     def _lasting(self, refused: Mapping[int, str]) -> Mapping[int, str]:
-        """The reasons as they are kept: without a destination's words if these can repeat a value.
+        """The reasons to store, without the destination's words if these can repeat a value.
 
         A reason stays for ever, and no key is destroyed for what stands in it.
         """
@@ -349,7 +349,7 @@ class Stream:
     async def _compare_witness(
         self, connection: Connection[Any], at: store.Position, size: int
     ) -> None:
-        """See whether more was sent once than the store remembers: then it is an older one."""
+        """Compare with the witness file. If it is ahead, the store was restored from a backup."""
         sent = self._witness.read()
         if sent is None or sent.turn != at.turn or sent.next_leaf <= at.next_leaf:
             return

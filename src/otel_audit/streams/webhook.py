@@ -1,4 +1,4 @@
-"""Events as signed HTTP requests, one each (Standard Webhooks 1.0)."""
+"""The webhook destination: one signed request per event (Standard Webhooks 1.0)."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class WebhookDestination:
         return line(event)[:-1]
 
     async def send(self, events: Sequence[Encoded]) -> Delivered:
-        """Send events one after the other; the first that is not taken ends it."""
+        """Send events one by one; stop at the first that is not accepted."""
         delivered = Delivered()
         begun = time.monotonic()
         try:
@@ -78,7 +78,7 @@ class WebhookDestination:
         return delivered
 
     async def close(self) -> None:
-        """Give back the connection."""
+        """Close the connection."""
         await self._client.close()
 
     async def _send(self, event: Encoded, url: httpx.URL) -> str | None:

@@ -1,4 +1,4 @@
-"""What was sent, remembered outside the store: a store from a backup has forgotten it."""
+"""A file outside the store with a stream's position. It detects a store restored from a backup."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _logger: Final = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """How far a stream was once.
+    """A stream's position, as written in the file.
 
     Attributes:
         turn: Of the position, which counts rewinds.
@@ -38,7 +38,7 @@ class Witness:
         self._path = directory / f"{name}.json"
 
     def read(self) -> Sent | None:
-        """What was remembered; None where there is nothing, or nothing that can be read."""
+        """Read the file; None if it is missing or cannot be read."""
         try:
             found = json.loads(self._path.read_bytes())
             return Sent(int(found["turn"]), int(found["next_leaf"]), str(found["leaf_hash"]))

@@ -1,4 +1,4 @@
-"""What an application's own tests need: its audit records, in memory, without a database.
+"""Helpers for an application's tests: audit records in memory, without a database.
 
 With pytest, the fixture ``audit`` and the option ``--audit-coverage`` are there once otel-audit is
 installed. Any test runner can use the same by hand::

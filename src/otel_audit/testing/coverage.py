@@ -21,7 +21,7 @@ _REFUSED: Final = 400
 
 @dataclass
 class RouteCoverage:
-    """What a test run has seen of one route and method."""
+    """The records of a test run for one route and method."""
 
     route: str
     may_write: bool
@@ -44,7 +44,7 @@ class RouteCoverage:
         self.reasons.update(other["reasons"])
 
     def plain(self) -> dict[str, Any]:
-        """Return it as plain values, the same whatever the order in which tests ran."""
+        """Return plain values, independent of the order of tests."""
         return {
             "route": self.route,
             "may_write": self.may_write,
@@ -59,7 +59,7 @@ class RouteCoverage:
         }
 
     def fault(self) -> str | None:
-        """Say what is wrong with it; None if nothing is."""
+        """Return the fault of the route; None if there is none."""
         if not self.called:
             return "no test calls it"
         if self.unrecorded and self.may_write:
@@ -140,7 +140,7 @@ class Coverage:
 
 @dataclass
 class Judgement:
-    """What a test run comes to: faults by route, exceptions that were needed."""
+    """The result of a test run: faults by route, and the exceptions used."""
 
     routes: list[dict[str, Any]] = field(default_factory=list)
     faults: dict[str, str] = field(default_factory=dict)
@@ -148,7 +148,7 @@ class Judgement:
 
     @property
     def covered(self) -> int:
-        """How many routes have neither a fault nor an exception."""
+        """The number of routes without a fault and without an exception."""
         return sum(
             one["route"] not in self.faults and one["route"] not in self.excepted
             for one in self.routes

@@ -20,6 +20,11 @@ def make_record(event: str = "order.created", /, **fields: Any) -> AuditRecord:
 
     Raises:
         TypeError: Records have no such field.
+
+    Example::
+
+        record = make_record("order.paid", actor="clerk-1", target="order:1")
+        assert record.target.id == "1"
     """
     actor, tenant, target = (fields.pop(name, None) for name in ("actor", "tenant", "target"))
     if actor is None or isinstance(actor, str):

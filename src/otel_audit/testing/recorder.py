@@ -16,7 +16,14 @@ from otel_audit.record import AuditRecord
 
 
 class Recorded:
-    """The records made so far, in the order in which their actions ended; safe in any thread."""
+    """The records made so far, in the order in which their actions ended; safe in any thread.
+
+    Example::
+
+        with recorded(app) as records:
+            await client.post("/orders")
+        assert [one.event_name for one in records] == ["order.created"]
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -114,7 +121,7 @@ class Recorded:
 
     @property
     def unfinished(self) -> int:
-        """How many actions have begun and not ended; they have no record yet."""
+        """The number of open actions; they have no record yet."""
         with self._lock:
             return len(self._open)
 
@@ -149,6 +156,12 @@ def recorded(
         InstrumentationError: Auditing is at work in this process already; call
             ``otel_audit.uninstrument()`` first, or set ``OTEL_AUDIT_ENABLED=false`` for the tests.
         ConfigurationError: A setting is wrong.
+
+    Example::
+
+        with recorded(app) as records:
+            await client.post("/orders")
+        assert records.one("order.created").outcome == "success"
     """
     records = Recorded()
     settings = AuditConfig(exporter="none") if config is None else config

@@ -40,7 +40,7 @@ class TestedRoute:
 
     @property
     def name(self) -> str:
-        """As the file of exceptions writes it: ``POST /orders/{order_id}/refund``."""
+        """The route as in the file of exceptions: ``POST /orders/{order_id}/refund``."""
         return f"{self.method} {self.path}"
 
     @property

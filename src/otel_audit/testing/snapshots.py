@@ -27,6 +27,12 @@ def snapshot(records: Iterable[AuditRecord]) -> list[dict[str, Any]]:
     UUID in what they hold. The time is left out but for the order, which is that of the actions'
     beginnings (``at`` counts them from 1); so are host, process, version, trace and the client's
     address. Names are sorted.
+
+    Example::
+
+        with recorded(app) as records:
+            await client.post("/orders")
+        assert [one["event_name"] for one in snapshot(records)] == ["order.created"]
     """
     names = _Names()
     found = []

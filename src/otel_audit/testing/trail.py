@@ -1,4 +1,4 @@
-"""What the fixture ``audit`` gives a test: its own records, and what can be said of them."""
+"""The fixture ``audit``: the records of one test, with assertions."""
 
 from __future__ import annotations
 
@@ -37,6 +37,12 @@ class Audit:
         records: What was recorded, in the order in which it ended.
         config: The settings at work.
         routes: The application's routes; empty where there is no application.
+
+    Example::
+
+        with audit_trail(app) as audit:
+            await client.post("/orders")
+        audit.only("order.created", actor="anonymous")
     """
 
     def __init__(
@@ -238,7 +244,7 @@ def audit_trail(
     app_engine: Any = None,
     spool: Path | None = None,
 ) -> Iterator[Audit]:
-    """Audit into memory, as `recorded`, and say of it what the fixture ``audit`` says.
+    """Audit into memory, as `recorded`, with the assertions of the fixture ``audit``.
 
     Args:
         app: The application.
@@ -247,7 +253,13 @@ def audit_trail(
         spool: A directory that is searched for secrets, too.
 
     Yields:
-        What the fixture gives.
+        The object of the fixture.
+
+    Example::
+
+        with audit_trail(app) as audit:
+            await client.post("/orders")
+        audit.recorded("order.created", outcome="success")
     """
     settings = AuditConfig(exporter="none") if config is None else config
     routes = [] if app is None else tested_routes(app)

@@ -1,4 +1,4 @@
-"""Who is it? Ways to tell that need no password of the viewer's own."""
+"""Authentication of the viewer's users, without passwords of its own."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class SignsIn(Protocol):
 
 @dataclass
 class OneTimeLink:
-    """Lets in who has the link that a command has printed; it works once, in ten minutes.
+    """A sign-in by a one-time link, which a command prints. The link expires after ten minutes.
 
     Attributes:
         viewer: As whom.
@@ -63,7 +63,7 @@ class OneTimeLink:
         return secret
 
     def sign_in(self, link: str) -> str | None:
-        """Use a link up."""
+        """Use the link; it works once."""
         ends = self._links.pop(_digest(link), None)
         if ends is None or ends < self.clock():
             return None
@@ -85,7 +85,7 @@ class OneTimeLink:
 
 @dataclass(frozen=True)
 class TrustedHeader:
-    """Takes the name from a header that a proxy in front sets, and removes if a client sends it.
+    """A sign-in by a reverse proxy's header. The proxy must remove it from clients' requests.
 
     Attributes:
         header: Its name, such as ``x-forwarded-user``.
@@ -103,7 +103,7 @@ class TrustedHeader:
     tenants: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what is no network."""
+        """Refuse a proxy that is no network."""
         for proxy in self.proxies:
             try:
                 ipaddress.ip_network(proxy)
@@ -113,7 +113,7 @@ class TrustedHeader:
                 ) from None
 
     def __call__(self, request: Request) -> Viewer | None:
-        """Trust the header, if it comes from a proxy, once."""
+        """Read the header, if a trusted proxy sent it exactly once."""
         named = request.headers.getlist(self.header)
         if len(named) != 1 or not named[0].strip() or not self._is_proxy(request):
             return None
@@ -132,7 +132,7 @@ class TrustedHeader:
 
 
 async def who_looks(authenticate: Authenticate, request: Request) -> Viewer | None:
-    """Ask, whether the answer comes now or later.
+    """Call an authentication function, synchronous or asynchronous.
 
     Raises:
         ConfigurationError: The answer is no viewer.
@@ -165,5 +165,5 @@ def load(place: str) -> Authenticate:
 
 
 def _digest(secret: str) -> str:
-    """What is kept of a secret; to look it up by this tells nothing of it."""
+    """The digest of a secret. A lookup by the digest leaks nothing about the secret."""
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,4 +1,4 @@
-"""The histogram's geometry: bars that are links to the records of their time."""
+"""Geometry of the histogram; each bar links to the records of its time."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Chart:
 
 
 def draw(histogram: Histogram, query: Query, *, sees_store: bool) -> Chart | None:
-    """Draw a histogram of a query; None if there is nothing to draw.
+    """Draw a query's histogram; None if it has no bars.
 
     Args:
         histogram: What was counted.
@@ -89,7 +89,7 @@ def draw(histogram: Histogram, query: Query, *, sees_store: bool) -> Chart | Non
 
 
 def zoomed(query: Query, begin: datetime, end: datetime) -> Query:
-    """Ask the same of another span of time."""
+    """Return the query for another span of time."""
     terms = _without_time(query).terms
     bounds = (Value(_text(begin), ">="),), (Value(_text(end), "<"),)
     return Query((*terms, *(Term("time", bound) for bound in bounds)))

@@ -1,4 +1,4 @@
-"""The viewer in a frame within the application's own pages, for a tenant's administrator.
+"""The viewer in an iframe of the application, for a tenant's administrator.
 
 The application's backend makes a signed token; its page hands it to the frame by ``postMessage``;
 the frame keeps it in memory and sends it as ``Authorization``. No cookie, no token in a URL.
@@ -29,7 +29,7 @@ _LEEWAY: Final = 5
 
 @dataclass(frozen=True)
 class Embedding:
-    """Which tokens are trusted, and whose pages may hold the frame.
+    """Settings of the frame: trusted tokens, and the origins that may embed it.
 
     Attributes:
         public_key: The Ed25519 key that verifies tokens, PEM.
@@ -44,7 +44,7 @@ class Embedding:
     is_revoked: Callable[[str], bool] = lambda _: False
 
     def __post_init__(self) -> None:
-        """Refuse what would let in anybody's pages."""
+        """Refuse settings that let any page embed the viewer."""
         _library()
         if not self.origins:
             raise ConfigurationError("embedding: name the origins whose pages may hold the frame")
@@ -56,7 +56,7 @@ class Embedding:
                 )
 
     def viewer_of(self, authorizations: Sequence[str]) -> Viewer | None:
-        """Read the one Authorization header; None if its token is not to be trusted."""
+        """Verify the only Authorization header; None if its token is not valid."""
         if len(authorizations) != 1:
             return None
         scheme, _, token = authorizations[0].partition(" ")
@@ -81,7 +81,7 @@ class Embedding:
         return None if self._is_refused(claims) else _viewer(claims)
 
     def is_meant(self, authorizations: Sequence[str]) -> bool:
-        """Whether a header holds a token for the frame, good or bad: nothing makes up for it."""
+        """Whether a header holds a frame token; no other login replaces an invalid one."""
         jwt = _library()
         for one in authorizations:
             try:
@@ -108,7 +108,7 @@ def mint_token(  # noqa: PLR0913 - what a token says
     minutes: float = 10,
     audience: str = AUDIENCE,
 ) -> str:
-    """Make a token that lets a tenant's administrator look for some minutes.
+    """Make a token for a tenant's administrator. It is valid for some minutes.
 
     Args:
         private_key: The Ed25519 key, PEM; only the application's backend has it.
@@ -140,7 +140,7 @@ def mint_token(  # noqa: PLR0913 - what a token says
 
 
 def frame(embedding: Embedding) -> Callable[[Request], Awaitable[Response]]:
-    """The frame's own page, in which there is nothing of the trail."""
+    """The page of the frame. It holds no data of the trail."""
 
     async def endpoint(request: Request) -> Response:
         context = {"title": "Audit trail", "origins": " ".join(embedding.origins)}

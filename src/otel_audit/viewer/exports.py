@@ -1,4 +1,4 @@
-"""What a query finds, as a file: CSV, NDJSON or JSON, with a manifest beside it."""
+"""Downloads of a query's records as CSV, NDJSON or JSON, with a manifest."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class _Export:
 
 
 async def export(site: Site, request: Request, viewer: Viewer) -> Response:
-    """Stream the records that a query finds; the export is recorded before the first byte."""
+    """Stream a query's records. The export is recorded before the first byte."""
     if not viewer.may_do("export"):
         return await refused(request, viewer, "Exports are not among what you may do.")
     query = asked(viewer, request.query_params.get("q", ""))
@@ -92,7 +92,7 @@ async def _joined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[byt
 
 
 async def _chunks(site: Site, viewer: Viewer, under_way: _Export) -> AsyncIterator[bytes]:
-    """The file's bytes, all from one snapshot of the store."""
+    """The bytes of the file, read in one snapshot of the store."""
     write = _WRITERS[under_way.form]
     narrowed = viewer.narrowed(under_way.query)
     async with site.pool.connection(is_long=True) as connection:
@@ -120,7 +120,7 @@ def _written(write: TextFormat, rows: _Rows, first: bool) -> bytes:  # noqa: FBT
 
 
 async def _ahead(batches: AsyncIterator[_Rows]) -> AsyncGenerator[_Rows]:
-    """Read one batch ahead, while the one before is written down and sent."""
+    """Read the next batch while the last one is formatted and sent."""
     coming = asyncio.ensure_future(anext(batches, None))
     try:
         while (rows := await coming) is not None:
@@ -152,7 +152,7 @@ async def _record(
 async def _zipped(
     chunks: AsyncIterator[bytes], under_way: _Export, name: str
 ) -> AsyncIterator[bytes]:
-    """The file and its manifest in an archive that is written as it goes."""
+    """A ZIP archive of file and manifest, written while it is sent."""
     target = _Written()
     digest = hashlib.sha256()
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
@@ -168,7 +168,7 @@ async def _zipped(
 
 
 class _Written(io.RawIOBase):
-    """What an archive writes until it is taken; it cannot be sought in."""
+    """A buffer for the ZIP writer, without seeking."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Who looks, and what this person may see."""
+"""The viewer's user, and this user's rights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EVERYTHING: Final[frozenset[Permission]] = frozenset({"export", "prove", "tail"}
 
 @dataclass(frozen=True, slots=True)
 class Viewer:
-    """A person who looks into the trail.
+    """A user of the viewer.
 
     Attributes:
         name: For the records of what was looked at: a login name, an e-mail address.
@@ -35,7 +35,7 @@ class Viewer:
     may: frozenset[Permission] = EVERYTHING
 
     def __post_init__(self) -> None:
-        """Refuse what would show too much."""
+        """Refuse a combination that shows too much."""
         if not self.name:
             raise ConfigurationError("a viewer needs a name: looks are recorded under it")
         if self.role not in ("auditor", "support", "tenant"):
@@ -61,25 +61,25 @@ class Viewer:
 
     @property
     def scope(self) -> Scope:
-        """What the database is told."""
+        """The scope of the database session."""
         return Scope(None if self.tenants is None else tuple(self.tenants))
 
     @property
     def sees_bodies(self) -> bool:
-        """Whether requests' and responses' bodies are shown, and records' exact texts."""
+        """Whether bodies and the records' exact texts are shown."""
         return self.role != "support"
 
     @property
     def sees_store(self) -> bool:
-        """Whether numbers about the whole store are shown, such as how many records wait."""
+        """Whether figures of the whole store are shown, such as the number of unsealed records."""
         return self.tenants is None
 
     def may_do(self, what: Permission) -> bool:
-        """Whether something is allowed; taking out texts is not, for who sees no bodies."""
+        """Whether something is allowed. Exports need the right to see bodies."""
         return what in self.may and (self.sees_bodies or what == "tail")
 
     def narrowed(self, query: Query) -> Query:
-        """Ask for the own tenants in the query, too, where an index serves it."""
+        """Add the user's tenants to the query, where an index serves them."""
         if self.tenants is None or len(self.tenants) > _MOST_NAMED:
             return query
         return query.with_term(term("tenant", *self.tenants))

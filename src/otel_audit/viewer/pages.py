@@ -42,7 +42,7 @@ _ACTOR_FACETS: Final = ("event", "outcome", "status", "tenant", "ip", "session",
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A facet's value, as a link to what it narrows the query to."""
+    """A value of a facet, with the query that it narrows to."""
 
     value: str
     records: int
@@ -68,7 +68,7 @@ class Chip:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """What stands beside the rows; ``problem`` says why it could not be counted."""
+    """Counts beside the rows; ``problem`` says why they are missing."""
 
     chart: Chart | None = None
     facets: tuple[FacetList, ...] = ()
@@ -80,7 +80,7 @@ class Counted:
 
     @property
     def total_text(self) -> str:
-        """How many there are, as far as it was counted."""
+        """The number of records, as text; a lower bound if counting stopped."""
         if self.total is None:
             return "?"
         return f"{self.bound:,}+" if self.total > self.bound else f"{self.total:,}"
@@ -96,7 +96,7 @@ class EntityRecord:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Somebody's look at a record."""
+    """A recorded view of a record."""
 
     found: Found
     who: str
@@ -104,7 +104,7 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class ArchivedProof:
-    """Of a record that is in the archive alone, and is proved from there."""
+    """The proof of a record that is only in the archive."""
 
     month: str
     state: str = "archived"
@@ -181,7 +181,7 @@ async def search(site: Site, request: Request, viewer: Viewer) -> Response:
 
 
 async def record(site: Site, request: Request, viewer: Viewer) -> Response:
-    """One record: everything, its proof, its neighbours, and who has looked at it."""
+    """The page of one record, with its proof, related records, and earlier views."""
     record_id = request.path_params["record_id"]
     tenant = request.query_params.get("tenant")
     parsed = _uuid(record_id)
@@ -270,7 +270,7 @@ async def entity(site: Site, request: Request, viewer: Viewer) -> Response:
 
 
 async def actor(site: Site, request: Request, viewer: Viewer) -> Response:
-    """An actor: when active, from where, in which sessions, upon what, and what failed."""
+    """The page of an actor: activity, addresses, sessions, targets and failures."""
     name = request.query_params.get("id", "")
     if not name:
         return await missing(request, viewer, "Which actor? Give its id: /actor?id=user-1.")
@@ -316,7 +316,7 @@ async def actor(site: Site, request: Request, viewer: Viewer) -> Response:
 
 
 async def help_page(_: Site, request: Request, viewer: Viewer) -> Response:
-    """What can be asked, and by which keys."""
+    """The help page: fields of queries, and keyboard shortcuts."""
     from otel_audit_postgres.query.fields import FIELDS
 
     context = {"title": "Help", "viewer": viewer, "fields": list(FIELDS.values())}
@@ -324,7 +324,7 @@ async def help_page(_: Site, request: Request, viewer: Viewer) -> Response:
 
 
 async def _count(site: Site, viewer: Viewer, query: Query, narrowed: Query) -> Counted:
-    """Count beside the rows; part of the same look, which is recorded already."""
+    """Count for the side panel. The view is recorded already."""
 
     async def answer(connection: Connection[Any]) -> Counted:
         found = await counts.overview(connection, narrowed, _FACETS)
@@ -359,7 +359,7 @@ def _chips(query: Query) -> tuple[Chip, ...]:
 def _people(
     records: Sequence[Found], names: Mapping[payloads.Key, payloads.DisplayNames]
 ) -> dict[tuple[str, str], str]:
-    """What the values of facets are called, as far as the records of the page say."""
+    """Display names for values of facets, from the records on the page."""
     found = {}
     for one in records:
         named = names.get((one.id, one.tenant_id))
@@ -400,12 +400,12 @@ async def _read_record(
 
 
 def _has_erased(stored: str, readable: str) -> bool:
-    """Whether the key of a value is gone; a text that only says so is no such value."""
+    """Whether a value's key was destroyed. A text that only looks like it does not count."""
     return readable.count(_ERASED) > stored.count(_ERASED)
 
 
 def _session_of(shown: Shown) -> str | None:
-    """The session as a query can name it: of an encrypted one its pseudonym."""
+    """The session in the form for queries: for an encrypted one its pseudonym."""
     record = display.read_record(shown.payload, bodies=False)
     source = None if record is None else record.source
     return None if source is None else searchable(source.session_id)
@@ -414,7 +414,7 @@ def _session_of(shown: Shown) -> str | None:
 async def _archived(
     site: Site, viewer: Viewer, record_id: uuid.UUID, tenant: str | None
 ) -> _RecordPage | str:
-    """A record from the archive; else what is to be said about it, if anything."""
+    """A record from the archive; otherwise a note about it, or an empty text."""
     archive = site.settings.archive
     if archive is None:
         return ""
@@ -437,7 +437,7 @@ async def _archived(
 
 
 async def _why_missing(connection: Connection[Any], viewer: Viewer, record_id: uuid.UUID) -> str:
-    """Whether it could have been of a month that was let go."""
+    """A sentence about the month that was retired, if the record can be of it."""
     gone = await store.prunings(connection) if viewer.sees_store else []
     month = next((one for one in gone if one.held(record_id)), None)
     if month is None:
@@ -472,7 +472,7 @@ def _around_terms(short: Found) -> tuple[Term, ...]:
 
 
 async def _views(connection: Connection[Any], viewer: Viewer, short: Found) -> tuple[Look, ...]:
-    """Who has looked at a record; looks are of no tenant, so a tenant sees none."""
+    """Earlier views of a record. They belong to no tenant, so a tenant sees none."""
     if not viewer.sees_store:
         return ()
     query = Query((term("entity", f"audit_record:{short.id}"),))
@@ -498,7 +498,7 @@ async def _state(  # noqa: PLR0913, PLR0917 - of whom, of what, until when
     until: uuid.UUID,
     tenant: str,
 ) -> Mapping[str, display.Cell] | None:
-    """What an entity was after one of its records, from all records before."""
+    """An entity's state after one of its records, computed from all records before."""
     query = viewer.narrowed(Query((term("entity", entity_name),)))
     records: list[AuditRecord] = []
     after: str | None = None

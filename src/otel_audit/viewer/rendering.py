@@ -1,4 +1,4 @@
-"""Templates, in which nothing that somebody else wrote is markup, steers, or hides."""
+"""Templates; text from records is never markup or a control character."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _AT_ONCE: Final = 32_768
 
 
 class Verbatim(str):
-    """Text that goes back as it came, as into an input field; it is escaped all the same."""
+    """Text that must not change, as in an input field. It is still escaped."""
 
     __slots__ = ()
 
 
 def _finalized(value: Any) -> Any:
-    """Show every character of what a template puts in."""
+    """Make each character of a template's value visible."""
     if value is None:
         return ""
     if isinstance(value, Markup | Verbatim):
@@ -63,14 +63,14 @@ _KEEPING: Final = ("/", "/tail")
 
 
 class Links:
-    """URLs of the viewer's own pages, wherever it is mounted.
+    """URLs of the viewer's pages, below its mount path.
 
     Attributes:
         kept: Parameters of this page that searches keep.
     """
 
     def __init__(self, root: str, kept: Mapping[str, str]) -> None:
-        """Begin at the path that it is mounted under."""
+        """Take the mount path."""
         self._root = root
         self.kept = kept
 
@@ -82,7 +82,7 @@ class Links:
 
 
 def links_of(request: Request) -> Links:
-    """Links for whoever sent this request."""
+    """The links for one request."""
     kept = {OWN_SHOWN: "1"} if request.query_params.get(OWN_SHOWN) else {}
     return Links(request.scope.get("root_path", ""), kept)
 
@@ -96,7 +96,7 @@ async def render(
 
 
 def stream(request: Request, name: str, context: Mapping[str, Any]) -> StreamingResponse:
-    """Render a page, and send what comes before `FLUSH` before the rest is asked for."""
+    """Render a page in two steps: what stands before `FLUSH` is sent first."""
     template = _environment.get_template(name)
     return StreamingResponse(_pieces(template, _all(request, context)), media_type="text/html")
 

@@ -1,4 +1,4 @@
-"""Reports in the browser: the list, and each one as it would be printed."""
+"""Pages of reports: the list, and each report."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def index(site: Site, request: Request, viewer: Viewer) -> Response:  # no
 
 
 async def show(site: Site, request: Request, viewer: Viewer) -> Response:
-    """Show one report, or give it as a file; the look is recorded before anything is shown."""
+    """Show or download one report. The view is recorded first."""
     if not viewer.may_do("export"):
         return await refused(request, viewer, _NOT_ALLOWED)
     definition = find_report(request.path_params["name"])

@@ -1,4 +1,4 @@
-"""What every answer tells the browser, and which requests are refused before anything is asked."""
+"""Security headers for each response, and the refusal of cross-site requests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _FIXED: Final = {
 
 
 class SecurityHeaders:
-    """Adds the headers; refuses what another site's page sends on its own."""
+    """ASGI middleware: adds the headers, and refuses cross-site requests."""
 
     def __init__(self, app: ASGIApp, embed: str = "", ancestors: Sequence[str] = ()) -> None:
         """Wrap an application.
@@ -70,7 +70,7 @@ class SecurityHeaders:
 
 
 def _is_of_another_site(scope: Scope, *, framed: bool) -> bool:
-    """Whether it was sent without the person's doing: a link that was followed is not."""
+    """Whether another site's page sent the request. A followed link is not such a request."""
     headers = Headers(scope=scope)
     site = headers.get("sec-fetch-site", "none")
     if scope["method"] not in ("GET", "HEAD"):

@@ -1,4 +1,4 @@
-"""Beginning and ending a session, where the viewer itself keeps one; and the files of the pages."""
+"""Endpoints for sign-in, sign-out and static files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FILES: Final = {
 
 
 def static(request: Request) -> Response:
-    """One of the few files that pages need."""
+    """A static file of the pages."""
     name = request.path_params["name"]
     if name not in _FILES:
         raise HTTPException(404)
@@ -35,7 +35,7 @@ def static(request: Request) -> Response:
 
 
 def sessions(signs_in: SignsIn) -> tuple[Any, Any]:
-    """The endpoints that begin and end a session."""
+    """The endpoints for sign-in and sign-out."""
 
     async def sign_in(request: Request) -> Response:
         session = signs_in.sign_in(request.query_params.get("link", ""))

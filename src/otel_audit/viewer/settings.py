@@ -1,4 +1,4 @@
-"""What the viewer is told by whoever runs it."""
+"""Settings of the viewer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewerSettings:
-    """How the viewer works.
+    """Settings of the viewer.
 
     Attributes:
         dsn: The audit store, as the viewer's own role.
@@ -52,7 +52,7 @@ class ViewerSettings:
     statement_timeout: float = 5.0
 
     def __post_init__(self) -> None:
-        """Refuse a link that would be none."""
+        """Refuse a trace link without a place for the id."""
         if self.authenticate is None and self.embedding is None:
             raise ConfigurationError(
                 "viewer: who may look? Give authenticate=, such as a function of yours that is "
@@ -72,7 +72,7 @@ class ViewerSettings:
                 )
 
     def trace_link(self, trace_id: str) -> str | None:
-        """Where a trace is shown; None if nobody has said."""
+        """The URL of a trace; None if no pattern is set."""
         if self.trace_url is None:
             return None
         return self.trace_url.replace("{trace_id}", quote(trace_id, safe=""))

@@ -1,4 +1,4 @@
-"""What all pages share: the store, who looks, and how an error is told."""
+"""State shared by all pages: the store, the user, and pages for errors."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class Site:
-    """The viewer's state: one store, one tree, who is let in."""
+    """The viewer's state: the store, the tree, and the authentication."""
 
     def __init__(self, settings: ViewerSettings) -> None:
         """Open nothing yet."""
@@ -60,11 +60,11 @@ class Site:
         self._keys_turn = asyncio.Lock()
 
     def trail(self, viewer: Viewer, **options: Any) -> AbstractAsyncContextManager[Trail]:
-        """Open the trail for somebody."""
+        """Open the trail for a user."""
         return self.pool.trail(viewer.name, viewer.scope, **options)
 
     async def read_tree(self) -> None:
-        """Read the log's tree ahead of the first proof; of a large log that takes seconds."""
+        """Read the log's tree ahead of the first proof; a large log takes seconds."""
         try:
             async with self.pool.connection() as connection:
                 await self.tree.follow(connection, await store.size(connection))
@@ -76,7 +76,7 @@ class Site:
             )  # fmt: skip
 
     async def readable(self, payload: str) -> str:
-        """A record's text with its personal values decrypted, as far as their keys are known."""
+        """A record's text, with personal values decrypted if their keys are known."""
         keys = self.settings.personal_keys
         if keys is None or MARK not in payload:
             return payload
@@ -95,7 +95,7 @@ class Site:
     async def names(
         self, connection: Connection[Any], records: Sequence[Found]
     ) -> dict[Key, DisplayNames]:
-        """What those are called that records are by and for, decrypted as far as keys are known."""
+        """Display names of actors and tenants, decrypted if their keys are known."""
         found = {
             key: DisplayNames(_readable_name(one.actor), _readable_name(one.tenant))
             for key, one in (await payloads.names(connection, records)).items()
@@ -124,7 +124,7 @@ class Site:
             return {}
         for place, value in encrypted.items():
             key = known.get(value.key_id)
-            # what does not open is told on the record's own page
+            # the record's own page explains a value that cannot be decrypted
             with contextlib.suppress(WrongKeyError):
                 if key is not None:
                     opened[place] = key.decrypt(value, str(place[0]), "actor.email")
@@ -137,7 +137,7 @@ class Site:
             await self.settings.personal_keys.close()
 
     async def viewer_of(self, request: Request) -> Viewer | None:
-        """Return who looks; a frame's token that is refused is not made up for by a login."""
+        """Return the user. A login does not replace a refused frame token."""
         embedding, authenticate = self.settings.embedding, self.settings.authenticate
         if embedding is not None and "authorization" in request.headers:
             given = request.headers.getlist("authorization")
@@ -147,7 +147,7 @@ class Site:
         return None if authenticate is None else await who_looks(authenticate, request)
 
     def page(self, handler: Handler) -> Endpoint:
-        """Make an endpoint: who it is, the page, and what to say where that fails."""
+        """Make an endpoint: authenticate, answer, and turn errors into pages."""
 
         async def endpoint(request: Request) -> Response:
             viewer = None
@@ -164,7 +164,7 @@ class Site:
 
 
 def _check_parameters(request: Request) -> None:
-    """Refuse what no page of ours asks, and what the store could neither look for nor record.
+    """Refuse parameters that the store can neither search for nor record.
 
     Raises:
         ConfigurationError: A parameter holds a NUL, or is too long.
@@ -178,14 +178,14 @@ def _check_parameters(request: Request) -> None:
 
 
 def _readable_name(name: str | None) -> str | None:
-    """A name, if it is one, or can be decrypted into one."""
+    """A name, if it is readable or can be decrypted; otherwise None."""
     if name is None or payloads.says_who(name) or read_encrypted(name) is not None:
         return name
     return None
 
 
 def asked(viewer: Viewer, text: str) -> Query:
-    """Read a query, as far as this person may ask it.
+    """Parse a query, within the user's rights.
 
     Raises:
         QueryError: It cannot be understood, or looks into what is not shown.
@@ -200,7 +200,7 @@ def asked(viewer: Viewer, text: str) -> Query:
 
 
 def without_unasked(request: Request, viewer: Viewer, query: Query) -> Query:
-    """A query without the trail's own events, unless they are asked for; as on the command line."""
+    """Hide ``audit.*`` events unless the query asks for them, as on the command line."""
     # they are of no tenant
     if not viewer.sees_store or request.query_params.get(OWN_SHOWN) or asks_for_own(query):
         return query
@@ -208,7 +208,7 @@ def without_unasked(request: Request, viewer: Viewer, query: Query) -> Query:
 
 
 async def problem(request: Request, viewer: Viewer | None, error: OtelAuditError) -> Response:
-    """Say what happened and what to do."""
+    """The page for an error: what happened, and what to do."""
     status, title = _kind(error)
     response = await render(
         request,
@@ -227,13 +227,13 @@ async def problem(request: Request, viewer: Viewer | None, error: OtelAuditError
 
 
 async def missing(request: Request, viewer: Viewer, message: str) -> Response:
-    """Say that there is no such thing, or none that this person may see."""
+    """The page for a record that is missing, or not visible to this user."""
     context = {"title": "Not found", "viewer": viewer, "message": message}
     return await render(request, "problem.html", context, 404)
 
 
 async def refused(request: Request, viewer: Viewer, message: str) -> Response:
-    """Say that this person may not."""
+    """The page for a missing right."""
     context = {"title": "Not allowed", "viewer": viewer, "message": message}
     return await render(request, "problem.html", context, 403)
 

@@ -1,4 +1,4 @@
-"""The live tail: records as they are sealed, by their place in the log, so that none is lost."""
+"""The live tail: new records in the order of the log, so none is lost."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _GAP: Final = (
 
 
 async def page(_: Site, request: Request, viewer: Viewer) -> Response:
-    """The page on which they appear."""
+    """The page of the live tail."""
     if not viewer.may_do("tail"):
         return await refused(request, viewer, "The live tail is not among what you may do.")
     query = asked(viewer, request.query_params.get("q", ""))
@@ -53,7 +53,7 @@ async def page(_: Site, request: Request, viewer: Viewer) -> Response:
 
 
 async def events(site: Site, request: Request, viewer: Viewer) -> Response:
-    """Server-sent events: batches of records; the id is the place behind the batch."""
+    """Server-sent events with batches of records; an event's id is the place after its batch."""
     if not viewer.may_do("tail"):
         return await refused(request, viewer, "The live tail is not among what you may do.")
     query = viewer.narrowed(asked(viewer, request.query_params.get("q", "")))
@@ -72,7 +72,7 @@ async def events(site: Site, request: Request, viewer: Viewer) -> Response:
 
 
 class _Tail:
-    """One person's tail."""
+    """The tail of one connection."""
 
     def __init__(self, site: Site, request: Request, viewer: Viewer, query: Query) -> None:
         self._site, self._request, self._viewer, self._query = site, request, viewer, query
@@ -83,7 +83,7 @@ class _Tail:
         self._names: dict[Key, DisplayNames] = {}
 
     async def begin(self, given: str | None) -> None:
-        """Find where it begins, and record that somebody looks."""
+        """Find the start, and record the view."""
         self._place = self._site.cursors.read(given, plain=self._viewer.sees_store)
         lacked = given is not None and self._place.position is None
 
@@ -99,7 +99,7 @@ class _Tail:
             await trail.ask("tail", {"query": str(self._query)}, place, lambda _: 0)
 
     async def stream(self) -> AsyncIterator[bytes]:
-        """The events, until nobody listens, or who listens may not any more."""
+        """The events, until the connection or the user's right ends."""
         self._site.tails += 1
         try:
             yield b"retry: 2000\n" + self._event(
@@ -125,14 +125,14 @@ class _Tail:
             self._site.tails -= 1
 
     async def _is_allowed(self) -> bool:
-        """Ask again now and then: sessions and tokens end, and tokens are revoked."""
+        """Check the user's right again from time to time: sessions and tokens end."""
         if time.monotonic() - self._asked < _ASKED_EVERY:
             return True
         self._asked = time.monotonic()
         return await self._site.viewer_of(self._request) == self._viewer
 
     async def _read(self) -> tuple[list[Found], bool]:
-        """The next records of the log that fit; and whether there are more behind."""
+        """The next matching records, and whether more are waiting."""
         due = time.monotonic() - self._recorded > _RECORDED_EVERY
         begin = self._place.position or 0
 

@@ -1,4 +1,4 @@
-"""Where a live tail goes on after its connection was lost: the id of its events."""
+"""Event ids, by which a live tail continues after a lost connection."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LONGEST: Final = 300
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A place in the log, or the last record that was shown, as far as either is known."""
+    """A position in the log, the last record shown, or both."""
 
     position: int | None = None
     record: uuid.UUID | None = None
@@ -31,14 +31,14 @@ class TailCursors:
         self._cipher = Fernet(Fernet.generate_key())
 
     def make(self, place: Place, *, plain: bool) -> str:
-        """The id of an event, behind which a tail goes on."""
+        """The id of an event; a tail continues after it."""
         if plain:
             return str(place.position)
         token = self._cipher.encrypt(str(place.position).encode()).decode()
         return f"{token}.{'' if place.record is None else place.record}"
 
     def read(self, text: str | None, *, plain: bool) -> Place:
-        """The place that an id names; none if it names none."""
+        """The place of an id; an empty place if the id is not valid."""
         if not text or len(text) > _LONGEST:
             return Place()
         if plain:

@@ -21,7 +21,6 @@ from otel_audit_postgres import PostgresSink, init
 from otel_audit_postgres.copy_format import in_pieces
 from otel_audit_postgres.ledger.keys import generate, write_key_files
 from otel_audit_postgres.rows import COLUMNS, to_row
-from otel_audit_postgres.sink import _arrays
 
 from otel_audit.record import AuditRecord, to_json
 from tests.benchmarks.suite.measures import ratio, summary
@@ -220,6 +219,20 @@ def _ready(way: str, rows: Sequence[Any]) -> Any:
     return [
         (*row.values[:payload], row.payload.decode(), *row.values[payload + 1 :]) for row in rows
     ]
+
+
+def _arrays(rows: Sequence[Any]) -> list[list[Any]]:
+    """One array a column; arrays of arrays cannot be unnested, so entities are array literals."""
+    arrays = [list(column) for column in zip(*(row.values for row in rows), strict=True)]
+    entities, payload = NAMES.index("entities"), NAMES.index("payload")
+    arrays[entities] = [_literal(texts) for texts in arrays[entities]]
+    arrays[payload] = [text.decode() for text in arrays[payload]]
+    return arrays
+
+
+def _literal(texts: Sequence[str]) -> str:
+    quoted = (text.replace("\\", "\\\\").replace('"', '\\"') for text in texts)
+    return "{" + ",".join(f'"{text}"' for text in quoted) + "}"
 
 
 def _sender(way: str, connection: Any) -> Callable[[Any], Awaitable[Any]]:

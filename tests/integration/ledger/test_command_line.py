@@ -113,6 +113,30 @@ def events(run: Run, *arguments: str) -> list[str]:
     return [json.loads(line)["event_name"] for line in found]
 
 
+class TestWrongUse:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (("search", "actr:x"), "did you mean actor:?"),
+            (("search", "--status", "many"), "is no status"),
+            (("search", "--after", "x"), "not a place that a page before gave"),
+            (("stats", "actr:x"), "did you mean actor:?"),
+            (("show", "01a2"), "01a2 is not a record's id"),
+            (("prove", "01a2"), "01a2 is not a record's id"),
+        ],
+    )
+    def test_ends_with_status_2(self, run, arguments, message):
+        """A query or an id that cannot be read is wrong use, not a missing store."""
+        assert message in run(*arguments, status=2).output
+
+    def test_an_error_names_the_option_that_was_given(self, run):
+        """The DSN came with --dsn, so that is what to correct."""
+        nowhere = "postgresql://postgres@127.0.0.1:1/x"
+        output = run("search", "--dsn", nowhere, status=1).output
+        assert "--dsn" in output
+        assert "OTEL_AUDIT_DSN" not in output
+
+
 class TestSearch:
     @pytest.mark.parametrize(
         ("arguments", "expected"),
@@ -141,7 +165,7 @@ class TestSearch:
 
     def test_wrong_values_are_wrong_use(self, run):
         """A status and a time that are none, and options that exclude each other."""
-        assert "no status" in run("search", "--status", "9yy", status=1).output
+        assert "no status" in run("search", "--status", "9yy", status=2).output
         assert "no time" in run("search", "--since", "soon", status=2).output
         assert "--follow goes with" in run("search", "--follow", "--all", status=2).output
 
@@ -219,7 +243,7 @@ class TestShow:
         assert "several records" in many
         assert whole in many
         assert "begins with ffffffff" in run("show", "ffffffff", status=1).output
-        assert "not a record's id" in run("show", whole[:7], status=1).output
+        assert "not a record's id" in run("show", whole[:7], status=2).output
 
     def test_json_is_the_exact_text(self, run):
         """With the hash beside it."""
@@ -328,6 +352,14 @@ class TestFollow:
 
 @pytest.mark.slow
 class TestTerminal:
+    def test_what_was_rolled_back_is_marked(self, shop):
+        """A 200 whose COMMIT failed is a failure, and the list shows why."""
+        undone = record(7, "order.paid", outcome="failure", transaction="rolled_back")
+        asyncio.run(write(shop, undone))
+        output = typed(shop, "search", "outcome:failure")
+        assert "failed 200 ↺" in output
+        assert "failed 503 ↺" not in output
+
     def test_a_real_one_has_colours_and_is_not_overrun(self, shop):
         """80 columns wide."""
         output = typed(shop, "search", "--outcome", "failure")

@@ -266,7 +266,7 @@ class TestCommands:
         assert [json.loads(line)["id"] for line in lines] == [trail[7]]
         lines = run("search", "--target", "order:7", "--target", "order:8", "--json").stdout
         assert [json.loads(line)["id"] for line in lines.splitlines()] == [trail[8], trail[7]]
-        assert "did you mean actor:?" in run("search", "acter:x", status=1).output
+        assert "did you mean actor:?" in run("search", "acter:x", status=2).output
         assert "No such option" in run("search", "--limt", "3", status=2).output
 
     def test_stats_count_a_query(self, run):
@@ -332,7 +332,7 @@ class TestCommands:
     def test_show_says_what_is_not_there(self, run):
         """An unknown id and what is no id."""
         assert "no record" in run("show", uuid7(), status=1).output
-        assert "not a record's id" in run("show", "x", status=1).output
+        assert "not a record's id" in run("show", "x", status=2).output
 
     def test_stats_print_both(self, run):
         """Volume and sizes, as a table and as JSON."""

@@ -7,7 +7,7 @@ import uuid
 import asyncpg
 import pytest
 from otel_audit_postgres.ledger import sealed_rows
-from otel_audit_postgres.ledger.sealed_rows import horizon, leaf_hash_at, read_all, read_page
+from otel_audit_postgres.ledger.sealed_rows import horizon, leaf_hash_at, read_page
 from otel_audit_postgres.query.grammar import parse
 from otel_audit_postgres.query.queries import opened
 from otel_audit_postgres.rows import COLUMNS, to_row
@@ -17,6 +17,17 @@ from strategies import a_record
 from otel_audit._util.ids import uuid7
 from otel_audit.errors import ConfigurationError, StoreError
 from otel_audit.record import Tenant
+
+
+async def read_all(connection, start=0, *, upto=None, **options):
+    """Read page after page up to the horizon, also pages without a row."""
+    while True:
+        page = await read_page(connection, start, upto=upto, **options)
+        if page.next > start or page.rows:
+            yield page
+        if page.is_last or page.next >= (page.horizon.size if upto is None else upto):
+            return
+        start = page.next
 
 
 async def _leaves(connection, start=0, **options):

@@ -136,4 +136,4 @@ class TestCommand:
         """A wrong DSN is one line that says what to mend."""
         result = await run("--dsn", audit_store.replace("/audit_", "/nowhere_"))
         assert result.exit_code == 1
-        assert "OTEL_AUDIT_DSN" in result.output
+        assert "the database that --dsn names does not exist" in result.output

@@ -13,10 +13,9 @@ import msgspec
 import pytest
 from otel_audit_postgres import PostgresSink, copy_load, init, record_from_payload, row_feed
 from otel_audit_postgres import sink as sink_module
+from otel_audit_postgres.batch_insert import INSERT, parameters
 from otel_audit_postgres.copy_load import SMALLEST_LOAD
 from otel_audit_postgres.rows import COLUMNS, projections, to_row
-from otel_audit_postgres.sink import _INSERT as INSERT
-from otel_audit_postgres.sink import _arrays
 from strategies import a_record
 
 from otel_audit._util import ratelimited_log
@@ -260,7 +259,7 @@ class TestFeeding:
         """Its row is not committed when the batch is looked up, and is when the batch goes in."""
         batch = a_batch()
         async with reader.transaction():
-            await reader.execute(INSERT, *_arrays([to_row(batch[5])]))
+            await reader.execute(INSERT, *parameters([to_row(batch[5])]))
             writing = asyncio.create_task(sink.write(batch))
             await until_it_waits(reader)
         assert await writing == Written(stored=LARGE)
@@ -274,7 +273,7 @@ class TestFeeding:
         batch = a_batch()
         other = msgspec.structs.replace(batch[5], event_name="order.deleted")
         async with reader.transaction():
-            await reader.execute(INSERT, *_arrays([to_row(other)]))
+            await reader.execute(INSERT, *parameters([to_row(other)]))
             writing = asyncio.create_task(sink.write(batch))
             await until_it_waits(reader)
         assert await writing == Written(stored=LARGE, conflicts=1)
@@ -326,11 +325,9 @@ class TestFeeding:
         monkeypatch.setattr(sink_module, "LARGEST_STATEMENT", 20_000)
         bad = new_record(metadata={"x": msgspec.Raw(b"{")})
         batch = [*a_batch(), bad, *a_batch()]
-        await sink.check()
-        sent = []
-        sink._connection.add_query_logger(lambda query: sent.append(query.query))
         assert await sink.write(batch) == Written(stored=2 * LARGE, quarantined=1)
-        assert sum(query == "COMMIT" for query in sent) > 5
+        parts = await reader.fetchval("SELECT count(DISTINCT xmin::text) FROM audit.audit_logs")
+        assert parts > 5
         assert await stored(reader) == 2 * LARGE
 
     async def test_a_record_that_no_row_can_hold_is_quarantined(self, sink, reader):

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import resource
 import shutil
 from collections.abc import Iterator
@@ -255,10 +256,10 @@ class TestWhatItSays:
         # records of others between its own would be taken for gaps, and be counted by that
         assert not any(note.startswith("GAPS") for note in told["notes"])
         for column in ("gaps by producer", "losses", "quarantined", "guards changed"):
-            assert integrity[column] == "not told: of the whole store only"
+            assert integrity[column] == "not shown: counts the whole store"
         for row in disposal:
             for column in ("archived", "dropped", "holds", "erasures", "policy version", "overdue"):
-                assert row[column] == "not told: of the whole store only"
+                assert row[column] == "not shown: counts the whole store"
         assert (streams, parked) == (0, 0)
 
     async def test_of_one_tenant_counts_no_others(self, store):
@@ -267,7 +268,7 @@ class TestWhatItSays:
         (integrity,) = rows_of(await made(store.dsn, "integrity", replace(WHOLE, tenant="clinic")))
 
         assert not any(note.startswith("GAPS") for note in told["notes"])
-        assert integrity["gaps by producer"] == "not told: of the whole store only"
+        assert integrity["gaps by producer"] == "not shown: counts the whole store"
 
     async def test_a_persons_file_tells_which_records_were_erased(self, store):
         """By the keys that were destroyed, and not by whether anything was ever erased."""
@@ -606,7 +607,7 @@ class TestEvidence:
         told = json.loads(await made(store.dsn, "integrity", clinic))
         (row,) = rows_of(json.dumps(told))
         assert "1 records are not as they were sealed" in row["verdict"]
-        assert row["longest seal lag"] == "not told: of the whole store only"
+        assert row["longest seal lag"] == "not shown: counts the whole store"
 
     async def test_the_rows_are_hashed_as_the_file_has_them(self, store):
         """What the section on checks says: each row of the JSON file is a line that was hashed."""
@@ -651,6 +652,17 @@ class TestTheCommand:
         told = json.loads(row["text"])["metadata"]
         assert (told["question"], told["asked"]["report"]) == ("report", "rights")
 
+    async def test_ends_now_by_default(self, store, tmp_path):
+        """Without --to the period ends at the present time."""
+        begun = datetime.now(UTC)
+        options = ("--from", "2026-10-01", "--format", "json", "--out", str(tmp_path))
+        done = await self.run(store, "rights", *options)
+        assert done.exit_code == 0, done.output
+        (file,) = tmp_path.glob("rights-*.json")
+        period = json.loads(file.read_text())["head"]["period"]
+        end = datetime.fromisoformat(re.findall(r"\d{4}-\d\d-\d\dT[\d:.]+Z", period)[-1])
+        assert begun - timedelta(seconds=1) < end <= datetime.now(UTC)
+
     async def test_lists_the_reports(self, store):
         """Each with what it shows."""
         found = await self.run(store)
@@ -660,7 +672,7 @@ class TestTheCommand:
         ("arguments", "says"),
         [
             (("rigths", *PERIOD), "did you mean rights?"),
-            (("rights",), "--from and --to are needed"),
+            (("rights",), "--from is needed"),
             (("rights", "--from", "2999-01-01", "--to", "2999-02-01"), "ends in the future"),
             (("rights", "--from", "2026-11-01", "--to", "2026-10-01"), "the period is empty"),
             (("rights", "--from", "soon", "--to", "2026-11-01"), "is no time"),

@@ -161,3 +161,42 @@ class TestGroupSync:
         given_up.cancel()
         append(spool)
         assert await group.wait()
+
+
+class TestInterval:
+    """What nobody waits for is brought to disk as well."""
+
+    async def test_what_is_appended_is_synced_now_and_then(self, spool):
+        """From the start on, also what comes later."""
+        group = GroupSync(lambda: spool, Counters(), interval=0.001)
+        group.start()
+        for _ in range(3):
+            position = append(spool)
+            while spool.synced < position:  # noqa: ASYNC110 - a thread is watched
+                await asyncio.sleep(0.001)
+        group.close(10)
+
+    async def test_whoever_waits_does_not_wait_for_the_interval(self, spool, slow_disk):
+        """A caller is served at once, however long the interval is."""
+        group = GroupSync(lambda: spool, Counters(), interval=3600.0)
+        group.start()
+        for _ in range(3):
+            append(spool)
+            assert await group.wait()
+        assert len(slow_disk) == 3
+        group.close(10)
+
+    @pytest.mark.allow_errors
+    async def test_a_failure_is_told_and_the_next_sync_tried(self, spool, monkeypatch):
+        """Where nobody waits, it is counted here; the thread goes on."""
+        counters, told = Counters(), threading.Semaphore(0)
+        group = GroupSync(lambda: spool, counters, 0.001, told.release)
+        append(spool)
+        with monkeypatch.context() as broken:
+            broken.setattr(os, "fdatasync", lambda file: (_ for _ in ()).throw(OSError(5, "EIO")))
+            group.start()
+            for _ in range(2):
+                assert await asyncio.to_thread(told.acquire, timeout=10)
+        assert counters.spool_errors >= 2
+        assert group.state.restarts == 0
+        group.close(10)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from otel_audit_postgres.row_feed import RowFeed, can_be_fed, to_rows
+from otel_audit_postgres.row_feed import RowFeed, can_be_fed, split, to_rows
 from otel_audit_postgres.rows import to_row
 from strategies import a_record
 
@@ -73,6 +73,20 @@ class TestRowFeed:
         feed = RowFeed([*new_records(2), unfit, *new_records(2)], 10**6)
         assert len(feed.part().finish()) == 4
         assert [one.record_id for one in feed.refused] == ["no uuid"]
+
+
+def test_rows_that_are_made_already_are_split_alike():
+    """One rule of sizes for both ways into the table."""
+    large = a_record(record_id=uuid7(), metadata={"text": "x" * 1_000})
+    records = [*new_records(1), large, *new_records(2)]
+    feed = RowFeed(records, 2 * SIZE)
+    fed = []
+    while feed:
+        fed.append([row.record_id for row in feed.part().finish()])
+    rows, _ = to_rows(records, to_copy=True)
+    assert [[row.record_id for row in part] for part in split(rows, 2 * SIZE)] == fed
+    assert len(fed) == 3
+    assert list(split([], SIZE)) == []
 
 
 class TestWhatCanBeFed:

@@ -154,7 +154,7 @@ class VerificationReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was tampered with, as far as was looked."""
+        """Whether no tampering was found."""
         return not self.problems
 
     @property

@@ -46,7 +46,7 @@ def unaccounted(
     *,
     complete: bool,
 ) -> list[tuple[int, uuid.UUID]]:
-    """Take from the missing rows those that were dropped in order.
+    """Remove properly dropped rows from the missing ones.
 
     Args:
         missing: Leaves without a row.

@@ -52,7 +52,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class RowSelection:
-    """Which rows are read, and whose word counts.
+    """The rows to read, and the source of their hashes.
 
     Attributes:
         since: Only those that were sealed at this time or later.
@@ -74,7 +74,7 @@ class RowSelection:
         return self.since is None and not self.from_leaf and self.leaves is None
 
     def of(self, block: Block) -> list[int]:
-        """Which of a block's leaves to read the rows of, counted within the block."""
+        """The leaves of a block whose rows are read, counted within the block."""
         if self.since is not None and block.recorded_at and block.recorded_at < self.since:
             return []
         numbers = range(min(block.count, len(block.row_ids())))
@@ -205,7 +205,7 @@ def _deaf_children() -> Iterator[None]:
 
 
 def _depend_on(lifeline: Pipe) -> None:
-    """End this process as soon as the one that began it lets go, or is gone, in whatever way."""
+    """End this process as soon as its parent closes the pipe or is gone."""
 
     def watch() -> None:
         with contextlib.suppress(EOFError, OSError):

@@ -15,7 +15,7 @@ _AT_ONCE: Final = 1000
 async def check_unsealed(
     connection: Connection[Any], *, sealed: int, matched: int | None, findings: Findings
 ) -> int:
-    """Check the rows that wait, and find those that neither wait nor were sealed.
+    """Check the waiting rows, and find rows that neither wait nor were sealed.
 
     Args:
         connection: Within the verification's transaction.

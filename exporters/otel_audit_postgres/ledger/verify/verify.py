@@ -53,7 +53,7 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
     jobs: int = 1,
     progress: Progress | None = None,
 ) -> VerificationReport:
-    """Verify an audit store; it is only read, and all of it as it is at one moment.
+    """Verify an audit store, read-only, in one snapshot.
 
     The whole tree is always built again from its leaves; ``since``, ``sample`` and ``remembered``
     only choose which rows are read and hashed again.
