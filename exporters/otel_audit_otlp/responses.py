@@ -37,7 +37,7 @@ _JSON: Final = "application/json"
 _PROTOBUF: Final = "application/x-protobuf"
 
 
-def objection_of(answer: HttpResponse) -> str | None:
+def rejection_reason(answer: HttpResponse) -> str | None:
     """Return what an answer says about the sent records.
 
     Args:

@@ -19,7 +19,7 @@ from otel_audit.errors import MissingExtraError, StoreError, StoreUnavailableErr
 from otel_audit.record import AuditRecord, to_json
 from otel_audit_otlp.encoding import Carried, carry, parts_of, to_request
 from otel_audit_otlp.endpoint import Endpoint
-from otel_audit_otlp.responses import objection_of
+from otel_audit_otlp.responses import rejection_reason
 
 try:
     import httpx
@@ -75,7 +75,7 @@ class OtlpSink:
             StoreUnavailableError: It cannot be reached, or takes nothing now.
             StoreError: It refuses us; the message says the remedy.
         """
-        objection = objection_of(await self._post(b""))
+        objection = rejection_reason(await self._post(b""))
         if objection is not None:
             raise StoreError(f"{objection}; is OTEL_AUDIT_OTLP_ENDPOINT an OTLP/HTTP receiver?")
 
@@ -124,7 +124,7 @@ class OtlpSink:
             log_limited(_logger, "close", "A connection was not closed in order", error=error)
 
     async def _send(self, part: Sequence[Carried]) -> str | None:
-        return objection_of(await self._post(to_request(part)))
+        return rejection_reason(await self._post(to_request(part)))
 
     async def _post(self, body: bytes) -> HttpResponse:
         if self._endpoint.compression == "gzip":

@@ -8,6 +8,7 @@ named with its schema, so that no search_path decides which one it is.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable
 from typing import Final
@@ -130,5 +131,9 @@ def _leaves_connection(error: Exception) -> bool:
 
 async def _one_by_one(pieces: Iterable[bytes]) -> AsyncIterator[bytes]:
     """Make each piece only when the one before it has been taken off."""
+    task = asyncio.current_task()
     for piece in pieces:
+        if task is not None and task.cancelling():
+            # it ends here: after the last piece the server inserts, and commits
+            await asyncio.sleep(0)
         yield piece

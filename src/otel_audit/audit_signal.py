@@ -28,7 +28,7 @@ EARLIER_NAMES: Final = {"audit.sequence.prev_hash": PREVIOUS_HASH}
 """Names that the draft had before, and what they are now."""
 
 
-def named_anew(attributes: Mapping[str, Any], name: str) -> Any:
+def attribute_by_any_name(attributes: Mapping[str, Any], name: str) -> Any:
     """Read an attribute by its newest name, or else by an earlier one; None: it has neither."""
     if name in attributes:
         return attributes[name]

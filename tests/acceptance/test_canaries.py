@@ -176,7 +176,7 @@ class Run:
 
 
 @pytest.fixture(scope="module", params=["full", "summary"])
-def run(request, postgres, audit_template, tmp_path_factory) -> Run:
+def leaked(request, postgres, audit_template, tmp_path_factory) -> Run:
     """Send every canary once, to an app whose spans and metrics go to a collector of its own too; look at the spool while it holds all, then at all the rest."""
     directory = tmp_path_factory.mktemp("leaky")
     shutil.copy(Path(__file__).parent / "leaky_app.py", directory / "app.py")
@@ -187,7 +187,7 @@ def run(request, postgres, audit_template, tmp_path_factory) -> Run:
         "APP_DSN": postgres.dsn(shop).replace("postgresql://", "postgresql+asyncpg://"),
         "OTEL_TRACES_EXPORTER": "console,otlp",
         "OTEL_METRICS_EXPORTER": "console",
-        "OTEL_METRIC_EXPORT_INTERVAL": "1000",
+        "OTEL_METRIC_EXPORT_INTERVAL": "300",
         "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
         "OTEL_BSP_SCHEDULE_DELAY": "100",
         "PYTHONUNBUFFERED": "1",
@@ -247,7 +247,7 @@ async def exported_all(server: Server, collector: Receiver) -> None:
     async with asyncio.timeout(60):
         while server.output.count('"resource_metrics"') < wanted or len(collector.received) != last:
             last = len(collector.received)
-            await asyncio.sleep(1)
+            await asyncio.sleep(0.3)  # longer than spans wait
 
 
 async def everything(dsn: str) -> tuple[bytes, list[asyncpg.Record]]:
@@ -328,12 +328,12 @@ def forms(canary: str) -> Iterator[bytes]:
 
 class TestCanaries:
     @pytest.mark.parametrize("position", POSITIONS)
-    def test_none_is_found_anywhere(self, run, position):
+    def test_none_is_found_anywhere(self, leaked, position):
         """Not in a column or payload, not in the spool, not on a span, not in a log line."""
-        canary = run.canaries[position]
+        canary = leaked.canaries[position]
         found = [
             place
-            for place, data in run.places.items()
+            for place, data in leaked.places.items()
             if any(form in data for form in forms(canary))
         ]
         assert found == []
@@ -344,37 +344,37 @@ class TestCanaries:
          ("collector", "audit.event.name"), ("metrics", "audit.records.emitted"),
          ("error pages", "Internal Server Error")],
     )  # fmt: skip
-    def test_what_is_innocent_is_there(self, run, place, trace):
+    def test_what_is_innocent_is_there(self, leaked, place, trace):
         """Each place was really written to, and keeps what is no secret."""
-        assert trace.encode() in run.places[place]
+        assert trace.encode() in leaked.places[place]
 
     @pytest.mark.parametrize("place", ["spans", "collector"])
-    def test_spans_have_bodies_where_that_is_asked_for(self, run, place, request):
+    def test_spans_have_bodies_where_that_is_asked_for(self, leaked, place, request):
         """Where only a summary is, there is none."""
-        full = request.node.callspec.params["run"] == "full"
-        assert (INNOCENT.encode() in run.places[place]) is full
+        full = request.node.callspec.params["leaked"] == "full"
+        assert (INNOCENT.encode() in leaked.places[place]) is full
 
-    def test_messages_of_the_socket_are_there(self, run):
+    def test_messages_of_the_socket_are_there(self, leaked):
         """Both ways, without the secret in them."""
-        (row,) = [row for row in run.rows if row["url_path"] == "/feed"]
+        (row,) = [row for row in leaked.rows if row["url_path"] == "/feed"]
         payload = json.loads(row["payload"])
         for side in ("request", "response"):
             (kept,) = payload[side]["body"]["content"]
             assert kept["message"] == {"password": "[REDACTED]", "note": INNOCENT}
 
-    def test_every_request_is_a_row(self, run):
+    def test_every_request_is_a_row(self, leaked):
         """No canary has cost its request the record."""
-        paths = [row["url_path"] for row in run.rows]
+        paths = [row["url_path"] for row in leaked.rows]
         expected = len(POSITIONS) - 1 + len(range(2, 40, 4))
         assert len([path for path in paths if path is not None]) == expected
 
-    def test_every_request_is_a_line_of_the_request_log(self, run):
+    def test_every_request_is_a_line_of_the_request_log(self, leaked):
         """The log was written, too, with the same facts."""
-        assert run.places["logs"].count(b'"request_id"') >= len(POSITIONS)
-        assert b'"path":"/password-reset/[REDACTED]"' in run.places["logs"]
+        assert leaked.places["logs"].count(b'"request_id"') >= len(POSITIONS)
+        assert b'"path":"/password-reset/[REDACTED]"' in leaked.places["logs"]
 
-    def test_what_was_changed_is_in_the_rows(self, run):
+    def test_what_was_changed_is_in_the_rows(self, leaked):
         """The columns that are no secrets are there, so the changes were looked at."""
-        changed = [row for row in run.rows if row["url_path"] == "/customers"]
+        changed = [row for row in leaked.rows if row["url_path"] == "/customers"]
         assert any('"name":[null,"innocent"]' in row["payload"] for row in changed)
         assert {row["outcome"] for row in changed} == {"success", "failure"}

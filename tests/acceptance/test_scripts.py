@@ -25,7 +25,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
-def run(tmp_path: Path, audit_store: str) -> Run:
+def run_script(tmp_path: Path, audit_store: str) -> Run:
     """Run a script as its own process, with the store and a spool in its environment."""
 
     def run_script(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -87,10 +87,10 @@ class TestEnds:
         ],
     )
     async def test_however_a_script_ends_its_record_is_stored(
-        self, ending, code, outcome, run, rows
+        self, ending, code, outcome, run_script, rows
     ):
         """Falling off the end, an exception, sys.exit, Ctrl-C: the row is there at once."""
-        done = run(f"""
+        done = run_script(f"""
             import signal, sys
             otel_audit.instrument()
             with otel_audit.audit("report.built", target="report:7"):
@@ -103,9 +103,9 @@ class TestEnds:
         assert "hunter2" not in row["payload"]
 
     @pytest.mark.parametrize("when", ["before", "after"])
-    async def test_the_first_record_at_the_interpreters_end_is_kept(self, when, run, rows):
+    async def test_the_first_record_at_the_interpreters_end_is_kept(self, when, run_script, rows):
         """A record that an exit handler makes, whether it runs before delivery ends or after."""
-        done = run(f"""
+        done = run_script(f"""
             import atexit
             if {when == "after"}:
                 atexit.register(otel_audit.emit, "job.done")
@@ -117,7 +117,7 @@ class TestEnds:
         assert "lost" not in done.stderr
         if when == "after":
             assert "the next process of this service delivers it" in done.stderr
-            done = run("""
+            done = run_script("""
                 otel_audit.instrument()
                 otel_audit.emit("another.done")
                 assert otel_audit.flush(60)
@@ -125,9 +125,9 @@ class TestEnds:
             assert done.returncode == 0, done.stderr
         assert "job.done" in [row["event_name"] for row in await rows()]
 
-    async def test_no_thread_is_needed_to_make_the_first_record(self, run, rows):
+    async def test_no_thread_is_needed_to_make_the_first_record(self, run_script, rows):
         """Whoever forbids threads and waiting on the event loop loses no record."""
-        done = run("""
+        done = run_script("""
             import asyncio, sys
             otel_audit.instrument()
             forbidden = []
@@ -148,9 +148,9 @@ class TestEnds:
         (first, _) = await rows()
         assert (first["event_name"], first["actor_id"]) == ("job.done", "nightly")
 
-    async def test_what_is_killed_in_the_middle_is_told_by_the_next_run(self, run, rows):
+    async def test_what_is_killed_in_the_middle_is_told_by_the_next_run(self, run_script, rows):
         """SIGKILL inside of a block: the next process delivers what had begun, outcome unknown."""
-        done = run("""
+        done = run_script("""
             import os, signal
             otel_audit.instrument()
             otel_audit.emit("a.done")
@@ -159,7 +159,7 @@ class TestEnds:
         """)
         assert done.returncode == -signal.SIGKILL
         assert await rows() == []
-        done = run("""
+        done = run_script("""
             import time
             otel_audit.instrument()
             otel_audit.emit("b.done")
@@ -170,7 +170,7 @@ class TestEnds:
         found = {row["event_name"]: row["outcome"] for row in await rows()}
         assert found == {"a.done": "success", "report.built": "unknown", "b.done": "success"}
 
-    async def test_a_store_that_is_away_keeps_nobody_waiting_for_long(self, run, rows):
+    async def test_a_store_that_is_away_keeps_nobody_waiting_for_long(self, run_script, rows):
         """The script ends after the shutdown timeout, says what is kept; the next run delivers it."""
         began = time.monotonic()
         script = """
@@ -178,17 +178,17 @@ class TestEnds:
             with otel_audit.audit("report.built"):
                 pass
         """
-        done = run(script, OTEL_AUDIT_DSN=UNREACHABLE, OTEL_AUDIT_SHUTDOWN_TIMEOUT="0.5")
+        done = run_script(script, OTEL_AUDIT_DSN=UNREACHABLE, OTEL_AUDIT_SHUTDOWN_TIMEOUT="0.5")
         assert done.returncode == 0
         assert time.monotonic() - began < 40
         assert "1 audit records are kept" in done.stderr
         assert "hunter2" not in done.stderr
-        assert run(script).returncode == 0
+        assert run_script(script).returncode == 0
         assert [row["event_name"] for row in await rows()] == ["report.built"] * 2
 
-    async def test_the_stream_of_a_script_is_told_from_begin_to_end(self, run, rows):
+    async def test_the_stream_of_a_script_is_told_from_begin_to_end(self, run_script, rows):
         """With records of the stream itself a script that ends in order leaves no gap."""
-        done = run(
+        done = run_script(
             """
             otel_audit.instrument()
             otel_audit.emit("a.done")
@@ -203,9 +203,9 @@ class TestEnds:
             "audit.stream.ended",
         ]
 
-    async def test_a_coroutine_is_a_script_too(self, run, rows):
+    async def test_a_coroutine_is_a_script_too(self, run_script, rows):
         """asyncio.run with nested async blocks and a decorated coroutine."""
-        done = run("""
+        done = run_script("""
             import asyncio
             otel_audit.instrument()
 
@@ -226,9 +226,9 @@ class TestEnds:
 
 
 class TestChildren:
-    async def test_a_forked_child_delivers_its_own(self, run, rows):
+    async def test_a_forked_child_delivers_its_own(self, run_script, rows):
         """os.fork: parent and child are two producers, each with its own numbers."""
-        done = run("""
+        done = run_script("""
             import os, sys
             otel_audit.instrument()
             otel_audit.emit("parent.begun")
@@ -248,9 +248,11 @@ class TestChildren:
         assert found["child.done"]["sequence_number"] == 1
 
     @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
-    async def test_children_of_multiprocessing_deliver_before_they_end(self, method, run, rows):
+    async def test_children_of_multiprocessing_deliver_before_they_end(
+        self, method, run_script, rows
+    ):
         """They end without atexit; what they did is stored before the parent has joined them."""
-        done = run(f"""
+        done = run_script(f"""
             import multiprocessing
 
             def work(number):
@@ -274,9 +276,9 @@ class TestChildren:
         assert done.returncode == 0, done.stderr
         assert sorted(row["target_id"] for row in await rows()) == ["0", "1"]
 
-    async def test_a_child_that_ends_hard_delivers_before(self, run, rows):
+    async def test_a_child_that_ends_hard_delivers_before(self, run_script, rows):
         """os._exit skips atexit and finalizers, as job queues do it: nobody else need record."""
-        done = run("""
+        done = run_script("""
             import os
             otel_audit.instrument()
             child = os.fork()
@@ -289,9 +291,9 @@ class TestChildren:
         assert done.returncode == -9, done.stderr
         assert [row["event_name"] for row in await rows()] == ["child.done"]
 
-    async def test_a_grandchild_delivers_its_own(self, run, rows):
+    async def test_a_grandchild_delivers_its_own(self, run_script, rows):
         """Each process ends with its own records, and one without any at once."""
-        done = run("""
+        done = run_script("""
             import os, time
             otel_audit.instrument()
             if os.fork() == 0:
@@ -315,9 +317,9 @@ class TestChildren:
         assert set(found) == {"child.done", "grandchild.done"}
         assert len(set(found.values())) == 2
 
-    async def test_a_child_that_ends_in_a_signal_handler(self, run, rows):
+    async def test_a_child_that_ends_in_a_signal_handler(self, run_script, rows):
         """It ends in time, whatever the signal has interrupted."""
-        done = run("""
+        done = run_script("""
             import os, signal, time
             otel_audit.instrument()
             child = os.fork()
@@ -396,9 +398,9 @@ class TestChildren:
         assert {row["actor_id"] for row in found} == {"ann"}
         assert len({row["producer_id"] for row in found}) == 2
 
-    async def test_a_child_that_is_killed_is_told_by_another(self, run, rows):
+    async def test_a_child_that_is_killed_is_told_by_another(self, run_script, rows):
         """SIGKILL skips everything; its spool is delivered all the same."""
-        done = run("""
+        done = run_script("""
             import os, time
             otel_audit.instrument()
             child = os.fork()
@@ -415,9 +417,9 @@ class TestChildren:
 
 
 class TestWithLittle:
-    async def test_starlette_is_not_needed(self, run, rows):
+    async def test_starlette_is_not_needed(self, run_script, rows):
         """Without Starlette and SQLAlchemy only what they bring is missing."""
-        done = run("""
+        done = run_script("""
             import logging, sys
             for name in ("starlette", "starlette.applications", "fastapi", "sqlalchemy"):
                 sys.modules[name] = None
@@ -428,9 +430,9 @@ class TestWithLittle:
         assert done.returncode == 0, done.stderr
         assert [row["event_name"] for row in await rows()] == ["report.built"]
 
-    async def test_a_script_with_a_database(self, run, rows):
+    async def test_a_script_with_a_database(self, run_script, rows):
         """What a script's session changes belongs to its action, values and commit included."""
-        done = run("""
+        done = run_script("""
             from sqlalchemy import create_engine
             from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -453,9 +455,9 @@ class TestWithLittle:
         assert (row["entities"], row["transaction_outcome"]) == (["user:1"], "committed")
         assert "hunter2" not in row["payload"]
 
-    async def test_settings_may_be_given_in_code(self, run, rows, audit_store):
+    async def test_settings_may_be_given_in_code(self, run_script, rows, audit_store):
         """No variable is needed."""
-        done = run(
+        done = run_script(
             f"""
             import os
             del os.environ["OTEL_AUDIT_DSN"]
@@ -550,15 +552,15 @@ class TestNothingInstrumented:
         otel_audit.emit("report.sent")
     """
 
-    async def test_the_script_runs_and_is_told_once(self, run, rows):
+    async def test_the_script_runs_and_is_told_once(self, run_script, rows):
         """Whoever forgot instrument() reads it in one line on standard error."""
-        done = run(self.SCRIPT)
+        done = run_script(self.SCRIPT)
         assert (done.returncode, done.stdout) == (0, "it ran\n")
         assert done.stderr.count("call otel_audit.instrument() first") == 1
         assert await rows() == []
 
-    def test_required_ends_it_before_anything_is_done(self, run):
+    def test_required_ends_it_before_anything_is_done(self, run_script):
         """With OTEL_AUDIT_REQUIRED the block does not begin."""
-        done = run(self.SCRIPT, OTEL_AUDIT_REQUIRED="true")
+        done = run_script(self.SCRIPT, OTEL_AUDIT_REQUIRED="true")
         assert (done.returncode, done.stdout) == (1, "")
         assert "ConfigurationError: OTEL_AUDIT_REQUIRED is set" in done.stderr

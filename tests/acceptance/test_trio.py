@@ -19,14 +19,19 @@ from fastapi import FastAPI
 import otel_audit
 
 app = FastAPI()
+seen = trio.Event()
 
 @app.get("/up")
 async def up() -> str:
     return "up"
 
+@app.post("/enough")
+async def enough() -> None:
+    seen.set()
+
 @app.post("/slow")
 async def slow() -> None:
-    await trio.sleep(1.5)
+    await seen.wait()
     async with otel_audit.audit("report.written"):
         await trio.sleep(0)
 """
@@ -63,8 +68,13 @@ async def test_a_server_on_trio_is_audited(tmp_path: Path, audit_store: str) -> 
 
     with started(tmp_path, settings, command) as server:
         server.wait_until_up()
-        assert httpx.post(f"{server.url}/slow", timeout=60).status_code == 200
-        found = await rows(audit_store, until=4)
+        slowly = asyncio.to_thread(httpx.post, f"{server.url}/slow", timeout=60)
+        answer = asyncio.create_task(slowly)
+        # its intent, and that it takes long
+        await rows(audit_store, until=2)
+        assert httpx.post(f"{server.url}/enough", timeout=60).status_code == 200
+        assert (await answer).status_code == 200
+        found = await rows(audit_store, until=6)
         assert "otel_audit" not in server.output, server.output
     slow = [row for row in found if row["event_name"] == "slow.created"]
     assert {row["phase"] for row in slow} == {"intent", "started", "completed"}

@@ -113,7 +113,7 @@ async def stored(dsn: str, wanted: list[AuditRecord], protector: Protector | Non
     await sink.close()
 
 
-async def written_and_verified(dsn: str, rows: int, folder: Path, told: dict[str, Any]) -> Path:
+async def written_and_verified(dsn: str, rows: int, folder: Path, figures: dict[str, Any]) -> Path:
     for first in range(0, rows, 500):
         await stored(dsn, records(min(500, rows - first), first))
     await maintain(dsn, months=[MONTH])
@@ -131,16 +131,16 @@ async def written_and_verified(dsn: str, rows: int, folder: Path, told: dict[str
             store.opened(dsn, "measure") as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),
         ):
-            with measured(told, name, rows, dsn):
+            with measured(figures, name, rows, dsn):
                 month = await write_month(connection, MONTH, folder / name, lambda *_: "default")
-    told["bytes_a_row"] = round(month.files[0].size / rows, 1)
-    told["memory_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    figures["bytes_a_row"] = round(month.files[0].size / rows, 1)
+    figures["memory_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     archive = FolderArchive(folder / "archive")
-    with measured(told, "run", rows, dsn):
+    with measured(figures, "run", rows, dsn):
         await run(POLICY, Setting(dsn, archive, key, [key.public], seal))
     await seal()
     await sealer.close()
-    with measured(told, "verify_deep", rows, dsn):
+    with measured(figures, "verify_deep", rows, dsn):
         report = await verify_archives(dsn, Question(archive, [key.public], deep=True))
     assert report.ok, report.findings.problems
     return folder / "archive" / (await archived_objects(dsn))[0].entry.key
@@ -193,11 +193,11 @@ def asked_once(archive: ArchiveStore, listed: list[ListedObject], text: str) -> 
 
 
 def asked(listed: list[ListedObject], folder: Path, rows: int) -> dict[str, Any]:
-    archive, told = FolderArchive(folder), {}
+    archive, figures = FolderArchive(folder), {}
     for name, text in questions(rows).items():
         times = [asked_once(archive, listed, text) for _ in range(3)]
-        told[name] = sorted(times, key=lambda one: one["seconds"])[1]
-    return told
+        figures[name] = sorted(times, key=lambda one: one["seconds"])[1]
+    return figures
 
 
 @contextlib.contextmanager
@@ -220,7 +220,7 @@ def asked_s3(listed: list[ListedObject], folder: Path, rows: int, cache: Path) -
     from botocore.exceptions import EndpointConnectionError
 
     os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
-    told: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     with moto() as endpoint:
         client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
         until = time.monotonic() + 60
@@ -233,23 +233,23 @@ def asked_s3(listed: list[ListedObject], folder: Path, rows: int, cache: Path) -
                 time.sleep(0.1)
         url = f"s3://measure/a?endpoint={endpoint}&region=us-east-1"
         archive = open_archive(url)
-        with measured(told, "upload", rows):
+        with measured(figures, "upload", rows):
             for one in listed:
                 archive.put(one.entry.key, folder / one.entry.key, one.entry.sha256, None)
         for name, text in questions(rows).items():
             kept = open_archive(f"{url}&cache={cache / name}")
-            told[name] = {
+            figures[name] = {
                 "first": asked_once(kept, listed, text), "again": asked_once(kept, listed, text),
             }  # fmt: skip
-    return told
+    return figures
 
 
-async def encrypted(dsn: str, keys: KeyStore, rows: int, told: dict[str, Any]) -> None:
+async def encrypted(dsn: str, keys: KeyStore, rows: int, figures: dict[str, Any]) -> None:
     protector = Protector(keys, read_fields(PERSONAL))
     wanted = records(rows)
     for first in range(0, rows, 500):  # each actor has his key
         await protector.protect(wanted[first : first + 500])
-    with measured(told, "encrypt", rows, dsn):
+    with measured(figures, "encrypt", rows, dsn):
         for first in range(0, rows, 500):
             await protector.protect(wanted[first : first + 500])
     times = {}
@@ -265,7 +265,7 @@ async def encrypted(dsn: str, keys: KeyStore, rows: int, told: dict[str, Any]) -
         begun = time.perf_counter()
         await erase(dsn, keys, Subject(min(tenants), f"p-{number}"), "law", "demand")
         times[str(count)] = round(time.perf_counter() - begun, 3)
-    told["erase_seconds_by_rows"] = times
+    figures["erase_seconds_by_rows"] = times
     await protector.close()
 
 
@@ -331,7 +331,7 @@ def requested(dsn: str, keys_dsn: str, folder: Path, count: int = 3000) -> dict[
         [str(Path(sys.executable).with_name("otel-audit")), "subject", "init"],
         env=keyed, check=True, stdout=subprocess.DEVNULL,
     )  # fmt: skip
-    told: dict[str, dict[str, float]] = {}
+    figures: dict[str, dict[str, float]] = {}
     for _ in range(3):
         for name, environment in (("without_keys", plain), ("with_keys", keyed)):
             done = subprocess.run(
@@ -339,24 +339,24 @@ def requested(dsn: str, keys_dsn: str, folder: Path, count: int = 3000) -> dict[
                 capture_output=True, text=True,
             )  # fmt: skip
             once = json.loads(done.stdout.splitlines()[-1])
-            best = told.setdefault(name, once)
-            told[name] = {key: min(best[key], once[key]) for key in once}
-    return told
+            best = figures.setdefault(name, once)
+            figures[name] = {key: min(best[key], once[key]) for key in once}
+    return figures
 
 
 async def main(
     options: argparse.Namespace, dsn: str, keys_dsn: str, folder: Path
 ) -> dict[str, Any]:
-    told: dict[str, Any] = {"rows": options.rows, "asked_rows": options.asked}
-    file = await written_and_verified(dsn, options.rows, folder, told)
+    figures: dict[str, Any] = {"rows": options.rows, "asked_rows": options.asked}
+    file = await written_and_verified(dsn, options.rows, folder, figures)
     listed = copies(file, folder / "many", options.asked)
-    told["question_folder"] = asked(listed, folder / "many", options.asked)
-    told["question_s3"] = asked_s3(listed, folder / "many", options.asked, folder / "cache")
+    figures["question_folder"] = asked(listed, folder / "many", options.asked)
+    figures["question_s3"] = asked_s3(listed, folder / "many", options.asked, folder / "cache")
     keys = KeyStore(keys_dsn, FileWrapper(secrets.token_bytes(32)))
     await keys.init()
-    await encrypted(dsn, keys, 10_000, told)
+    await encrypted(dsn, keys, 10_000, figures)
     await keys.close()
-    return told
+    return figures
 
 
 async def create(dsn: str, name: str) -> None:
@@ -384,11 +384,11 @@ def measure(arguments: list[str], say: Callable[[str], None] = print) -> None:
     ):
         name = f"keys_{uuid.uuid4().hex[:8]}"
         asyncio.run(create(dsn, name))
-        told = asyncio.run(main(options, dsn, server.dsn(name), Path(folder)))
+        figures = asyncio.run(main(options, dsn, server.dsn(name), Path(folder)))
         name = f"keys_{uuid.uuid4().hex[:8]}"
         asyncio.run(create(dsn, name))
-        told["request"] = requested(dsn, server.dsn(name), Path(folder))
-    text = json.dumps(told, indent=2)
+        figures["request"] = requested(dsn, server.dsn(name), Path(folder))
+    text = json.dumps(figures, indent=2)
     if options.out is not None:
         options.out.write_text(text + "\n", "utf-8")
     say(text)

@@ -29,14 +29,16 @@ for folder in (HERE, HERE.parent, HERE.parents[1]):
 
 
 def main() -> None:
-    told = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    told.add_argument("--rows", type=int, default=1_000_000)
-    told.add_argument("--data", type=Path, default=Path(tempfile.gettempdir()) / "otel-audit-bench")
-    told.add_argument("--out", type=Path, help="write the figures here, as JSON")
-    told.add_argument("--write", action="store_true", help="write the table into docs/reports.md")
-    told.add_argument("--only", help="one measurement: export:csv, report:rights")
-    told.add_argument("--dsn", help="a store that is filled already")
-    options = told.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument(
+        "--data", type=Path, default=Path(tempfile.gettempdir()) / "otel-audit-bench"
+    )
+    parser.add_argument("--out", type=Path, help="write the figures here, as JSON")
+    parser.add_argument("--write", action="store_true", help="write the table into docs/reports.md")
+    parser.add_argument("--only", help="one measurement: export:csv, report:rights")
+    parser.add_argument("--dsn", help="a store that is filled already")
+    options = parser.parse_args()
     if options.only and options.dsn:
         print(json.dumps(asyncio.run(measure(options.dsn, options.only))))
         return
@@ -148,13 +150,13 @@ def server_cpu(first: int) -> float:
     ticks = 0
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            told = (process / "stat").read_text().rpartition(") ")[2].split()
+            fields = (process / "stat").read_text().rpartition(") ")[2].split()
         except OSError:
             continue
         if int(process.name) == first:
-            ticks += sum(map(int, told[11:15]))
-        elif int(told[1]) == first:
-            ticks += sum(map(int, told[11:13]))
+            ticks += sum(map(int, fields[11:15]))
+        elif int(fields[1]) == first:
+            ticks += sum(map(int, fields[11:13]))
     return ticks / os.sysconf("SC_CLK_TCK")
 
 

@@ -53,7 +53,7 @@ class Shop:
 
 
 @pytest.fixture
-async def store(audit_store: str) -> AsyncIterator[Callable[..., Any]]:
+async def stored_rows(audit_store: str) -> AsyncIterator[Callable[..., Any]]:
     connection = await asyncpg.connect(audit_store)
 
     async def rows(*, flushed: bool = True) -> list[asyncpg.Record]:
@@ -85,35 +85,35 @@ async def black_hole() -> AsyncIterator[str]:
 
 
 class TestStrict:
-    async def test_the_intent_is_stored_before_the_handler_runs(self, audit_store, store):
+    async def test_the_intent_is_stored_before_the_handler_runs(self, audit_store, stored_rows):
         """While the handler works, the database already has the intent; then comes the outcome."""
         shop = Shop(dsn=audit_store, delivery="strict")
         seen: list[str] = []
 
         @shop.app.post("/look")
         async def look() -> None:
-            seen.extend(row["phase"] for row in await store(flushed=False))
+            seen.extend(row["phase"] for row in await stored_rows(flushed=False))
 
         assert (await shop.ask("POST", "/look")).status_code == 200
         assert seen == ["intent"]
-        intent, completed = await store()
+        intent, completed = await stored_rows()
         assert (intent["phase"], intent["outcome"]) == ("intent", "unknown")
         assert (completed["phase"], completed["outcome"]) == ("completed", "success")
         assert intent["action_id"] == completed["action_id"]
         assert intent["id"] != completed["id"]
         assert (intent["http_method"], intent["url_path"]) == ("POST", "/look")
 
-    async def test_many_at_once_each_have_their_intent(self, audit_store, store):
+    async def test_many_at_once_each_have_their_intent(self, audit_store, stored_rows):
         """Concurrent requests share round trips; none is without its two rows, none has three."""
         shop = Shop(dsn=audit_store, delivery="strict")
         answers = await asyncio.gather(*(shop.ask("POST", f"/orders/{n}") for n in range(50)))
         assert {answer.status_code for answer in answers} == {201}
-        rows = await store()
+        rows = await stored_rows()
         assert sorted(row["phase"] for row in rows) == ["completed"] * 50 + ["intent"] * 50
         assert len({row["action_id"] for row in rows}) == 50
         assert [row["sequence_number"] for row in rows] == list(range(1, 101))
 
-    async def test_without_the_store_the_handler_does_not_run(self, tmp_path, store):
+    async def test_without_the_store_the_handler_does_not_run(self, tmp_path, stored_rows):
         """The store is away: 503, a time to try again, a problem document; nothing was done."""
         shop = Shop(
             dsn=f"postgresql://nobody@/audit?host={tmp_path}",
@@ -131,7 +131,7 @@ class TestStrict:
         # what was refused is told when the store is back: the intent, and that it came to nothing
         assert health["queue_depth"] == 2
 
-    async def test_a_store_that_never_answers_is_waited_for_no_longer_than_said(self, store):
+    async def test_a_store_that_never_answers_is_waited_for_no_longer_than_said(self, stored_rows):
         """A socket that accepts and says nothing: the refusal comes after the time limit."""
         async with black_hole() as dsn:
             shop = Shop(
@@ -145,7 +145,7 @@ class TestStrict:
             assert shop.done == []
 
     async def test_what_was_refused_is_recorded_when_the_store_is_back(
-        self, audit_store, postgres, store
+        self, audit_store, postgres, stored_rows
     ):
         """A refusal is in the trail, too: the intent, and a failure with status 503."""
         name = audit_store.partition("?")[0].rpartition("/")[2]
@@ -155,31 +155,31 @@ class TestStrict:
             assert (await shop.ask("POST", "/orders/7")).status_code == 503
         finally:
             await postgres.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
-        intent, refused = await store()
+        intent, refused = await stored_rows()
         assert (intent["phase"], refused["phase"]) == ("intent", "completed")
         assert (refused["outcome"], refused["status_code"]) == ("failure", 503)
         assert refused["error_type"].endswith("StoreUnavailableError")
         assert shop.done == []
 
-    async def test_a_rule_may_ask_for_it(self, audit_store, store):
+    async def test_a_rule_may_ask_for_it(self, audit_store, stored_rows):
         """Strict for what a rule names; all else goes through the spool alone."""
         rule = Rule(level="metadata", paths=("/orders/**",), methods=("POST",), strict=True)
         shop = Shop(dsn=audit_store, policy_rules=(rule,))
         await shop.ask("POST", "/orders/7")
         await shop.ask("POST", "/boom")
-        phases = [(row["url_path"], row["phase"]) for row in await store()]
+        phases = [(row["url_path"], row["phase"]) for row in await stored_rows()]
         assert phases == [
             ("/orders/7", "intent"),
             ("/orders/7", "completed"),
             ("/boom", "completed"),
         ]
 
-    async def test_a_rule_may_except_from_it(self, audit_store, store):
+    async def test_a_rule_may_except_from_it(self, audit_store, stored_rows):
         """In strict mode a rule may let a route begin without its intent."""
         rule = Rule(level="metadata", paths=("/orders/**",), strict=False)
         shop = Shop(dsn=audit_store, policy_rules=(rule,), delivery="strict")
         await shop.ask("POST", "/orders/7")
-        (row,) = await store()
+        (row,) = await stored_rows()
         assert row["phase"] == "completed"
 
     def test_it_needs_a_store_that_answers(self):
@@ -204,7 +204,9 @@ class TestWaitingForTheDisk:
         return times
 
     @pytest.mark.parametrize(("path", "status"), [("/orders/7", 201), ("/boom", 500)])
-    async def test_the_answer_waits_for_the_disk(self, audit_store, store, synced, path, status):
+    async def test_the_answer_waits_for_the_disk(
+        self, audit_store, stored_rows, synced, path, status
+    ):
         """The client sees the end of an answer only after the disk has the record of it."""
         shop = Shop(dsn=audit_store, spool_fsync="always")
         began: list[float] = []
@@ -215,10 +217,10 @@ class TestWaitingForTheDisk:
         assert answer.status_code == status
         # a sync that began after the handler: it ended at least one whole sync later
         assert [at for at in synced if (began or [started])[0] + 0.05 <= at <= ended]
-        (row,) = await store()
+        (row,) = await stored_rows()
         assert row["status_code"] == status
 
-    async def test_by_default_nobody_waits(self, audit_store, store, monkeypatch):
+    async def test_by_default_nobody_waits(self, audit_store, stored_rows, monkeypatch):
         """With the interval answers are out while the disk is still busy."""
         let_go, in_time, real = threading.Event(), [], os.fdatasync
 
@@ -231,12 +233,12 @@ class TestWaitingForTheDisk:
         for number in range(5):
             assert (await shop.ask("POST", f"/orders/{number}")).status_code == 201
         let_go.set()
-        assert len(await store()) == 5
+        assert len(await stored_rows()) == 5
         assert all(in_time)
 
 
 class TestTheEventLoop:
-    async def test_an_outage_does_not_hold_it_up(self, store):
+    async def test_an_outage_does_not_hold_it_up(self, stored_rows):
         """While the store swallows everything, no turn of the application's loop takes long."""
         longest, last = 0.0, time.monotonic()
 

@@ -20,7 +20,7 @@ PRE = "import otel_audit_bootstrap as b; b.pre_instrument()\n"
 
 
 @pytest.fixture
-def run(tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def run_program(tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a program as a process of its own, with nothing but these settings."""
 
     def start(program: str, **settings: str) -> subprocess.CompletedProcess[str]:
@@ -77,9 +77,9 @@ class TestLine:
 
 
 class TestProcess:
-    def test_it_is_printed_once_where_logging_is_not_configured(self, run):
+    def test_it_is_printed_once_where_logging_is_not_configured(self, run_program):
         """Auto-instrumentation and a call in code are one start."""
-        done = run(
+        done = run_program(
             PRE + "import otel_audit; otel_audit.AuditInstrumentor().instrument()\n"
             "otel_audit.instrument()\n",
             OTEL_AUDIT_EXPORTER="console",
@@ -88,9 +88,9 @@ class TestProcess:
         assert "service shop, to the console" in line
         assert "auditing is on" not in done.stdout
 
-    def test_it_is_a_log_line_where_logging_is_configured(self, run):
+    def test_it_is_a_log_line_where_logging_is_configured(self, run_program):
         """The handlers of the application get it, and standard error does not."""
-        done = run(
+        done = run_program(
             "import logging, sys\n"
             "logging.basicConfig(level='INFO', stream=sys.stdout, format='%(levelname)s %(name)s')\n"
             + PRE,
@@ -99,9 +99,9 @@ class TestProcess:
         assert "INFO otel_audit\n" in done.stdout
         assert done.stderr == ""
 
-    def test_a_handler_of_opentelemetrys_shows_nobody_anything(self, run):
+    def test_a_handler_of_opentelemetrys_shows_nobody_anything(self, run_program):
         """What goes to a collector alone is printed as well."""
-        done = run(
+        done = run_program(
             "import logging\n"
             "class H(logging.Handler):\n"
             "    __module__ = 'opentelemetry.sdk._logs'\n"
@@ -113,17 +113,17 @@ class TestProcess:
         assert "auditing is on" in done.stderr
 
     @pytest.mark.parametrize("settings", [{}, {"OTEL_AUDIT_DSN": "mysql://h/x"}])
-    def test_what_is_not_audited_is_said_once(self, settings, run):
+    def test_what_is_not_audited_is_said_once(self, settings, run_program):
         """The entry point and the instrumentor both try; one line says why it is off."""
-        done = run(
+        done = run_program(
             PRE + "import otel_audit; otel_audit.AuditInstrumentor().instrument()\n", **settings
         )
         (line,) = done.stderr.splitlines()
         assert line.startswith("THIS APPLICATION IS NOT AUDITED: OTEL_AUDIT_DSN")
 
-    def test_closed_standard_error_is_no_fault(self, run):
+    def test_closed_standard_error_is_no_fault(self, run_program):
         """A daemon may have none."""
-        done = run(
+        done = run_program(
             f"import sys; sys.stderr.close(); sys.stderr = None\n{PRE}print('went on')",
             OTEL_AUDIT_EXPORTER="console",
         )

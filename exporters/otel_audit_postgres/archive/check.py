@@ -211,7 +211,7 @@ async def verify_archives(dsn: str, question: Question) -> ArchiveReport:
             findings.warnings.append(
                 f"{pruning.partition} was dropped before there were archives: {pruning.rows} rows"
             )
-    _check_strangers(question.archive, archives, removed, findings)
+    _check_unlisted_objects(question.archive, archives, removed, findings)
     return report
 
 
@@ -526,7 +526,7 @@ def _check_chain(
             )
 
 
-def _check_strangers(
+def _check_unlisted_objects(
     archive: ArchiveStore,
     archives: Sequence[RecordedArchive],
     removed: set[str],

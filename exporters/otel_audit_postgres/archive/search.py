@@ -43,7 +43,7 @@ async def search_archives(
         StoreError: The look cannot be recorded, or the scope does not hold here.
         MissingExtraError: `duckdb` is not installed.
     """
-    objects, tenants = await trail.aside(_what_there_is)
+    objects, tenants = await trail.aside(_visible_objects)
     found = await asyncio.to_thread(
         query_archives, archive, objects, query, limit=limit, tenants=tenants, before=before
     )
@@ -67,7 +67,7 @@ async def archived_record(
         StoreError: The look cannot be recorded, or the scope does not hold here.
         MissingExtraError: `duckdb` is not installed.
     """
-    objects, tenants = await trail.aside(_what_there_is)
+    objects, tenants = await trail.aside(_visible_objects)
     found = await asyncio.to_thread(
         query_archives, archive, objects, Query(()), tenants=tenants, record_id=record_id
     )
@@ -75,7 +75,7 @@ async def archived_record(
     return found
 
 
-async def _what_there_is(
+async def _visible_objects(
     connection: Connection[Any],
 ) -> tuple[list[ListedObject], frozenset[str] | None]:
     """The files, and the tenants that row level security would show; None: of all."""

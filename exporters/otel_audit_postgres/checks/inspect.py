@@ -149,7 +149,7 @@ async def _look_closely(connection: Connection[Any]) -> list[CheckResult]:
         ),
         _none_of(
             "strangers",
-            await pg_catalog.strangers(connection),
+            await pg_catalog.foreign_triggers(connection),
             "no triggers or rules but our own",
             "drop them: they can make records vanish",
         ),
@@ -162,7 +162,7 @@ async def _look_closely(connection: Connection[Any]) -> list[CheckResult]:
         ),
         _none_of(
             "not_owner",
-            [f"role {role} {power}" for power in await pg_catalog.powers(connection, role)],
+            [f"role {role} {power}" for power in await pg_catalog.role_powers(connection, role)],
             f"role {role} is neither owner nor superuser",
             _ROLES,
         ),
@@ -351,7 +351,7 @@ async def _look_at_app(connection: Connection[Any], app_dsn: str) -> CheckResult
         return CheckResult("app_role", ok=True, detail="the application uses another server")
     role = app["role"]
     rights = [
-        *await pg_catalog.powers(connection, role),
+        *await pg_catalog.role_powers(connection, role),
         *(f"may {right}" for right in await pg_catalog.changing_rights(connection, role)),
     ]
     return _none_of(

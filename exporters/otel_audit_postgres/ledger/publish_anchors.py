@@ -131,7 +131,7 @@ class Publishing:
                 task.cancel()
                 self._complain(one, f"{one.name} does not answer")
 
-    def forsake(self) -> None:
+    def forget_running(self) -> None:
         """Forget what is under way: its event loop is gone."""
         self._under_way.clear()
 

@@ -268,7 +268,7 @@ class Sealer:
 
     async def close(self) -> None:
         """Give back the connection. Never raises."""
-        self._publishing.forsake()
+        self._publishing.forget_running()
         self._drop()
         await disconnected()
 
@@ -321,7 +321,7 @@ class Sealer:
             judged, count = await judge_first(connection, waiting, self._size.bytes)
             more = count < len(waiting) or count == self._size.entries
             waiting = waiting[:count]
-        _complain_of(judged)
+        _log_faults(judged)
         block = packed(tree.size, sorted(entry.leaf for entry in waiting))
         grown_tree = tree.extended(block.leaf_hashes())
         return _Plan(
@@ -413,7 +413,7 @@ class Sealer:
                 raise LedgerError(why)
 
 
-def _complain_of(judged: QueuedRows) -> None:
+def _log_faults(judged: QueuedRows) -> None:
     """Say which rows are not what they should be, a line for each kind."""
     for kind, names in (("deleted", judged.deleted), ("changed", judged.changed)):
         if names:

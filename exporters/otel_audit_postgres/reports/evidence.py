@@ -31,7 +31,7 @@ from otel_audit_postgres.ledger.leaves import ID_SIZE, Block, grown
 from otel_audit_postgres.ledger.settings import chosen_public_keys
 from otel_audit_postgres.ledger.verify.anchored import AnchorReadings, hear
 from otel_audit_postgres.ledger.verify.findings import Findings
-from otel_audit_postgres.ledger.verify.retired import sound_prunings
+from otel_audit_postgres.ledger.verify.retired import recorded_prunings
 from otel_audit_postgres.ledger.verify.row_pass import RowSelection, check_rows
 from otel_audit_postgres.ledger.verify.tree_pass import BlockRange, TreePassState
 from otel_audit_postgres.ledger.verify.verify import judge_testimonies
@@ -259,13 +259,13 @@ async def gather(
     found = Evidence([PeriodEvidence(begin, end) for begin, end in periods])
     dropped = [] if snapshot.is_part else await _dropped_in_order(snapshot, found)
     comparisons = [_comparison(part, dropped) for part in found.parts]
-    collapsed = await _climb(snapshot, found, comparisons, witnesses)
+    collapsed = await _rebuild_tree(snapshot, found, comparisons, witnesses)
     if not snapshot.is_part:
         await _account(snapshot, found, dropped, collapsed)
     for one in comparisons:
         await _compare(snapshot, one, is_deep=is_deep)
         if is_deep:
-            await _look_into(snapshot, one, witnesses)
+            await _judge_suspects(snapshot, one, witnesses)
     return found
 
 
@@ -308,7 +308,7 @@ class _Comparison:
 async def _dropped_in_order(snapshot: Snapshot, found: Evidence) -> list[store.Pruning]:
     """Months that were dropped with a sealed record of it; without one, that is tampering."""
     findings = Findings()
-    sound = await sound_prunings(snapshot.connection, findings)
+    sound = await recorded_prunings(snapshot.connection, findings)
     found.against += [problem.detail for problem in findings.problems]
     return sound
 
@@ -333,7 +333,7 @@ def _comparison(part: PeriodEvidence, dropped: Sequence[store.Pruning]) -> _Comp
     return _Comparison(part, low, high, within, secrets.token_bytes(32))
 
 
-async def _climb(
+async def _rebuild_tree(
     snapshot: Snapshot,
     found: Evidence,
     comparisons: Sequence[_Comparison],
@@ -470,7 +470,7 @@ async def _compare(snapshot: Snapshot, one: _Comparison, *, is_deep: bool) -> No
             part.problems.append(
                 f"{row['records']} records and {one.leaves} leaves do not belong together"
             )
-    await _compare_singly(snapshot, one, _astray, is_deep=is_deep)
+    await _compare_singly(snapshot, one, _with_other_ids, is_deep=is_deep)
     if one.dropped:
         await _compare_singly(snapshot, one, _after_dropping, is_deep=is_deep)
 
@@ -505,7 +505,7 @@ def _after_dropping(snapshot: Snapshot, one: _Comparison) -> Conditions:
     return asked
 
 
-def _astray(snapshot: Snapshot, one: _Comparison) -> Conditions:
+def _with_other_ids(snapshot: Snapshot, one: _Comparison) -> Conditions:
     """Records of that time whose ids are of another one."""
     asked = _of_part(snapshot, one.part)
     asked.columns += [ASTRAY, f"NOT ({_within(one, asked)})"]
@@ -562,7 +562,7 @@ async def _differ(snapshot: Snapshot, one: _Comparison, asked: Conditions, in_ra
             part.odd += 0 if row["kind"] == "gone" else row["records"]
 
 
-async def _look_into(snapshot: Snapshot, one: _Comparison, witnesses: Witnesses) -> None:
+async def _judge_suspects(snapshot: Snapshot, one: _Comparison, witnesses: Witnesses) -> None:
     """Let the verification judge records that seem to be changed: some only were inserted so."""
     if not one.suspects:
         return

@@ -269,10 +269,10 @@ async def unguarded(connection: Connection[Any]) -> list[str]:
     )
 
 
-async def strangers(connection: Connection[Any]) -> list[str]:
+async def foreign_triggers(connection: Connection[Any]) -> list[str]:
     """Name triggers and rules on the store's tables that are not ours."""
-    telling = function_sources()["queue_for_recording"]
-    return await _texts(connection, _STRANGERS, *_sources(), telling)
+    trigger_source = function_sources()["queue_for_recording"]
+    return await _texts(connection, _STRANGERS, *_sources(), trigger_source)
 
 
 async def additions(connection: Connection[Any]) -> list[str]:
@@ -282,7 +282,7 @@ async def additions(connection: Connection[Any]) -> list[str]:
     found = await _texts(
         connection, _ADDITIONS, list(_OUR_CONSTRAINTS), [*indexes, *keys], list(_NEVER_NULL)
     )
-    return [*await strangers(connection), *found]
+    return [*await foreign_triggers(connection), *found]
 
 
 async def changing_rights(connection: Connection[Any], role: str) -> list[str]:
@@ -290,7 +290,7 @@ async def changing_rights(connection: Connection[Any], role: str) -> list[str]:
     return await _texts(connection, _CHANGING_RIGHTS, role)
 
 
-async def powers(connection: Connection[Any], role: str) -> list[str]:
+async def role_powers(connection: Connection[Any], role: str) -> list[str]:
     """Say how a role stands above the guards, if it does."""
     return await _texts(connection, _OWNERSHIP, role)
 

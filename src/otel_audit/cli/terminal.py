@@ -34,7 +34,7 @@ _FORMULA: Final = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 """What a spreadsheet takes for the beginning of a formula, in full width, too."""
 
 
-def show_what_cannot_be_encoded() -> None:
+def escape_unencodable() -> None:
     """Print characters outside the terminal's encoding as escapes, not as an error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -50,7 +50,7 @@ def can_print(text: str) -> bool:
     return True
 
 
-def nobody_reads() -> bool:
+def is_pipe_closed() -> bool:
     """Say whether the pipe behind standard output is closed at its other end."""
     try:
         watched = select.poll()
@@ -311,7 +311,7 @@ def as_json_text(value: Any) -> str:
     return json.dumps(value, default=_plain)
 
 
-def cleaned(error: click.ClickException) -> click.ClickException:
+def without_controls(error: click.ClickException) -> click.ClickException:
     """Clean the message of an error that click itself will print."""
     vars(error)["message"] = visible(error.message)
     return error

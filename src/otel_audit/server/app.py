@@ -209,7 +209,7 @@ def _reloading(service: Service) -> Iterator[None]:
         yield
         return
     try:
-        before = signal.signal(signal.SIGHUP, lambda *_: senders.look_again())
+        before = signal.signal(signal.SIGHUP, lambda *_: senders.reload_if_changed())
     except (ValueError, AttributeError):  # not the main thread, or not POSIX
         yield
         return
@@ -290,7 +290,7 @@ async def _exported(service: Service, request: Request, logged: dict[str, Any]) 
             415, Code.INVALID_ARGUMENT, "content_type",
             f"Content-Type must be {PROTOBUF} or {JSON}",
         )  # fmt: skip
-    service.intake.refuse_if_away()
+    service.intake.refuse_if_unavailable()
     with service.budget.lease(sender.identity) as lease:
         config = service.config
         body = await read_body(

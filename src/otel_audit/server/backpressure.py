@@ -93,7 +93,7 @@ class MemoryBudget:
         self.taken += size - held
         self._held[sender] += size - held
 
-    def see_inflation(self, sender: str, excess: int) -> float:
+    def count_inflation(self, sender: str, excess: int) -> float:
         """See whether a sender's credit is enough for a body that becomes so much too large.
 
         Returns:
@@ -113,9 +113,9 @@ class MemoryBudget:
         """Take it off the credit.
 
         Raises:
-            Problem: As for `see_inflation`.
+            Problem: As for `count_inflation`.
         """
-        used = self.see_inflation(sender, excess)
+        used = self.count_inflation(sender, excess)
         if len(self._inflated) >= _MOST_REMEMBERED:
             self._inflated.clear()
         self._inflated[sender] = (used + excess, time.monotonic())
@@ -149,21 +149,21 @@ class MemoryLease:
             self._budget.grow(self._sender, self.held, size)
             self.held = size
 
-    def see_inflation(self, sent: int, size: int) -> None:
+    def count_inflation(self, sent: int, size: int) -> None:
         """See whether a body may become so large; what it was when it was sent counts.
 
         Raises:
-            Problem: As for `Budget.see_inflation`.
+            Problem: As for `Budget.count_inflation`.
         """
         excess = _inflation(sent, size)
         if excess > 0:
-            self._budget.see_inflation(self._sender, excess)
+            self._budget.count_inflation(self._sender, excess)
 
     def pay_inflation(self, sent: int, size: int) -> None:
         """Pay for a body that has become so large.
 
         Raises:
-            Problem: As for `Budget.see_inflation`.
+            Problem: As for `Budget.count_inflation`.
         """
         excess = _inflation(sent, size)
         if excess > 0:

@@ -36,7 +36,7 @@ from otel_audit.redaction.budget import SpanBudget
 from otel_audit.redaction.spans import Redacting
 from otel_audit.server.credentials import Sender
 from otel_audit.server.items import TOO_LARGE, ReceivedItem, Resource
-from otel_audit.server.received_signal import Chains, kept_exactly, with_stream_id
+from otel_audit.server.received_signal import Chains, exact_values, with_stream_id
 from otel_audit.server.request_budget import RequestBudget
 from otel_audit.server.signatures import Checked, TrustedSigners
 
@@ -236,8 +236,8 @@ class Converter:
     def _redacted(self, item: ReceivedItem, came: AuditRecord, budget: SpanBudget) -> AuditRecord:
         name = self._redacting.name(item.name, budget)
         attributes = self._redacting.redact(item.attributes, budget)
-        if item.mended:
-            attributes = _naming_mended(attributes, item.mended)
+        if item.unreadable:
+            attributes = _with_unreadable(attributes, item.unreadable)
         if attributes is item.attributes and name == item.name and not item.is_log:
             return came
         return _record(item, self._details(item, attributes, budget), name)
@@ -319,9 +319,9 @@ def with_own_place(item: ReceivedItem) -> ReceivedItem:
         item: What came.
 
     Returns:
-        The same item, or one whose `mended` lists what was left out.
+        The same item, or one whose `unreadable` lists what was left out.
     """
-    signal = kept_exactly(item.attributes, item.origin.attributes)
+    signal = exact_values(item.attributes, item.origin.attributes)
     anew = with_stream_id(item.attributes, names.PRODUCER_ID)
     if signal or anew is not None:
         item = replace(item, signal=signal, attributes=anew or item.attributes)
@@ -337,14 +337,18 @@ def with_own_place(item: ReceivedItem) -> ReceivedItem:
             name: value for name, value in attributes.items() if name != names.PRODUCER_ID
         }
         notes.append(f"{names.PRODUCER_ID} is longer than {_LONGEST_PRODUCER} characters; left out")
-    return replace(item, attributes=attributes, mended=(*item.mended, *notes)) if notes else item
+    return (
+        replace(item, attributes=attributes, unreadable=(*item.unreadable, *notes))
+        if notes
+        else item
+    )
 
 
 def _ample() -> RequestBudget:
     return RequestBudget(1 << 30, 1 << 30)
 
 
-def _naming_mended(attributes: Mapping[str, Any], mended: Sequence[str]) -> Mapping[str, Any]:
+def _with_unreadable(attributes: Mapping[str, Any], unreadable: Sequence[str]) -> Mapping[str, Any]:
     """Name in the metadata what of an item could not be read as it came."""
     metadata: dict[str, Any] = {}
     if isinstance(attributes.get(names.METADATA), str):
@@ -353,7 +357,7 @@ def _naming_mended(attributes: Mapping[str, Any], mended: Sequence[str]) -> Mapp
         except (msgspec.MsgspecError, RecursionError):
             return attributes  # it becomes no record
     earlier = metadata.get(INCOMPLETE)
-    named = [*(earlier if isinstance(earlier, list) else ()), *mended]
+    named = [*(earlier if isinstance(earlier, list) else ()), *unreadable]
     return {**attributes, names.METADATA: to_json({**metadata, INCOMPLETE: named}).decode()}
 
 

@@ -142,10 +142,10 @@ class CredentialsFile:
     def entries(self) -> CredentialEntries:
         """The file's content, or its last readable one."""
         if time.monotonic() - self._looked >= _LOOK_AGAIN:
-            self.look_again()
+            self.reload_if_changed()
         return self._entries
 
-    def look_again(self) -> None:
+    def reload_if_changed(self) -> None:
         """Read the file if it has changed. If it cannot be read, the last content stays valid."""
         self._looked = time.monotonic()
         seen = _fingerprint(self._path)

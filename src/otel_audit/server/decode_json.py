@@ -372,7 +372,7 @@ def _leniently(raw: bytes, place: Place, scope: _Shared) -> ReceivedItem:
         is_log=scope.is_log,
         body=read.value("body") if scope.is_log else None,
         place=place,
-        mended=tuple(read.notes),
+        unreadable=tuple(read.notes),
     )
 
 

@@ -135,7 +135,9 @@ def _decode(batch: Batch, raw: bytes, place: Place, scope: _Scope) -> None:
 
 
 def _break(batch: Batch, raw: bytes, place: Place, scope: _Scope, why: str) -> None:
-    left = recover_protobuf.mended(raw, scope.name, scope.origin, is_log=scope.is_log, place=place)
+    left = recover_protobuf.recovered(
+        raw, scope.name, scope.origin, is_log=scope.is_log, place=place
+    )
     batch.broken.append((left, why))
 
 

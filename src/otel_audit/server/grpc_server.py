@@ -131,7 +131,7 @@ class GrpcServer:
     ) -> bytes:
         sender = self._sender(context)
         entry["sender"] = sender.identity
-        self._service.intake.refuse_if_away()
+        self._service.intake.refuse_if_unavailable()
         with self._service.budget.lease(sender.identity) as lease:
             lease.grow_to(len(message))
             # gRPC has decompressed it

@@ -163,7 +163,7 @@ class Intake:
             for number in range(self._writers)
         ]
 
-    def refuse_if_away(self) -> None:
+    def refuse_if_unavailable(self) -> None:
         """Send away at once, before anything is read, who could not be served.
 
         Raises:
@@ -195,7 +195,7 @@ class Intake:
         Raises:
             Problem: 503, where they may not be stored; to be sent again.
         """
-        self.refuse_if_away()
+        self.refuse_if_unavailable()
         if not records and not refused:
             return Stored([], {})
         done = asyncio.get_running_loop().create_future()
@@ -216,7 +216,7 @@ class Intake:
                 try:
                     self._key = self._key or await self._asked().receiving_key()
                 except StoreError as error:
-                    self._note_away(error)
+                    self._note_outage(error)
                     raise unavailable(_AWAY, self._retry_after) from None
         return self._key
 
@@ -295,7 +295,7 @@ class Intake:
             asked += [conflict.stored_as for conflict in became.conflicts] if asked else []
             receipts = await _receipts(store, asked)
         except Exception as error:  # noqa: BLE001 - whatever it is, no sender gets success
-            self._note_away(error)
+            self._note_outage(error)
             for one in group:
                 _fail(one, unavailable(_AWAY, self._retry_after))
             return
@@ -304,14 +304,14 @@ class Intake:
             # the store has accepted records since: the next check gets a fresh answer
             self._check_again = 0.0
         if became.held:
-            self._note_away(StoreError(became.why_held), rests=len(became.held) == len(records))
+            self._note_outage(StoreError(became.why_held), rests=len(became.held) == len(records))
         for one in group:
             if not one.ids.isdisjoint(became.held):
                 _fail(one, unavailable(_HELD, self._retry_after))
             elif not one.done.done():
                 one.done.set_result(_own(one, became, receipts))
 
-    def _note_away(self, error: Exception, *, rests: bool = True) -> None:
+    def _note_outage(self, error: Exception, *, rests: bool = True) -> None:
         if rests:
             self._away_until = time.monotonic() + _PAUSE
         if isinstance(error, StoreUnavailableError):

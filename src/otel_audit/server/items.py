@@ -77,7 +77,7 @@ class ReceivedItem(msgspec.Struct, frozen=True):
     is_log: bool = False
     body: Any = None
     place: Place | None = None
-    mended: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()
     raw: bytes = b""
     signal: Mapping[str, Any] = {}
 

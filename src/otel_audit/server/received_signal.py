@@ -58,7 +58,7 @@ def _of_the_signal(shape: tuple[str, ...]) -> tuple[str, ...]:
 _OF_THE_SIGNAL: Final = Memo(_of_the_signal, 128, are_few_names)
 
 
-def kept_exactly(attributes: Mapping[str, Any], resource: Mapping[str, Any]) -> dict[str, Any]:
+def exact_values(attributes: Mapping[str, Any], resource: Mapping[str, Any]) -> dict[str, Any]:
     """Pick what is stored as it came, so that it is hashed and sealed with the record.
 
     Redaction would take signatures for secrets. So what is kept must have the form that it should
@@ -155,7 +155,7 @@ class Chains:
             )
         if last is None or number != last.number + 1:
             return None
-        hashed = names.named_anew(attributes, names.PREVIOUS_HASH)
+        hashed = names.attribute_by_any_name(attributes, names.PREVIOUS_HASH)
         previous = attributes.get(names.PREVIOUS_RECORD_ID)
         if hashed is None and previous is None:
             return None

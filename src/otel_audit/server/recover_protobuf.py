@@ -157,7 +157,7 @@ def scope_name(scope: bytes) -> str:
     return name
 
 
-def mended(
+def recovered(
     raw: bytes, scope: str, whence: Resource, *, is_log: bool, place: Place | None = None
 ) -> ReceivedItem:
     """Read what can be read of an item that cannot be decoded, for the quarantine.

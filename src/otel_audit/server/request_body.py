@@ -115,7 +115,7 @@ async def decompressed(
         if len(found) > limit:
             raise _bomb(limit)
         lease.grow_to(len(body) + len(found))
-        lease.see_inflation(len(body), len(found))
+        lease.count_inflation(len(body), len(found))
         turn += len(part) + _CALL
         if turn >= _STEP:
             turn = 0

@@ -53,7 +53,7 @@ class Outcome:
     quarantined: list[Refused] = field(default_factory=list)
     conflicts: list[Conflict] = field(default_factory=list)
     receipts: dict[str, Receipt] = field(default_factory=dict)
-    mended: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
 
 
 class Service:
@@ -129,10 +129,10 @@ class Service:
         outcome.conflicts += stored.conflicts
         if receipts:
             outcome.receipts.update(_with_integrity(records, stored.receipts, taking.reader.chains))
-        outcome.mended = taking.mended
+        outcome.unreadable = taking.unreadable
 
     async def _ready(self) -> Converter:
-        self.intake.refuse_if_away()
+        self.intake.refuse_if_unavailable()
         if self._reader is None:
             key = await self.intake.receiving_key()
             self._reader = Converter(
@@ -170,7 +170,7 @@ class _Taking:
     def __init__(self, reader: Converter, sender: Sender, allowance: RequestBudget) -> None:
         self.sender = sender
         self.ignored = 0
-        self.mended: list[str] = []
+        self.unreadable: list[str] = []
         self.broken = 0
         self.reader = reader
         self._allowance = allowance
@@ -233,7 +233,7 @@ class _Taking:
         if found.received is not None and found.received.link == "broken":
             self.broken += 1
             self._records.append(chain_broken(found, break_id(found.occurred_at, found.record_id)))
-        self.mended += [f"{item.spelled_place()}: {note}" for note in item.mended]
+        self.unreadable += [f"{item.spelled_place()}: {note}" for note in item.unreadable]
 
 
 def _signers(config: AuditConfig) -> TrustedSigners | None:

@@ -114,7 +114,7 @@ class TrustedSigners:
             return Checked("unknown_signer")
         try:
             record = parse_log(raw)
-            if not _is_what_is_stored(record, attributes, body):
+            if not _matches_stored(record, attributes, body):
                 return Checked("invalid")
             for form, text in canonical_forms(record):
                 for signer in signers:
@@ -202,7 +202,7 @@ def _fitting(key: Any) -> frozenset[str]:
     return frozenset({"ES256"}) if is_p256 else frozenset()
 
 
-def _is_what_is_stored(record: LogRecord, attributes: Mapping[str, Any], body: Any) -> bool:
+def _matches_stored(record: LogRecord, attributes: Mapping[str, Any], body: Any) -> bool:
     """Whether the record whose signature is looked at says what is stored.
 
     The two are read by different code. A value of two kinds, say, must not be verified as the one

@@ -118,7 +118,7 @@ def refuse_unfit_url(url: str, setting: str) -> None:
         raise ConfigurationError(f"{setting}: this is no URL: {visible(str(error))}") from None
 
 
-def objection_of(answer: HttpResponse) -> str | None:
+def rejection_reason(answer: HttpResponse) -> str | None:
     """Return why a destination refused an event, by the status.
 
     Returns:

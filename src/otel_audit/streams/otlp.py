@@ -17,7 +17,7 @@ from otel_audit._util.printable import visible
 from otel_audit.errors import MissingExtraError
 from otel_audit.shapes import UnshapeableError
 from otel_audit.streams.destination import TURN, Delivered, DestinationError, Encoded, Outgoing
-from otel_audit.streams.http import Client, objection_of
+from otel_audit.streams.http import Client, rejection_reason
 
 try:
     from google.protobuf.message import DecodeError
@@ -120,7 +120,7 @@ class OtlpDestination:
             # on a thread: the next events are made ready meanwhile
             body = await asyncio.to_thread(gzip.compress, body, _COMPRESSION_LEVEL)
         answer = await self._client.post(self._url, self._headers, body)
-        return objection_of(answer) or _objection_in_success(answer)
+        return rejection_reason(answer) or _objection_in_success(answer)
 
 
 def to_log_record(event: Outgoing, log: str) -> bytes:

@@ -267,7 +267,7 @@ class Stream:
         if outgoing:
             delivered = await self._deliver(connection, at, batch)
             done, stopped = delivered.done, delivered.stopped
-            refused |= self._lasting(delivered.refused)
+            refused |= self._stored_reasons(delivered.refused)
         # what is settled is acknowledged, also where the rest of the page is not
         next_leaf = page.next if done == len(outgoing) else outgoing[done].leaf
         refused = {leaf: why for leaf, why in refused.items() if leaf < next_leaf}
@@ -275,7 +275,7 @@ class Stream:
             await self._advance(connection, at, page, next_leaf, refused)
         return stopped
 
-    def _lasting(self, refused: Mapping[int, str]) -> Mapping[int, str]:
+    def _stored_reasons(self, refused: Mapping[int, str]) -> Mapping[int, str]:
         """The reasons to store, without the destination's words if these can repeat a value.
 
         A reason stays for ever, and no key is destroyed for what stands in it.

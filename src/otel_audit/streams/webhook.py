@@ -19,7 +19,7 @@ from otel_audit._util.loopback import is_loopback
 from otel_audit.errors import ConfigurationError
 from otel_audit.streams.destination import TURN, Delivered, DestinationError, Encoded, Outgoing
 from otel_audit.streams.file import line
-from otel_audit.streams.http import Client, objection_of
+from otel_audit.streams.http import Client, rejection_reason
 
 _PREFIX: Final = "whsec_"
 _SHORTEST_SECRET: Final = 24
@@ -95,7 +95,7 @@ class WebhookDestination:
             ),
         }
         answer = await self._client.post(url, headers, body, {"sni_hostname": self._name})
-        return objection_of(answer)
+        return rejection_reason(answer)
 
     async def _address(self) -> Address:
         """Look up the host's name, and refuse addresses that are not public."""

@@ -131,7 +131,7 @@ class TrustedHeader:
         return any(address in ipaddress.ip_network(proxy) for proxy in self.proxies)
 
 
-async def who_looks(authenticate: Authenticate, request: Request) -> Viewer | None:
+async def ask_authentication(authenticate: Authenticate, request: Request) -> Viewer | None:
     """Call an authentication function, synchronous or asynchronous.
 
     Raises:

@@ -26,7 +26,7 @@ from starlette.responses import Response, StreamingResponse
 
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.viewer.identity import Viewer
-from otel_audit.viewer.site import Site, asked, refused
+from otel_audit.viewer.site import Site, parse_query, refused
 
 _logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ async def export(site: Site, request: Request, viewer: Viewer) -> Response:
     """Stream a query's records. The export is recorded before the first byte."""
     if not viewer.may_do("export"):
         return await refused(request, viewer, "Exports are not among what you may do.")
-    query = asked(viewer, request.query_params.get("q", ""))
+    query = parse_query(viewer, request.query_params.get("q", ""))
     form = request.query_params.get("format", "csv")
     form = form if form in _TYPES else "csv"
     under_way = _Export(query, form, viewer.name)

@@ -27,7 +27,7 @@ from otel_audit.record import AuditRecord
 from otel_audit.viewer.charts import Chart, draw
 from otel_audit.viewer.identity import Viewer
 from otel_audit.viewer.rendering import render, stream
-from otel_audit.viewer.site import Site, asked, missing, without_unasked
+from otel_audit.viewer.site import Site, hide_own_events, missing, parse_query
 
 ROWS: Final = 50
 _THING: Final = re.compile(r"[A-Za-z][\w.]*:[^\s:]+")
@@ -132,7 +132,7 @@ async def search(site: Site, request: Request, viewer: Viewer) -> Response:
     """The search page: rows first, then what is counted."""
     text = request.query_params.get("q", "")
     try:
-        query = asked(viewer, text)
+        query = parse_query(viewer, text)
     except QueryError as error:
         context = {
             "viewer": viewer,
@@ -143,7 +143,7 @@ async def search(site: Site, request: Request, viewer: Viewer) -> Response:
         }
         return await render(request, "query_error.html", context, 400)
     after = request.query_params.get("after")
-    wanted = without_unasked(request, viewer, query)
+    wanted = hide_own_events(request, viewer, query)
     narrowed = viewer.narrowed(wanted)
 
     async def answer(
@@ -170,7 +170,7 @@ async def search(site: Site, request: Request, viewer: Viewer) -> Response:
         "exported": str(wanted),
         "hides_own": wanted != query,
         "names": names,
-        "people": _people(page.records, names),
+        "people": _display_names(page.records, names),
         "chips": _chips(query),
         "page": page,
         "after": after,
@@ -190,7 +190,7 @@ async def record(site: Site, request: Request, viewer: Viewer) -> Response:
 
     async def answer(connection: Connection[Any]) -> _RecordPage | str:
         found = await _read_record(site, viewer, connection, parsed, tenant)
-        return found or await _why_missing(connection, viewer, parsed)
+        return found or await _missing_reason(connection, viewer, parsed)
 
     async with site.trail(viewer) as trail:
         found: _RecordPage | str = await trail.ask(
@@ -306,7 +306,7 @@ async def actor(site: Site, request: Request, viewer: Viewer) -> Response:
         "page": page,
         "failures": failures.records,
         "names": names,
-        "people": (people := _people(page.records, names)),
+        "people": (people := _display_names(page.records, names)),
         "called": people.get(("actor", name)),
         "chart": chart,
         "facets": [_facet_list(one, query) for one in facets],
@@ -356,7 +356,7 @@ def _chips(query: Query) -> tuple[Chip, ...]:
     return tuple(Chip(str(Query((one,))), str(query.without(one))) for one in query.terms)
 
 
-def _people(
+def _display_names(
     records: Sequence[Found], names: Mapping[payloads.Key, payloads.DisplayNames]
 ) -> dict[tuple[str, str], str]:
     """Display names for values of facets, from the records on the page."""
@@ -436,7 +436,7 @@ async def _archived(
     )  # fmt: skip
 
 
-async def _why_missing(connection: Connection[Any], viewer: Viewer, record_id: uuid.UUID) -> str:
+async def _missing_reason(connection: Connection[Any], viewer: Viewer, record_id: uuid.UUID) -> str:
     """A sentence about the month that was retired, if the record can be of it."""
     gone = await store.prunings(connection) if viewer.sees_store else []
     month = next((one for one in gone if one.held(record_id)), None)
@@ -478,10 +478,10 @@ async def _views(connection: Connection[Any], viewer: Viewer, short: Found) -> t
     query = Query((term("entity", f"audit_record:{short.id}"),))
     found = (await queries.search(connection, query, limit=_FEW)).records
     texts = await payloads.texts(connection, found)
-    return tuple(Look(one, _on_whose_behalf(texts.get((one.id, one.tenant_id)))) for one in found)
+    return tuple(Look(one, _on_behalf_of(texts.get((one.id, one.tenant_id)))) for one in found)
 
 
-def _on_whose_behalf(payload: str | None) -> str:
+def _on_behalf_of(payload: str | None) -> str:
     record = None if payload is None else display.read_record(payload, bodies=False)
     return "" if record is None else record.actor.on_behalf_of or ""
 

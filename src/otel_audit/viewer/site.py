@@ -28,7 +28,7 @@ from starlette.responses import Response
 
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.errors import ConfigurationError, OtelAuditError, StoreError, StoreUnavailableError
-from otel_audit.viewer.authentication import who_looks
+from otel_audit.viewer.authentication import ask_authentication
 from otel_audit.viewer.identity import Viewer
 from otel_audit.viewer.rendering import OWN_SHOWN, render
 from otel_audit.viewer.settings import ViewerSettings
@@ -144,7 +144,7 @@ class Site:
             found = embedding.viewer_of(given)
             if found is not None or authenticate is None or embedding.is_meant(given):
                 return found
-        return None if authenticate is None else await who_looks(authenticate, request)
+        return None if authenticate is None else await ask_authentication(authenticate, request)
 
     def page(self, handler: Handler) -> Endpoint:
         """Make an endpoint: authenticate, answer, and turn errors into pages."""
@@ -184,7 +184,7 @@ def _readable_name(name: str | None) -> str | None:
     return None
 
 
-def asked(viewer: Viewer, text: str) -> Query:
+def parse_query(viewer: Viewer, text: str) -> Query:
     """Parse a query, within the user's rights.
 
     Raises:
@@ -199,7 +199,7 @@ def asked(viewer: Viewer, text: str) -> Query:
     return query
 
 
-def without_unasked(request: Request, viewer: Viewer, query: Query) -> Query:
+def hide_own_events(request: Request, viewer: Viewer, query: Query) -> Query:
     """Hide ``audit.*`` events unless the query asks for them, as on the command line."""
     # they are of no tenant
     if not viewer.sees_store or request.query_params.get(OWN_SHOWN) or asks_for_own(query):

@@ -23,7 +23,7 @@ from otel_audit._util.printable import visible
 from otel_audit.errors import OtelAuditError
 from otel_audit.viewer.identity import Viewer
 from otel_audit.viewer.rendering import links_of, moment, render
-from otel_audit.viewer.site import Site, asked, refused, without_unasked
+from otel_audit.viewer.site import Site, hide_own_events, parse_query, refused
 from otel_audit.viewer.tail_cursor import Place
 
 MOST: Final = 20
@@ -43,8 +43,8 @@ async def page(_: Site, request: Request, viewer: Viewer) -> Response:
     """The page of the live tail."""
     if not viewer.may_do("tail"):
         return await refused(request, viewer, "The live tail is not among what you may do.")
-    query = asked(viewer, request.query_params.get("q", ""))
-    wanted = without_unasked(request, viewer, query)
+    query = parse_query(viewer, request.query_params.get("q", ""))
+    wanted = hide_own_events(request, viewer, query)
     context = {
         "title": "Live", "viewer": viewer, "query": str(query), "wanted": str(wanted),
         "hides_own": wanted != query,
@@ -56,7 +56,7 @@ async def events(site: Site, request: Request, viewer: Viewer) -> Response:
     """Server-sent events with batches of records; an event's id is the place after its batch."""
     if not viewer.may_do("tail"):
         return await refused(request, viewer, "The live tail is not among what you may do.")
-    query = viewer.narrowed(asked(viewer, request.query_params.get("q", "")))
+    query = viewer.narrowed(parse_query(viewer, request.query_params.get("q", "")))
     if site.tails >= MOST:
         return PlainTextResponse(
             f"{MOST} live tails run already: close one, or try again later.\n",

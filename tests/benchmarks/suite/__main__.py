@@ -129,8 +129,8 @@ def run(asked: argparse.Namespace) -> None:
             results = measure(databases)
         if results is None:
             continue
-        told = {"machine": where, "quick": asked.quick, "results": results}
-        (directory / f"{part}.json").write_text(json.dumps(_rounded(told), indent=1) + "\n")
+        result = {"machine": where, "quick": asked.quick, "results": results}
+        (directory / f"{part}.json").write_text(json.dumps(_rounded(result), indent=1) + "\n")
         print(f"{part}: {time.monotonic() - began:.0f} s", file=sys.stderr)
     write(asked)
 
@@ -169,13 +169,13 @@ def install(_: argparse.Namespace) -> None:
         environments.python_of(peer)
 
 
-def _rounded(told: Any) -> Any:
+def _rounded(result: Any) -> Any:
     """Four digits are more than any of this is good for."""
-    if isinstance(told, dict):
-        return {name: _rounded(value) for name, value in told.items()}
-    if isinstance(told, list):
-        return [_rounded(value) for value in told]
-    return float(f"{told:.4g}") if isinstance(told, float) else told
+    if isinstance(result, dict):
+        return {name: _rounded(value) for name, value in result.items()}
+    if isinstance(result, list):
+        return [_rounded(value) for value in result]
+    return float(f"{result:.4g}") if isinstance(result, float) else result
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -75,8 +75,8 @@ def measure(
         counted = list(two.map(lambda one: _count(databases, one, Path(scratch)), chosen))
     found: dict[str, Any] = {}
     for case, instructions in zip(chosen, counted, strict=True):
-        told = found.setdefault(case.scenario.key, {"title": case.scenario.title, "variants": {}})
-        told["variants"][case.variant.key] = {
+        result = found.setdefault(case.scenario.key, {"title": case.scenario.title, "variants": {}})
+        result["variants"][case.variant.key] = {
             "title": case.variant.title,
             "instructions": instructions,
         }
@@ -121,7 +121,7 @@ def _count(databases: Databases, case: Case, scratch: Path) -> float:
         if found is not None
     ]
     if not counts:
-        raise SystemExit(f"callgrind has counted nothing for {case.name}:\n{shop.said()}")
+        raise SystemExit(f"callgrind has counted nothing for {case.name}:\n{shop.output()}")
     return statistics.median(counts) / COUNTED
 
 

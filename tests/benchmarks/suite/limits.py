@@ -61,8 +61,8 @@ def check(databases: Databases, *, update: bool = False) -> int:
 def ratios(found: Mapping[str, Any]) -> dict[str, float]:
     """Return each case as a multiple of the same request under OpenTelemetry alone."""
     seen: dict[str, float] = {}
-    for scenario, told in found.items():
-        counts = {key: one["instructions"] for key, one in told["variants"].items()}
+    for scenario, result in found.items():
+        counts = {key: one["instructions"] for key, one in result["variants"].items()}
         base = counts.pop("contrib")
         for key, count in counts.items():
             seen[f"{scenario} {key}"] = round(count / base, 4)

@@ -107,9 +107,9 @@ class Worker:
         sent = self.pipes()[0]
         sent.write(json.dumps(asked) + "\n")
         sent.flush()
-        told: dict[str, float] = self.answer()
+        figures: dict[str, float] = self.answer()
         self.flushed += asked["rows"] * asked["transactions"]
-        return told
+        return figures
 
     async def recorded(self) -> int | None:
         """How many changes are stored; None where nothing is."""
@@ -189,10 +189,10 @@ def _measure(  # noqa: PLR0917
         turn = number % len(workers)
         for worker in (*workers[turn:], *workers[:turn]):
             before = tree_cpu_seconds(databases.pid)
-            told = worker.do(what=what, rows=rows, transactions=transactions)
-            told["postgres"] = tree_cpu_seconds(databases.pid) - before
+            figures = worker.do(what=what, rows=rows, transactions=transactions)
+            figures["postgres"] = tree_cpu_seconds(databases.pid) - before
             if number:
-                for name, seconds in told.items():
+                for name, seconds in figures.items():
                     per_row = seconds / rows / transactions * 1e6
                     values[worker.way.key].setdefault(name, []).append(per_row)
             if what == "delete":

@@ -22,9 +22,9 @@ def read(directory: Path) -> Results:
     for part in PARTS:
         file = directory / f"{part}.json"
         if file.exists():
-            told = json.loads(file.read_text())
-            results[part] = told["results"]
-            machine = told["machine"]
+            stored = json.loads(file.read_text())
+            results[part] = stored["results"]
+            machine = stored["machine"]
             results.setdefault("measured", {})[part] = machine
             if (
                 "machine" not in results

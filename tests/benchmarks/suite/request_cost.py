@@ -147,7 +147,7 @@ def _measure(databases: Databases, plan: Plan, shops: Sequence[Shop], load: Load
             found[f"{scenario.key}/{connections}"] = {
                 "title": scenario.title,
                 "connections": connections,
-                "variants": _told(seen, shops),
+                "variants": _as_json(seen, shops),
             }
             print(
                 f"  {scenario.title}, {connections} connections: {time.monotonic() - began:.0f} s",
@@ -178,7 +178,7 @@ def _once(bench: Bench, shop: Shop, scenario: Scenario, connections: int, seen: 
         headers={"Content-Type": scenario.content_type, "Authorization": f"Bearer {TOKEN}"},
     )
     if answer["wrong"]:
-        raise SystemExit(f"{shop.variant.title}: answered {answer['wrong']}\n{shop.said()}")
+        raise SystemExit(f"{shop.variant.title}: answered {answer['wrong']}\n{shop.output()}")
     told = shop.meter()
     spent = cpu_seconds(shop.pid) - began
     requests = answer["requests"]
@@ -201,23 +201,23 @@ def _once(bench: Bench, shop: Shop, scenario: Scenario, connections: int, seen: 
     )
 
 
-def _told(seen: dict[str, Seen], shops: Sequence[Shop]) -> dict[str, Any]:
-    told: dict[str, Any] = {}
+def _as_json(seen: dict[str, Seen], shops: Sequence[Shop]) -> dict[str, Any]:
+    variants: dict[str, Any] = {}
     for shop in shops:
         key, base = shop.variant.key, shop.variant.base
         values = seen[key].values
-        told[key] = {
+        variants[key] = {
             "title": shop.variant.title,
             "requests": seen[key].requests,
             **{name: summary(measured) for name, measured in values.items()},
         }
         for other in dict.fromkeys(("plain", "contrib", base)):
             if other in seen and other != key:
-                told[key][f"to_{other}"] = {
+                variants[key][f"to_{other}"] = {
                     name: ratio(values[name], seen[other].values[name])
                     for name in ("cpu_us", "rps", "p50_ms", "p99_ms", "first_byte_ms")
                 }
-    return told
+    return variants
 
 
 TOKEN = jwt.encode({**ACTOR, "exp": int(time.time()) + 36_000}, KEY, algorithm="HS256")

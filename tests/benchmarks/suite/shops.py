@@ -59,14 +59,14 @@ VARIANTS = (
 )
 
 
-def clean_environment(**said: Any) -> dict[str, str]:
+def clean_environment(**settings: Any) -> dict[str, str]:
     """An environment without anybody's settings, and with what a script of `served` is told."""
     kept = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("OTEL_", "AUDIT_", "PYTHON"))
     }
-    return {**kept, "BENCH": json.dumps(said), "OTEL_SERVICE_NAME": "shop"}
+    return {**kept, "BENCH": json.dumps(settings), "OTEL_SERVICE_NAME": "shop"}
 
 
 class Shop:
@@ -116,18 +116,18 @@ class Shop:
                 self.ask("/json")
                 return
             time.sleep(0.1)
-        raise SystemExit(f"{self.variant.title} does not start:\n{self.said()}")
+        raise SystemExit(f"{self.variant.title} does not start:\n{self.output()}")
 
-    def said(self) -> str:
+    def output(self) -> str:
         return (self.directory / "log").read_text()[-4000:]
 
     def meter(self) -> dict[str, float]:
         """Have it write all that it still has to; what its event loop has been like."""
         status, answer = self.ask("/meter")
         if status != 200:
-            raise SystemExit(f"{self.variant.title}: {status}\n{self.said()}")
-        told: dict[str, float] = json.loads(answer)
-        return told
+            raise SystemExit(f"{self.variant.title}: {status}\n{self.output()}")
+        counters: dict[str, float] = json.loads(answer)
+        return counters
 
     def ask(self, path: str) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE + 30)

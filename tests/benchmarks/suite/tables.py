@@ -16,15 +16,15 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def machine(results: Results) -> str:
-    told = results["machine"]
-    packages = ", ".join(f"{name} {version}" for name, version in told["packages"].items())
+    entries = results["machine"]
+    packages = ", ".join(f"{name} {version}" for name, version in entries["packages"].items())
     parts = ", ".join(
         f"{part} {found['measured_at']} ({found['load_before']})"
         for part, found in results["measured"].items()
     )
     return (
-        f"Measured on {told['cores']} cores ({told['processor']}), "
-        f"{told['memory_gb']} GB, {told['system']}, Python {told['python']}; {packages}. "
+        f"Measured on {entries['cores']} cores ({entries['processor']}), "
+        f"{entries['memory_gb']} GB, {entries['system']}, Python {entries['python']}; {packages}. "
         f"When, and the load of the machine before: {parts}."
     )
 
@@ -279,23 +279,25 @@ def viewer(results: Results) -> Iterator[str]:
     others = [
         ("record page with its verification, ms", "record_ms"), ("actor page, ms", "actor_ms"),
     ]  # fmt: skip
-    told = [
+    entries = [
         (
             what,
             *(f"{found[who][key]['median']:.0f} / {found[who][key]['p95']:.0f}" for who in people),
         )
         for what, key in others
     ]
-    told += [
+    entries += [
         (f"export as {form}, rows/s",
          *(f"{found[who]['export_rows_per_s'][form]:,.0f}" for who in people))
         for form in ("csv", "ndjson")
     ]  # fmt: skip
-    told.append(("memory at its peak, MB", *(f"{found[who]['memory_mb']:.0f}" for who in people)))
-    told.append(
+    entries.append(
+        ("memory at its peak, MB", *(f"{found[who]['memory_mb']:.0f}" for who in people))
+    )
+    entries.append(
         ("the log's tree, read at the start, s", *(f"{found[who]['tree_s']:.1f}" for who in people))
     )
-    yield table(["", *people], told)
+    yield table(["", *people], entries)
 
 
 def micro(results: Results) -> Iterator[str]:
@@ -312,11 +314,15 @@ def micro(results: Results) -> Iterator[str]:
 
 def instructions(results: Results) -> Iterator[str]:
     rows = []
-    for told in results["instructions"].values():
-        counts = {key: seen["instructions"] for key, seen in told["variants"].items()}
+    for entries in results["instructions"].values():
+        counts = {key: seen["instructions"] for key, seen in entries["variants"].items()}
         telemetry = counts["contrib"] - counts["plain"]
-        for key, seen in told["variants"].items():
-            row = [told["title"] if key == "plain" else "", seen["title"], _thousands(counts[key])]
+        for key, seen in entries["variants"].items():
+            row = [
+                entries["title"] if key == "plain" else "",
+                seen["title"],
+                _thousands(counts[key]),
+            ]
             if key == "plain":
                 row += ["–", "–", "–"]
             elif key == "contrib":

@@ -119,7 +119,7 @@ def _left(what: str, seen: dict[str, Any]) -> tuple[str, str, str, bool | None]:
 
 def _most(what: str, seen: dict[str, float], bound: float) -> tuple[str, str, str, bool | None]:
     met = _within(seen["low"], seen["high"], bound)
-    return what, f"at most {bound:.2f} x", _told(seen), met
+    return what, f"at most {bound:.2f} x", _figures_text(seen), met
 
 
 def _within(low: float, high: float, bound: float) -> bool | None:
@@ -129,7 +129,7 @@ def _within(low: float, high: float, bound: float) -> bool | None:
     return False if low > bound else None
 
 
-def _told(seen: dict[str, float]) -> str:
+def _figures_text(seen: dict[str, float]) -> str:
     return f"{seen['ratio']:.2f} x ({seen['low']:.2f}–{seen['high']:.2f})"
 
 
@@ -189,12 +189,12 @@ def _growth(found: dict[str, Any]) -> QueuedRows:
     for name in ("show", "history of an order", "by actor", "by trace id"):
         taken = last["query_ms"][name]
         # fewer rows than the target names can show that it is missed, not that it is met
-        told = last["rows"] >= MANY or taken >= SLOW
+        is_measured = last["rows"] >= MANY or taken >= SLOW
         yield (
             f"{name}, at {last['rows']:,} rows",
             f"under {SLOW} ms at {MANY:,}",
             f"{taken:.2f} ms",
-            taken < SLOW if told else None,
+            taken < SLOW if is_measured else None,
         )
 
 

@@ -71,8 +71,8 @@ def _measured(server: str, directory: Path, plan: Plan) -> dict[str, Any]:
     made = time.monotonic() - began
     found: dict[str, Any] = {"rows": plan.rows, "rounds": plan.rounds, "made_s": made}
     for who in VIEWERS:
-        told = {"dsn": store.dsn, "viewer": store.viewer, "key": store.key.text()}
-        asked = json.dumps({**told, **asdict(plan), "keep": None, "who": who})
+        settings = {"dsn": store.dsn, "viewer": store.viewer, "key": store.key.text()}
+        asked = json.dumps({**settings, **asdict(plan), "keep": None, "who": who})
         # what filled the store, or looked as somebody else, is not this viewer's memory
         command = [sys.executable, "-m", __name__, asked]
         done = subprocess.run(
@@ -135,8 +135,8 @@ async def _asked(store: FilledStore, who: str, rows: int, rounds: int) -> dict[s
     for query in QUERIES:
         answers = [await ask(app, "/", q=query) for _ in range(rounds)]
         pages[query or "(everything)"] = {
-            "first_ms": _told([one.first for one in answers]),
-            "counts_ms": _told([one.rest for one in answers]),
+            "first_ms": _percentiles([one.first for one in answers]),
+            "counts_ms": _percentiles([one.rest for one in answers]),
         }
     records = [await ask(app, f"/record/{row['id']}") for row in seen]
     actors = [await ask(app, "/actor", id=row["actor_id"]) for row in seen[:rounds]]
@@ -146,8 +146,8 @@ async def _asked(store: FilledStore, who: str, rows: int, rounds: int) -> dict[s
         rates[form] = rows / len(TENANTS) / answer.whole
     await app.state.site.pool.close()
     return {
-        "tree_s": tree, "pages": pages, "record_ms": _told([one.whole for one in records]),
-        "actor_ms": _told([one.whole for one in actors]), "export_rows_per_s": rates,
+        "tree_s": tree, "pages": pages, "record_ms": _percentiles([one.whole for one in records]),
+        "actor_ms": _percentiles([one.whole for one in actors]), "export_rows_per_s": rates,
         "memory_mb": _peak_mb(),
     }  # fmt: skip
 
@@ -158,7 +158,7 @@ def _peak_mb() -> float:
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
-def _told(seconds: Sequence[float]) -> dict[str, float]:
+def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
     ordered = sorted(one * 1000 for one in seconds)
     return {
         "median": ordered[len(ordered) // 2],
@@ -166,8 +166,8 @@ def _told(seconds: Sequence[float]) -> dict[str, float]:
     }
 
 
-def _main(told: str) -> None:
-    asked = json.loads(told)
+def _main(settings: str) -> None:
+    asked = json.loads(settings)
     key = read_public_key(asked["key"], "the store's key")
     store = FilledStore(asked["dsn"], asked["viewer"], key)
     print(json.dumps(asyncio.run(_asked(store, asked["who"], asked["rows"], asked["rounds"]))))

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import threading
 import time
 
 import asyncpg
@@ -117,12 +118,13 @@ class TestWaiting:
     async def test_one_that_answers_late_still_counts(self, log):
         """An anchor that takes longer than a round waits gets its checkpoints all the same."""
         kept: list[str] = []
+        a_round_is_over = threading.Event()  # it is asked on a thread of its own
 
         class Late:
             name = "late"
 
             async def last(self):
-                await asyncio.sleep(2.3)
+                await asyncio.to_thread(a_round_is_over.wait, 60)
                 return kept[-1] if kept else None
 
             async def publish(self, note):
@@ -130,6 +132,10 @@ class TestWaiting:
 
         sealer = log.sealer(anchors=[Late()])
         async with asyncio.timeout(60):
+            await log.write(1)
+            await sealer.seal()
+            assert kept == []
+            a_round_is_over.set()
             while not kept:
                 await log.write(1)
                 await sealer.seal()

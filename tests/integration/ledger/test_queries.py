@@ -50,7 +50,7 @@ async def trail(audit_store):
 
 
 @pytest.fixture
-async def store(audit_store):
+async def reading(audit_store):
     async with queries.opened(audit_store) as connection:
         yield connection
 
@@ -74,14 +74,14 @@ class TestSearch:
             (Criteria(actor="' OR true --"), []),
         ],
     )
-    async def test_finds_what_is_asked_for(self, store, trail, criteria, expected):
+    async def test_finds_what_is_asked_for(self, reading, trail, criteria, expected):
         """The newest first, and nothing else."""
-        page = await queries.search(store, criteria)
+        page = await queries.search(reading, criteria)
         found = [trail.index(str(record.id)) for record in page.records]
         assert found == sorted(expected, reverse=True)
         assert page.next is None
 
-    async def test_finds_by_time_whatever_time_an_id_tells(self, audit_store, store, trail):
+    async def test_finds_by_time_whatever_time_an_id_tells(self, audit_store, reading, trail):
         """A sender's ids may tell any time, or none; each record is found once, on its own page."""
         astray = {
             number: a_record(
@@ -108,53 +108,53 @@ class TestSearch:
             seen, after = [], None
             while not seen or after is not None:
                 page = await queries.search(
-                    store, within, limit=limit, after=after, oldest_first=True
+                    reading, within, limit=limit, after=after, oldest_first=True
                 )
                 seen += [str(record.id) for record in page.records]
                 after = page.next
             assert seen == expected
-        later = await queries.search(store, Criteria(since=START + timedelta(minutes=6)))
+        later = await queries.search(reading, Criteria(since=START + timedelta(minutes=6)))
         assert [str(record.id) for record in later.records] == trail[:5:-1]
         ever = Criteria(
             since=datetime.min.replace(tzinfo=UTC), until=datetime.max.replace(tzinfo=UTC)
         )
-        assert len((await queries.search(store, ever)).records) == 26
+        assert len((await queries.search(reading, ever)).records) == 26
 
-    async def test_looks_at_no_more_than_it_must(self, store, trail, monkeypatch):
+    async def test_looks_at_no_more_than_it_must(self, reading, trail, monkeypatch):
         """Time and entity have an index each, for a reader of some tenants, too."""
         asked = []
-        fetch = type(store).fetch
+        fetch = type(reading).fetch
 
         async def noted(query, *values):
             asked.append((query, values))
-            return await fetch(store, query, *values)
+            return await fetch(reading, query, *values)
 
-        monkeypatch.setattr(type(store), "fetch", staticmethod(noted))
-        await queries.history(store, "stock:7")
+        monkeypatch.setattr(type(reading), "fetch", staticmethod(noted))
+        await queries.history(reading, "stock:7")
         within = Criteria(since=START + timedelta(minutes=5), until=START + timedelta(minutes=6))
-        await queries.search(store, within)
+        await queries.search(reading, within)
         monkeypatch.undo()
-        await store.execute("SET enable_seqscan = off")
+        await reading.execute("SET enable_seqscan = off")
         plans = [
-            "\n".join(str(row[0]) for row in await store.fetch(f"EXPLAIN {query}", *values))
+            "\n".join(str(row[0]) for row in await reading.fetch(f"EXPLAIN {query}", *values))
             for query, values in asked
         ]
         assert "Function Scan on about" in plans[0]
         assert "Seq Scan" not in plans[0]
         assert "occurred_at_id_idx" in plans[1]
         assert "audit_logs_2026_11_pkey" in plans[1]
-        about = await store.fetchval("SELECT prosrc FROM pg_proc WHERE proname = 'about'")
+        about = await reading.fetchval("SELECT prosrc FROM pg_proc WHERE proname = 'about'")
         gathering = about[about.index("SELECT l.id") :].partition(")")[0]
         looking = gathering.replace("about.entity", "'stock:7'::text")
-        found = await store.fetch(f"EXPLAIN {looking}")
+        found = await reading.fetch(f"EXPLAIN {looking}")
         assert "entities_idx" in "\n".join(row[0] for row in found)
 
     @pytest.mark.parametrize("limit", [1, 7, 19, 20, 21])
-    async def test_goes_on_page_by_page(self, audit_store, store, trail, limit):
+    async def test_goes_on_page_by_page(self, audit_store, reading, trail, limit):
         """Every record once, also while newer ones arrive."""
         seen, after = [], None
         while True:
-            page = await queries.search(store, Criteria(), limit=limit, after=after)
+            page = await queries.search(reading, Criteria(), limit=limit, after=after)
             seen += [str(record.id) for record in page.records]
             after = page.next
             if after is None:
@@ -167,20 +167,20 @@ class TestSearch:
     @pytest.mark.parametrize(
         "unfit", [{"limit": 0}, {"limit": 10_001}, {"after": "x"}, {"after": "x/y"}]
     )
-    async def test_refuses_what_is_unfit(self, store, unfit):
+    async def test_refuses_what_is_unfit(self, reading, unfit):
         """The option is named."""
         with pytest.raises(ConfigurationError, match=next(iter(unfit))):
-            await queries.search(store, Criteria(), **unfit)
+            await queries.search(reading, Criteria(), **unfit)
 
 
 class TestReasons:
     @pytest.mark.parametrize("note", ["\\u0000", "\\ud83d", "\\uDC00", "x"])
-    async def test_no_payload_stops_a_search(self, store, note):
+    async def test_no_payload_stops_a_search(self, reading, note):
         """An older store may hold text that the database cannot take apart; it is found all the same."""
         payload = f'{{"actor": {{"reason": "bad_signature"}}, "note": "{note}"}}'
         record_id = uuid7()
-        await store.execute("ALTER TABLE audit.audit_logs DISABLE TRIGGER queue_for_sealing")
-        await store.execute(
+        await reading.execute("ALTER TABLE audit.audit_logs DISABLE TRIGGER queue_for_sealing")
+        await reading.execute(
             "INSERT INTO audit.audit_logs (id, action_id, phase, occurred_at, duration_ms, "
             "event_name, action, outcome, actor_id, actor_type, transaction_outcome, "
             "schema_version, payload, content_hash) VALUES ($1, 'a', 'completed', now(), 0, 'e', "
@@ -189,53 +189,53 @@ class TestReasons:
             payload,
         )
         expected = "bad_signature" if note == "x" else None
-        (found,) = (await queries.search(store, Criteria())).records
+        (found,) = (await queries.search(reading, Criteria())).records
         assert (str(found.id), found.actor_reason) == (record_id, expected)
-        (shown,) = await queries.show(store, record_id)
+        (shown,) = await queries.show(reading, record_id)
         assert (shown.found, shown.payload) == (found, payload)
 
-    async def test_are_looked_up_by_id(self, store, trail):
+    async def test_are_looked_up_by_id(self, reading, trail):
         """No other row is read for them."""
-        await store.execute("SET enable_seqscan = off")
-        plan = await store.fetch(f"EXPLAIN {queries._REASONS}", trail[:2])
+        await reading.execute("SET enable_seqscan = off")
+        plan = await reading.fetch(f"EXPLAIN {queries._REASONS}", trail[:2])
         assert "Seq Scan" not in "\n".join(row[0] for row in plan)
 
 
 class TestHistory:
-    async def test_tells_what_happened_the_oldest_first(self, store, trail):
+    async def test_tells_what_happened_the_oldest_first(self, reading, trail):
         """By target or by a change."""
-        page = await queries.history(store, "stock:7", limit=1)
+        page = await queries.history(reading, "stock:7", limit=1)
         assert [trail.index(str(record.id)) for record in page.records] == [3]
-        page = await queries.history(store, "stock:7", limit=1, after=page.next)
+        page = await queries.history(reading, "stock:7", limit=1, after=page.next)
         assert [trail.index(str(record.id)) for record in page.records] == [9]
         assert page.next is None
 
 
 class TestStats:
-    async def test_count_by_day_and_event(self, store, trail):
+    async def test_count_by_day_and_event(self, reading, trail):
         """Each day, the most frequent first."""
-        found = await queries.volume(store, START)
+        found = await queries.volume(reading, START)
         assert [(row.day, row.event_name, row.records) for row in found] == [
             ("2026-11-01", "order.created", 10),
             ("2026-11-01", "order.deleted", 10),
         ]
 
-    async def test_measure_tables_and_indexes(self, store, trail):
+    async def test_measure_tables_and_indexes(self, reading, trail):
         """Every table of the store has a size."""
-        found = {row.name: row for row in await queries.sizes(store)}
+        found = {row.name: row for row in await queries.sizes(reading)}
         assert found["audit_logs_2026_11"].table_bytes > 0
         assert found["audit_logs_2026_11"].index_bytes > 0
         assert "ledger_blocks" in found
 
-    async def test_estimate_nothing_where_the_database_does_not(self, store, trail):
+    async def test_estimate_nothing_where_the_database_does_not(self, reading, trail):
         """Rows of a table that was never analyzed are not known; an empty one has none."""
 
         async def rows():
-            found = {size.name: size.rows for size in await queries.sizes(store)}
+            found = {size.name: size.rows for size in await queries.sizes(reading)}
             return found["audit_logs_2026_11"], found["quarantine"]
 
         assert await rows() == (None, 0)
-        await store.execute("ANALYZE audit.audit_logs_2026_11")
+        await reading.execute("ANALYZE audit.audit_logs_2026_11")
         assert await rows() == (20, 0)
 
 

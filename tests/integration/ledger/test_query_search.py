@@ -70,7 +70,7 @@ def filled(audit_server, trail):
 
 
 @pytest.fixture
-async def store(filled):
+async def reading(filled):
     async with queries.opened(filled) as connection:
         yield connection
 
@@ -140,9 +140,9 @@ async def found(store, query, **options):
 
 class TestEachField:
     @pytest.mark.parametrize("text", ASKED)
-    async def test_finds_what_fits(self, store, trail, text):
+    async def test_finds_what_fits(self, reading, trail, text):
         """The newest first."""
-        ids, _ = await found(store, parse(text), limit=50)
+        ids, _ = await found(reading, parse(text), limit=50)
         assert ids == [trail[n].record_id for n in reversed(range(COUNT)) if ASKED[text](n)]
 
 
@@ -154,33 +154,33 @@ class TestTogether:
         oldest_first=st.booleans(),
     )
     async def test_all_terms_must_hold_on_every_page(
-        self, store, trail, *, chosen, bounds, oldest_first
+        self, reading, trail, *, chosen, bounds, oldest_first
     ):
         """However few records a page shows or reads, all pages together are the answer."""
         limit, window = bounds
         query = Query(tuple(one for text in chosen for one in parse(text).terms))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(queries, "WINDOW", window)
-            ids, _ = await found(store, query, limit=limit, oldest_first=oldest_first)
+            ids, _ = await found(reading, query, limit=limit, oldest_first=oldest_first)
         numbers = range(COUNT) if oldest_first else reversed(range(COUNT))
         fits = [n for n in numbers if all(ASKED[text](n) for text in chosen)]
         assert ids == [trail[n].record_id for n in fits]
 
 
 class TestWindow:
-    async def test_a_page_that_stopped_says_where(self, store, monkeypatch):
+    async def test_a_page_that_stopped_says_where(self, reading, monkeypatch):
         """Free text reads so many records, and tells how far that came."""
         monkeypatch.setattr(queries, "WINDOW", 20)
-        page = await queries.search(store, parse("straße"), limit=50)
+        page = await queries.search(reading, parse("straße"), limit=50)
         assert page.searched_to is not None
         assert abs(page.searched_to - (NOW - timedelta(hours=19.5))) < timedelta(seconds=2)
-        whole = await queries.search(store, parse("straße time:15h"), limit=50)
+        whole = await queries.search(reading, parse("straße time:15h"), limit=50)
         assert (whole.searched_to, whole.next) == (None, None)
 
-    async def test_columns_are_asked_without_a_window(self, store, monkeypatch):
+    async def test_columns_are_asked_without_a_window(self, reading, monkeypatch):
         """What an index may serve reads no record whole."""
         monkeypatch.setattr(queries, "WINDOW", 1)
-        page = await queries.search(store, parse("service:shop"), limit=100)
+        page = await queries.search(reading, parse("service:shop"), limit=100)
         assert (len(page.records), page.searched_to) == (COUNT // 2, None)
 
 

@@ -256,7 +256,7 @@ def work_of(statement, parameters):
 
 
 @pytest.fixture
-def run(engine):
+def execute(engine):
     store = SqliteStore(engine)
 
     async def run(statement, parameters=None, options=None):
@@ -270,9 +270,9 @@ def run(engine):
 
 class TestMarks:
     @pytest.mark.parametrize("kind", STATEMENTS)
-    async def test_they_hold(self, run, kind):
+    async def test_they_hold(self, execute, kind):
         """What is marked is not shown, in the parameters or in the text; the rest is."""
-        changes = await run(*STATEMENTS[kind])
+        changes = await execute(*STATEMENTS[kind])
         assert changes
         for change in changes:
             told = json.dumps([change.parameters, change.statement])
@@ -308,16 +308,16 @@ class TestMarks:
         assert change.parameters == shown
         assert capture.errors == 0
 
-    async def test_names_in_quotes(self, run):
+    async def test_names_in_quotes(self, execute):
         """SQLite takes what is in double quotes for a text only where it is no column."""
         statement = text(f'UPDATE card SET note = "code", code = "{SECRET}" WHERE "id" = "pin"')
-        (change,) = await run(statement)
+        (change,) = await execute(statement)
         assert change.statement == ('UPDATE card SET note = "code", code = "…" WHERE "id" = "pin"')
 
-    async def test_a_very_long_text(self, run):
+    async def test_a_very_long_text(self, execute):
         """No value of it is shown, as it would take long to tell which may be."""
         rows = ", ".join(f"({n}, '{SECRET}')" for n in range(1_000, 4_000))
-        (change,) = await run(
+        (change,) = await execute(
             text(f"INSERT INTO card (id, code) VALUES {rows}, (:i, :n)"), {"i": 9, "n": 9}
         )
         assert change.rows == 3_001
@@ -326,30 +326,32 @@ class TestMarks:
         assert change.statement.endswith("characters in all]")
         assert len(change.statement) < 3_000
 
-    async def test_a_number_of_rows_is_shown(self, run):
+    async def test_a_number_of_rows_is_shown(self, execute):
         """A LIMIT is no value of a column."""
         some = select(card.c.id).where(card.c.id > 5_000).limit(7)
-        (change,) = await run(delete(card).where(card.c.id.in_(some)))
+        (change,) = await execute(delete(card).where(card.c.id.in_(some)))
         assert change.parameters["id_1"] == 5_000
         assert change.parameters["param_1"] == 7
 
-    async def test_a_document_is_judged_by_the_name_within(self, run):
+    async def test_a_document_is_judged_by_the_name_within(self, execute):
         """The same statement with another name: what it holds is shown."""
-        (change,) = await run(noted.where(card.c.document["city"].as_string() == "Rome"))
+        (change,) = await execute(noted.where(card.c.document["city"].as_string() == "Rome"))
         assert "Rome" in change.parameters.values()
 
-    async def test_subclasses(self, run):
+    async def test_subclasses(self, execute):
         """Rows of a subclass are inserted into two tables, and each is named."""
-        changes = await run(insert(Engineer), [{"language": "py", "pin": NUMBER, "salary": 99_000}])
+        changes = await execute(
+            insert(Engineer), [{"language": "py", "pin": NUMBER, "salary": 99_000}]
+        )
         assert [one.table for one in changes] == ["person", "engineer"]
         assert changes[0].parameters["pin"] == "[REDACTED]"
         assert "salary" not in changes[0].parameters
         assert changes[1].parameters["language"] == "py"
 
-    async def test_subclasses_by_key(self, run):
+    async def test_subclasses_by_key(self, execute):
         """The same for updates by key."""
-        await run(insert(Engineer), [{"id": 500, "language": "py"}])
-        changes = await run(update(Engineer), [{"id": 500, "language": "c", "pin": NUMBER}])
+        await execute(insert(Engineer), [{"id": 500, "language": "py"}])
+        changes = await execute(update(Engineer), [{"id": 500, "language": "c", "pin": NUMBER}])
         assert sorted(one.table for one in changes) == ["engineer", "person"]
         assert str(NUMBER) not in str([one.parameters for one in changes])
 
@@ -392,9 +394,9 @@ class TestSelection:
             DDL("DELETE FROM hidden"),
         ],
     )
-    async def test_a_class_that_is_not_to_be_audited(self, run, statement):
+    async def test_a_class_that_is_not_to_be_audited(self, execute, statement):
         """It is left out of texts as well."""
-        assert await run(statement) == []
+        assert await execute(statement) == []
 
     @pytest.mark.parametrize(
         "options",
@@ -413,27 +415,27 @@ class TestSelection:
             update(card).where(card.c.id == bindparam("which")).values(note=bindparam("given")),
         ],
     )
-    async def test_columns(self, run, options, statement):
+    async def test_columns(self, execute, options, statement):
         """A column that is excluded, or not included, is left out however the statement is made."""
-        (change,) = await run(statement, {"given": "seen", "which": 1}, options)
+        (change,) = await execute(statement, {"given": "seen", "which": 1}, options)
         assert change.parameters == {"which": 1}
 
-    async def test_tables_that_are_not_known(self, engine, run):
+    async def test_tables_that_are_not_known(self, engine, execute):
         """SQLite does not tell cases apart, and neither do the settings."""
         with engine.begin() as connection:
             connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS other (a text)")
         statement = text("INSERT INTO OTHER (a) VALUES ('x')")
-        assert await run(statement, options=OrmOptions(exclude_tables=("other",))) == []
-        assert len(await run(statement, options=OrmOptions(include_tables=("other",)))) == 1
-        assert await run(statement, options=OrmOptions(include_tables=("card",))) == []
+        assert await execute(statement, options=OrmOptions(exclude_tables=("other",))) == []
+        assert len(await execute(statement, options=OrmOptions(include_tables=("other",)))) == 1
+        assert await execute(statement, options=OrmOptions(include_tables=("card",))) == []
 
-    async def test_columns_of_a_table_that_is_not_known(self, engine, run):
+    async def test_columns_of_a_table_that_is_not_known(self, engine, execute):
         """They are known by what the text calls them."""
         with engine.begin() as connection:
             connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS loose (a text, password text)")
         statement = text("INSERT INTO loose (a, password) VALUES (:x, :y)")
-        (change,) = await run(statement, {"x": "seen", "y": SECRET})
+        (change,) = await execute(statement, {"x": "seen", "y": SECRET})
         assert change.parameters == {"x": "seen", "y": "***"}
         options = OrmOptions(exclude_columns=("loose.a",))
-        (change,) = await run(statement, {"x": "seen", "y": SECRET}, options)
+        (change,) = await execute(statement, {"x": "seen", "y": SECRET}, options)
         assert change.parameters == {"y": "***"}

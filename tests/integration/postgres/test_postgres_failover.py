@@ -31,20 +31,20 @@ def records(count: int) -> list:
 
 
 @pytest.fixture
-async def store():
+async def own_store():
     async with own_server() as store:
         yield store
 
 
 @pytest.fixture
-async def standby(store):
-    async with synchronous_standby(store) as standby:
+async def standby(own_store):
+    async with synchronous_standby(own_store) as standby:
         yield standby
 
 
 @pytest.fixture
-async def sink(store):
-    sink = PostgresSink(store.dsn, statement_timeout=1.0)
+async def sink(own_store):
+    sink = PostgresSink(own_store.dsn, statement_timeout=1.0)
     yield sink
     await sink.close()
 
@@ -68,12 +68,12 @@ async def refused_until_seen(write, dsn: str, expected: int, table: str = "audit
 
 
 @pytest.mark.parametrize("size", [6, 40])
-async def test_a_retry_that_finds_its_rows_waits_for_the_standby(store, standby, sink, size):
+async def test_a_retry_that_finds_its_rows_waits_for_the_standby(own_store, standby, sink, size):
     """What is only visible is not acknowledged, and what is acknowledged is on the new primary."""
     await sink.write(records(3))
     batch = records(size)
     await asyncio.to_thread(standby.stop)
-    await refused_until_seen(lambda: sink.write(batch), store.dsn, 3 + size)
+    await refused_until_seen(lambda: sink.write(batch), own_store.dsn, 3 + size)
     ids = [record.record_id for record in batch]
     for ask in (sink.write, sink.accept):
         with pytest.raises(StoreUnavailableError):
@@ -89,28 +89,28 @@ async def test_a_retry_that_finds_its_rows_waits_for_the_standby(store, standby,
                 break
     assert set(await sink.receipts(ids)) == set(ids)
     assert await sink.known(ids) == set(ids)
-    await asyncio.to_thread(store.stop, signal.SIGKILL)
+    await asyncio.to_thread(own_store.stop, signal.SIGKILL)
     await asyncio.to_thread(standby.promote)
     assert await count(standby.dsn) == 3 + size
 
 
-async def test_so_does_what_is_put_aside(store, standby, sink):
+async def test_so_does_what_is_put_aside(own_store, standby, sink):
     """The quarantine is acknowledged by the same rule."""
     refused = [Refused(uuid7(), b"{}", "no record")]
     await asyncio.to_thread(standby.stop)
-    await refused_until_seen(lambda: sink.quarantine(refused), store.dsn, 1, "quarantine")
+    await refused_until_seen(lambda: sink.quarantine(refused), own_store.dsn, 1, "quarantine")
     with pytest.raises(StoreUnavailableError):
         await sink.quarantine(refused)
 
 
-async def test_a_wait_that_somebody_cuts_off_is_no_acknowledgement(store, standby, sink):
+async def test_a_wait_that_somebody_cuts_off_is_no_acknowledgement(own_store, standby, sink):
     """A cancelled wait ends in a warning and a COMMIT that succeeds: nothing is acknowledged."""
-    patient = PostgresSink(store.dsn, statement_timeout=60.0)
+    patient = PostgresSink(own_store.dsn, statement_timeout=60.0)
     await patient.check()
     pid = patient._connection.get_server_pid()
     await asyncio.to_thread(standby.stop)
     writing = asyncio.create_task(patient.write(records(2)))
-    connection = await asyncpg.connect(store.dsn)
+    connection = await asyncpg.connect(own_store.dsn)
     waits = "SELECT wait_event FROM pg_stat_activity WHERE pid = $1"
     async with asyncio.timeout(30):
         while await connection.fetchval(waits, pid) != "SyncRep":  # noqa: ASYNC110 - another's
@@ -123,12 +123,12 @@ async def test_a_wait_that_somebody_cuts_off_is_no_acknowledgement(store, standb
 
 
 @pytest.mark.parametrize("default", ["off", "local", "remote_write", "remote_apply"])
-async def test_whatever_the_role_waits_for_by_default(store, standby, default):
+async def test_whatever_the_role_waits_for_by_default(own_store, standby, default):
     """A role that waits for less does not do so here."""
-    admin = await asyncpg.connect(store.dsn)
+    admin = await asyncpg.connect(own_store.dsn)
     await admin.execute(f"ALTER ROLE postgres SET synchronous_commit = {default}")
     await admin.close()
-    connection = await connect(store.dsn, 5)
+    connection = await connect(own_store.dsn, 5)
     assert await connection.fetchval("SHOW synchronous_commit") == (
         "remote_apply" if default == "remote_apply" else "on"
     )
@@ -139,10 +139,10 @@ async def test_whatever_the_role_waits_for_by_default(store, standby, default):
     await connection.close()
 
 
-async def test_an_intent_is_stored_when_the_standby_has_it(store, standby, caplog):
+async def test_an_intent_is_stored_when_the_standby_has_it(own_store, standby, caplog):
     """Strict mode refuses while the standby is away, the same intent asked again, too."""
     caplog.set_level(logging.CRITICAL)
-    intents = Intents(lambda: PostgresSink(store.dsn, statement_timeout=1.0), Counters(), 1.0)
+    intents = Intents(lambda: PostgresSink(own_store.dsn, statement_timeout=1.0), Counters(), 1.0)
     (record,) = records(1)
     assert await intents.store(record)
     await asyncio.to_thread(standby.stop)
@@ -166,15 +166,15 @@ asyncio.run(main())
 """
 
 
-async def test_a_process_killed_while_its_commit_waits(store, standby):
+async def test_a_process_killed_while_its_commit_waits(own_store, standby):
     """Its backend waits on; who delivers the same again stores each once, on both servers."""
     batch = records(4)
     await asyncio.to_thread(standby.stop)
-    writer = subprocess.Popen([sys.executable, "-c", WRITING, store.dsn], stdin=subprocess.PIPE)
+    writer = subprocess.Popen([sys.executable, "-c", WRITING, own_store.dsn], stdin=subprocess.PIPE)
     assert writer.stdin is not None
     writer.stdin.write(msgspec.json.encode(batch))
     writer.stdin.close()
-    admin = await asyncpg.connect(store.dsn)
+    admin = await asyncpg.connect(own_store.dsn)
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
     async with asyncio.timeout(60):
         while not await admin.fetchval(waiting):  # noqa: ASYNC110 - another's
@@ -182,11 +182,11 @@ async def test_a_process_killed_while_its_commit_waits(store, standby):
     writer.kill()
     writer.wait()
     await asyncio.to_thread(standby.launch)
-    sink = PostgresSink(store.dsn)
+    sink = PostgresSink(own_store.dsn)
     assert (await sink.write(batch)).stored == 4
     await sink.close()
     assert await admin.fetchval("SELECT count(*) FROM audit.audit_logs") == 4
     await admin.close()
-    await asyncio.to_thread(store.stop, signal.SIGKILL)
+    await asyncio.to_thread(own_store.stop, signal.SIGKILL)
     await asyncio.to_thread(standby.promote)
     assert await count(standby.dsn) == 4

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from strategies import a_record
 
@@ -75,6 +76,26 @@ class TestOpened:
         assert recorder._delivery.depth == 1
         assert (counters.dropped, counters.capture_errors) == (0, 2)
         assert "below its bound" in caplog.text
+
+    def test_a_record_that_says_its_place_keeps_it(self, a_recorder, tmp_path):
+        """Trace and process that an action's record has from the start are said again no more."""
+        recorder, _ = a_recorder(tmp_path / "spools", refuse=True)
+        place = recorder.place(None)
+        assert place.producer_id == recorder.producer_id
+        record = a_record(producer_id=place.producer_id, trace_id="1" * 32, resource={"a": "b"})
+        recorder.opened(record, None)
+        recorder.closed(record, None)
+        (item,) = recorder._delivery.backlog._memory
+        assert item.entry.sequence_number == 1
+        assert msgspec.structs.replace(item.entry, sequence_number=None) == record
+
+    def test_the_place_of_another_process_is_said_anew(self, a_recorder, tmp_path):
+        """A forked child that ends its parent's action is the producer of that record."""
+        recorder, _ = a_recorder(tmp_path / "spools", refuse=True)
+        recorder.closed(a_record(producer_id="parent", trace_id="1" * 32), None)
+        (item,) = recorder._delivery.backlog._memory
+        assert item.entry.producer_id == recorder.producer_id
+        assert item.entry.trace_id is None
 
     def test_after_the_end_nothing_is_refused(self, a_recorder, tmp_path):
         """When delivery has ended the application goes on; what it does then is kept on disk."""

@@ -14,6 +14,13 @@ from otel_audit.record import Change
 from otel_audit.scope import add_metadata, current_scope, set_event
 
 
+class Pending:
+    """A transaction that has written, and has not ended."""
+
+    def pending(self, _owner: Any) -> Any:
+        return iter(())
+
+
 def orders(after: Any = None) -> Any:
     """An application that creates orders, and does something after its answer."""
 
@@ -75,6 +82,56 @@ async def test_what_the_application_says_after_the_answer_is_told() -> None:
     _, answered, closed = await told(orders(say))
     assert (answered.event_name, answered.metadata) == ("order.created", {})
     assert (closed.event_name, closed.metadata) == ("order.placed", {"found": "late"})
+
+
+async def test_a_commit_that_was_pending_with_the_answer_is_told() -> None:
+    """It wrote before and after: only what became of it is another thing."""
+    scopes: list[Any] = []
+
+    async def handler(scope: Any, receive: Any, send: Any) -> None:
+        scope["route"], scope["endpoint"] = type("Route", (), {"path": "/orders"})(), handler
+        audit = current_scope()
+        assert audit is not None
+        scopes.append(audit)
+        transaction: Any = Pending()
+        audit.note_flushed(1, transaction)
+        await answer(b"{}", status=201)(scope, receive, send)
+        commit()
+
+    _, answered, closed = await told(handler)
+    assert (answered.transaction, closed.transaction) == ("none", "committed")
+    assert (closed.outcome, closed.target.id) == ("success", "7")
+    assert scopes[0].changes_pending == 0
+
+
+async def test_what_is_still_pending_at_the_end_is_decided_again() -> None:
+    """A read whose transaction is left open was recorded for what it had written."""
+
+    async def handler(scope: Any, receive: Any, send: Any) -> None:
+        scope["route"], scope["endpoint"] = type("Route", (), {"path": "/orders"})(), handler
+        audit = current_scope()
+        assert audit is not None
+        transaction: Any = Pending()
+        audit.note_flushed(1, transaction)
+        await answer(b"{}")(scope, receive, send)
+
+    tapped = Tapped(handler, policy_rules=[{"level": "metadata", "methods": ["GET"]}])
+    await tapped.ask(method="GET", path="/orders")
+    (_, opened), (_, answered), (_, closed) = tapped.kept.frames
+    assert [one.level for one in (opened, answered, closed)] == ["metadata", "changes", "metadata"]
+
+
+async def test_an_action_inside_after_the_answer_is_no_reason_to_forget() -> None:
+    """What was recorded by hand after the answer keeps the request recorded."""
+
+    def act() -> None:
+        audit = current_scope()
+        assert audit is not None
+        audit.note_nested()
+
+    _, answered, closed = await told(orders(act))
+    assert (answered.level, closed.level) == ("request_response", "request_response")
+    assert closed.outcome == "success"
 
 
 @pytest.mark.allow_errors

@@ -659,3 +659,33 @@ class TestTokensElsewhere:
 def test_each_reason_has_a_remedy() -> None:
     """What nobody could mend would be said for nothing."""
     assert set(REMEDIES) == UNCHECKED
+
+
+class TestTokenNext:
+    """A token's actor is taken at once where the application has named nobody."""
+
+    @pytest.mark.parametrize(
+        "settings", [{}, {"actor_type_aliases": {"tenant_user": "user", "user": "member"}},
+                     {"actor_order": ["jwt"]}, {"actor_order": ["session", "state", "jwt", "app"]},
+                     {"actor_order": ["app", "callable", "jwt"]}],
+    )  # fmt: skip
+    @pytest.mark.parametrize(
+        "scope", [{}, {"state": {"request_id": "1"}}, {"state": {"user": "ann"}},
+                  {"state": {"user": None}}, {"state": State({"user": "ann"})},
+                  {"user": SimpleUser("bob")}, {"user": UnauthenticatedUser()}],
+    )  # fmt: skip
+    @pytest.mark.parametrize(
+        "claims", [{"sub": "u-1"}, {"sub": "u-1", "actor_type": "tenant_user", "email": "a@b.c"},
+                   {"email": "a@b.c"}, {"sub": "ann", "actor_type": "service"}],
+    )  # fmt: skip
+    def test_it_is_who_all_resolvers_together_would_name(
+        self, settings: dict[str, Any], scope: dict[str, Any], claims: dict[str, Any]
+    ) -> None:
+        """The short way and the whole list give one actor."""
+        chosen = options(**JWT, **settings)
+        asgi = {"type": "http", "headers": [bearer(**claims)], "client": ("10.0.0.1", 1), **scope}
+        for audit in (AuditScope(), AuditScope(actor=Actor(id="told", type="user"))):
+            found = resolve_actor(asgi, audit, chosen, read_bearer(asgi, chosen))
+            whole = options(**JWT, **settings)
+            object.__setattr__(whole, "asks_token_next", False)
+            assert found == resolve_actor(asgi, audit, whole, read_bearer(asgi, whole))

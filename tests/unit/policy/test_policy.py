@@ -280,6 +280,71 @@ class TestSampling:
             assert level(made, "GET /orders", key="k", **facts) != "none"
 
 
+class TestDecidedBefore:
+    """A decision is remembered; whatever it depends on makes another one."""
+
+    def test_the_same_facts(self) -> None:
+        """The very decision is given again."""
+        made = policy()
+        assert decide(made, key="a") is decide(made, key="b")
+
+    @pytest.mark.parametrize(
+        "facts",
+        [
+            {"actor": Actor(id="bob", type="user", role="clerk")},
+            {"actor": Actor(id="ann", type="service", role="clerk")},
+            {"actor": Actor(id="ann", type="user", role="chief")},
+            {"actor": ANONYMOUS},
+            {"actor": Actor(id="anonymous", type="user", reason="token_expired")},
+            {"actor": Actor(id="anonymous", type="user", verified=True)},
+            {"tenant": Tenant(id="acme")},
+            {"tenant": Tenant(id="acme", slug="a")},
+            {"status": 500},
+            {"wrote": True},
+            {"route": None},
+            {"name_all": False},
+        ],
+    )
+    def test_other_facts(self, facts: dict[str, Any]) -> None:
+        """What was decided before for others is as if it had never been."""
+        rules = (
+            Rule("none", "nobody", actors=("anonymous",)),
+            Rule("request", "bob", actors=("bob",)),
+            Rule("changes", "service", actor_types=("service",)),
+            Rule("metadata", "chief", roles=("chief",)),
+            Rule("request_response", "slug", tenants=("a",)),
+            Rule("request", "tenant", tenants=("acme",)),
+            Rule("changes", "failed", status=("5xx",)),
+            Rule("none", "rest"),
+        )
+        asked = policy(*rules)
+        decide(asked)
+        assert decide(asked, **facts) == decide(policy(*rules), **facts)
+
+    def test_the_path_s_parameters_are_read_each_time(self) -> None:
+        """A handler may change them; the target is that of this request."""
+        made = policy()
+        found = [
+            decide(
+                made, "POST /orders/7", route="/orders/{order_id}",
+                scope={"path_params": {"order_id": number}},
+            ).target
+            for number in (7, 8, 7)
+        ]  # fmt: skip
+        assert found == [Target(type="order", id=one) for one in ("7", "8", "7")]
+
+    def test_what_a_route_says_comes_first(self) -> None:
+        """An endpoint with a level of its own is not taken for one without."""
+
+        @audit_route(level="metadata")
+        def handler() -> None: ...
+
+        made = policy(Rule("none"))
+        assert level(made) == "none"
+        assert level(made, scope={"endpoint": handler}) == "metadata"
+        assert level(made) == "none"
+
+
 class TestStart:
     def test_body(self) -> None:
         """Bodies are copied only where some answer could ask for them."""

@@ -95,11 +95,11 @@ def test_it_is_read_bit_by_bit():
 def test_no_more_fields_are_looked_at_than_a_span_can_have():
     raw = b"\x50\x00" * 20_000 + span(1).SerializeToString()
 
-    found = recover_protobuf.mended(raw, "", Resource({}), is_log=False)
+    found = recover_protobuf.recovered(raw, "", Resource({}), is_log=False)
 
     assert found.attributes.keys() == {"undecodable.bytes", "undecodable.sha256"}
     assert (
-        recover_protobuf.mended(raw[30_000:], "", Resource({}), is_log=False).name
+        recover_protobuf.recovered(raw[30_000:], "", Resource({}), is_log=False).name
         == "order.created"
     )
 
@@ -107,7 +107,7 @@ def test_no_more_fields_are_looked_at_than_a_span_can_have():
 @given(raw=st.binary(max_size=200))
 def test_anything_can_be_mended(raw):
     """What is left of it never raises, and is bounded by what came."""
-    found = recover_protobuf.mended(raw, "", Resource({}), is_log=False)
+    found = recover_protobuf.recovered(raw, "", Resource({}), is_log=False)
 
     assert found.attributes["undecodable.bytes"] == len(raw)
     assert sum(len(str(value)) for value in found.attributes.values()) < 4 * len(raw) + 200

@@ -19,7 +19,7 @@ variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", defau
 
 
 @pytest.fixture(params=["asyncio", "trio"])
-def run(request: pytest.FixtureRequest) -> Callable[..., Any]:
+def run_on_loop(request: pytest.FixtureRequest) -> Callable[..., Any]:
     """Run a coroutine function to its end, on either."""
     return trio.run if request.param == "trio" else lambda act: asyncio.run(act())
 
@@ -32,7 +32,7 @@ async def sleep(seconds: float) -> None:
 
 
 class TestTimer:
-    def test_it_goes_off_in_an_empty_context(self, run: Any) -> None:
+    def test_it_goes_off_in_an_empty_context(self, run_on_loop: Any) -> None:
         """Nothing of the request is kept alive by it."""
         seen: list[str] = []
 
@@ -42,10 +42,10 @@ class TestTimer:
             while not seen:
                 await sleep(SOON)
 
-        run(act)
+        run_on_loop(act)
         assert seen == ["empty"]
 
-    def test_it_may_be_cancelled(self, run: Any) -> None:
+    def test_it_may_be_cancelled(self, run_on_loop: Any) -> None:
         """As long as it has not gone off."""
         seen: list[int] = []
 
@@ -55,7 +55,7 @@ class TestTimer:
             timer.cancel()
             await sleep(SOON * 5)
 
-        run(act)
+        run_on_loop(act)
         assert seen == []
 
     def test_without_an_event_loop_there_is_none(self) -> None:
@@ -64,15 +64,15 @@ class TestTimer:
 
 
 class TestWaiting:
-    def test_what_blocks_runs_in_a_thread(self, run: Any) -> None:
+    def test_what_blocks_runs_in_a_thread(self, run_on_loop: Any) -> None:
         """And gives back what it returns."""
 
         async def act() -> int:
             return await in_thread(lambda: 7)
 
-        assert run(act) == 7
+        assert run_on_loop(act) == 7
 
-    def test_a_future_of_asyncio_may_be_awaited(self, run: Any) -> None:
+    def test_a_future_of_asyncio_may_be_awaited(self, run_on_loop: Any) -> None:
         """On an event loop of its own, where the application has another kind."""
 
         async def answer(word: str) -> str:
@@ -83,9 +83,9 @@ class TestWaiting:
         async def act() -> str:
             return await on_any_loop(answer)("yes")
 
-        assert run(act) == "yes"
+        assert run_on_loop(act) == "yes"
 
-    def test_what_it_raises_arrives(self, run: Any) -> None:
+    def test_what_it_raises_arrives(self, run_on_loop: Any) -> None:
         """The caller sees the very exception."""
 
         async def fail() -> None:
@@ -95,7 +95,7 @@ class TestWaiting:
             with pytest.raises(KeyError, match="x"):
                 await on_any_loop(fail)()
 
-        run(act)
+        run_on_loop(act)
 
 
 class TestCancellation:

@@ -39,3 +39,11 @@ class TestDerivedUuid7:
         assert derived_uuid7(5, "a", "b") == derived_uuid7(5, "a", "b")
         assert derived_uuid7(5, "a", "b") != derived_uuid7(5, "ab", "")
         assert uuid.UUID(derived_uuid7(5, "a")).version == 7
+
+    def test_it_is_the_id_that_it_has_always_been(self):
+        """A span that is delivered again, by another version too, has the id of its stored row."""
+        assert (
+            derived_uuid7(1795996106358060935, "trace", "span")
+            == "01a229b5-be76-70f9-8940-23fa5592e137"
+        )
+        assert derived_uuid7(0, "a") == "00000000-0000-7000-8a97-8112ca1bbdca"

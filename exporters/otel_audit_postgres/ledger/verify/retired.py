@@ -15,7 +15,7 @@ from otel_audit_postgres.ledger.verify.row_check import leaf_of
 RETIRED: Final = "audit.partition.retired"
 
 
-async def sound_prunings(connection: Connection[Any], findings: Findings) -> list[store.Pruning]:
+async def recorded_prunings(connection: Connection[Any], findings: Findings) -> list[store.Pruning]:
     """The prunings whose manifest is sealed and says the same; the others are noted.
 
     Args:

@@ -24,7 +24,7 @@ from otel_audit_postgres.ledger.verify.findings import (
     VerificationReport,
     in_order,
 )
-from otel_audit_postgres.ledger.verify.retired import sound_prunings, unaccounted
+from otel_audit_postgres.ledger.verify.retired import recorded_prunings, unaccounted
 from otel_audit_postgres.ledger.verify.row_pass import (
     Progress,
     Rows,
@@ -92,7 +92,7 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
         await store.refuse_partial_view(connection)
         for problem in [
             *await pg_catalog.unguarded(connection),
-            *await pg_catalog.strangers(connection),
+            *await pg_catalog.foreign_triggers(connection),
             *await security.opened_ways(connection),
         ]:
             findings.add(ProblemKind.GUARD_REMOVED, problem)
@@ -107,7 +107,7 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
         )
         rows = await _rows(dsn, connection, walk, choice, jobs, progress)
         await _judge_rows(connection, walk, rows, findings)
-        prunings = await sound_prunings(connection, findings)
+        prunings = await recorded_prunings(connection, findings)
         missing = unaccounted(rows.missing, walk.pruned, prunings, findings, complete=choice.is_all)
         _judge_missing(missing, rows.last_present, findings, complete=choice.is_all)
         dropped = sum(pruning.rows for pruning in prunings)

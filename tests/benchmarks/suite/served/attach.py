@@ -176,7 +176,7 @@ def as_sqlalchemy(dsn: str, driver: str) -> str:
     return dsn.replace("postgresql://", f"postgresql+{driver}://", 1)
 
 
-def told() -> dict[str, Any]:
-    """What the process that starts this one has to say, from its environment."""
-    said: dict[str, Any] = json.loads(os.environ["BENCH"])
-    return said
+def read_settings() -> dict[str, Any]:
+    """The settings that the parent process put into the environment."""
+    settings: dict[str, Any] = json.loads(os.environ["BENCH"])
+    return settings

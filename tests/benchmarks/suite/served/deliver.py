@@ -26,13 +26,13 @@ PATIENCE = 300.0
 
 
 def main() -> None:
-    told: dict[str, Any] = json.loads(os.environ["BENCH"])
+    settings: dict[str, Any] = json.loads(os.environ["BENCH"])
     delivery = Delivery(
-        lambda: PostgresSink(told["store"]),
+        lambda: PostgresSink(settings["store"]),
         Counters(),
         # a batch goes when it is complete, however long the making of its records takes here
         DeliveryOptions(batch_interval=PATIENCE),
-        spool=functools.partial(open_spool, Path(told["spool"]), service="shop"),
+        spool=functools.partial(open_spool, Path(settings["spool"]), service="shop"),
     )
     for line in sys.stdin:
         asked = json.loads(line)

@@ -26,9 +26,9 @@ from sqlalchemy.orm import (
     mapped_column,
 )
 
-SAID = attach.told()
-VARIANT: str = SAID["variant"]
-DSN: str = SAID["app"]
+SETTINGS = attach.read_settings()
+VARIANT: str = SETTINGS["variant"]
+DSN: str = SETTINGS["app"]
 MOMENT = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 
 
@@ -100,12 +100,12 @@ async def prepare() -> None:
 
         import otel_audit
 
-        await otel_audit_postgres.init(SAID["store"])
+        await otel_audit_postgres.init(SETTINGS["store"])
         if VARIANT == "transactional":
             await init_outbox(DSN)
         otel_audit.instrument(
             app_engine=engine,
-            config=otel_audit.AuditConfig(dsn=SAID["store"], orm=VARIANT, outbox_dsn=DSN),
+            config=otel_audit.AuditConfig(dsn=SETTINGS["store"], orm=VARIANT, outbox_dsn=DSN),
         )
 
 

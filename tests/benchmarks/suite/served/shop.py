@@ -21,8 +21,8 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_asyn
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from starlette.responses import StreamingResponse
 
-SAID = attach.told()
-VARIANT: str = SAID["variant"]
+SETTINGS = attach.read_settings()
+VARIANT: str = SETTINGS["variant"]
 STREAMED = 10 * 1024 * 1024
 CHUNK = b"x" * 65536
 
@@ -54,7 +54,7 @@ class AppSession(Session): ...
 
 
 engine = create_async_engine(
-    attach.as_sqlalchemy(SAID["app"], "asyncpg"), pool_size=5, max_overflow=3, pool_timeout=60
+    attach.as_sqlalchemy(SETTINGS["app"], "asyncpg"), pool_size=5, max_overflow=3, pool_timeout=60
 )
 sessions = async_sessionmaker(engine, expire_on_commit=False, sync_session_class=AppSession)
 app = FastAPI(telemetry=None if VARIANT == "native" else {"tracing": False})
@@ -160,7 +160,7 @@ async def meter() -> dict[str, float]:
     seen = lag.take()
     await attach.settle(VARIANT)
     collected = collections.take()
-    if SAID.get("freeze"):
+    if SETTINGS.get("freeze"):
         # a collection of all that was imported, or none, would be a fifth more, or less
         gc.collect()
         gc.freeze()
@@ -180,12 +180,12 @@ async def prepare() -> None:
                 "VALUES (1000000000, 'seen', 12, '[]') ON CONFLICT DO NOTHING"
             )
         )
-    await attach.prepare(VARIANT, SAID["store"])
+    await attach.prepare(VARIANT, SETTINGS["store"])
     await engine.dispose()
 
 
 if __name__ == "__main__":
-    if SAID.get("prepare", True):
+    if SETTINGS.get("prepare", True):
         asyncio.run(prepare())
-    attach.attach(VARIANT, app, engine, sessions, SAID["store"])
-    uvicorn.run(app, host="127.0.0.1", port=SAID["port"], log_level="warning", access_log=False)
+    attach.attach(VARIANT, app, engine, sessions, SETTINGS["store"])
+    uvicorn.run(app, host="127.0.0.1", port=SETTINGS["port"], log_level="warning", access_log=False)
