@@ -151,7 +151,7 @@ class Collections:
 
 
 lag = Lag()
-collections = Collections()
+collector = Collections()
 
 
 @app.get(attach.METER)
@@ -159,11 +159,12 @@ async def meter() -> dict[str, float]:
     """Wait until all is written; say what loop and collector did since this was asked last."""
     seen = lag.take()
     await attach.settle(VARIANT)
-    collected = collections.take()
+    collected = collector.take()
     if SETTINGS.get("freeze"):
         # a collection of all that was imported, or none, would be a fifth more, or less
         gc.collect()
         gc.freeze()
+        collector.take()  # that collection was nobody's
     lag.seen.clear()
     if not seen:
         return collected
