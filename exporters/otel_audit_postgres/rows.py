@@ -12,7 +12,7 @@ import hashlib
 import math
 import operator
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
@@ -20,7 +20,7 @@ import msgspec
 
 from otel_audit._util.cache import Memo
 from otel_audit.delivery.sanitize import mend_record, needs_mending
-from otel_audit.record import AuditRecord, Received
+from otel_audit.record import READABLE_VERSIONS, AuditRecord, Received
 from otel_audit_postgres import copy_format
 from otel_audit_postgres.pseudonyms import searchable
 
@@ -62,6 +62,13 @@ COLUMNS: Final = (
     ("payload", "json"),
 )
 """Columns that a writer fills, each with its type; ``recorded_at`` is the database's own."""
+
+ADDED_IN: Final[Mapping[str, str]] = {}
+"""Later columns: the first version of the payload's schema (`SCHEMA_VERSION`) with each of them.
+
+Rows cannot be updated. So a row of an earlier version has NULL there, even if its payload holds the
+value, and an archived file of that time does not have the column.
+"""
 
 _NAMES: Final = tuple(name for name, _ in COLUMNS)
 _COUNT: Final = copy_format.count(len(COLUMNS))
@@ -244,6 +251,14 @@ def projections(text: str | bytes) -> dict[str, Any]:
     digest = hashlib.sha256(payload).digest()
     values = _project(record, uuid_bytes(record.record_id), payload, digest, _OBJECTS)
     return dict(zip(_NAMES, values, strict=True))
+
+
+def versions_with(column: str) -> tuple[str, ...]:
+    """The versions of the payload's schema whose rows have a column; only others may have NULL."""
+    first = ADDED_IN.get(column)
+    return (
+        READABLE_VERSIONS if first is None else READABLE_VERSIONS[READABLE_VERSIONS.index(first) :]
+    )
 
 
 def key_text(text: str) -> str:
