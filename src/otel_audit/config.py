@@ -143,9 +143,9 @@ class JwtIssuer(BaseModel):
     """One of several issuers of bearer tokens: its name, its key or keys, what it may sign with.
 
     Attributes:
-        issuer: The `iss` of its tokens.
+        issuer: The ``iss`` of its tokens.
         algorithms: Signature algorithms that are accepted from it.
-        audience: The `aud` its tokens must carry, or several: one of them is enough.
+        audience: The ``aud`` its tokens must carry, or several: one of them is enough.
         key: Secret (HS*) or public key in PEM; exactly one of this and the next two.
         jwks_url: Where its JWK set is fetched.
         jwks_file: File with its JWK set.
@@ -628,7 +628,7 @@ class AuditConfig(BaseSettings):
         "all, and notes what it finds, or puts into quarantine what has no valid one, as spans.",
     )
     serve_trust_file: Path | None = Field(
-        None, description="The file that says whose signatures the OTLP sink believes."
+        None, description="The file of signers that the OTLP sink trusts."
     )
     serve_max_body_bytes: int = Field(
         24 * 1024 * 1024, ge=1024, description="Bytes of one request to the OTLP sink, as received."
@@ -920,7 +920,7 @@ def user_state_directory(setting: str) -> Path:
         ) from None
 
 
-def said_yes(setting: str) -> bool:
+def is_set_true(setting: str) -> bool:
     """Return whether a variable of the environment is true, whatever else may be wrong there.
 
     Args:
@@ -930,8 +930,8 @@ def said_yes(setting: str) -> bool:
     return word.strip().lower() in ("1", "true", "yes", "on", "y", "t")
 
 
-def said_no(setting: str) -> bool:
-    """Return whether a variable of the environment is false; see `said_yes`."""
+def is_set_false(setting: str) -> bool:
+    """Return whether a variable of the environment is false; see `is_set_true`."""
     word = os.environ.get(f"{PREFIX}{setting.upper()}", "")
     return word.strip().lower() in ("0", "false", "no", "off", "n", "f")
 

@@ -68,7 +68,11 @@ from otel_audit.identity.actor import (
 )
 from otel_audit.identity.child_spans import ChildSpans
 from otel_audit.identity.presented import UNCHECKED
-from otel_audit.identity.propagation import PropagatorInstaller, told_by_context, told_by_request
+from otel_audit.identity.propagation import (
+    PropagatorInstaller,
+    origin_from_context,
+    origin_from_request,
+)
 from otel_audit.identity.redact_identity import shown_actor, shown_tenant
 from otel_audit.identity.source import SourceOptions, SourceReader, request_id
 from otel_audit.identity.tenant import TenantOptions, resolve_tenant
@@ -176,7 +180,7 @@ class Runtime:
             aliases=config.actor_type_aliases,
             service=_service_name,
             settle=self._settle_changes,
-            around=told_by_context if config.baggage_trust else Origin,
+            around=origin_from_context if config.baggage_trust else Origin,
             opened=self._begins,
             begin=recorder.opened
             if config.required or self._stream is None
@@ -709,13 +713,13 @@ def _make_options(
         # another reason means that somebody claimed to be known, and is not
         unknown = found.id == ANONYMOUS.id and (found.reason is None or found.reason in UNCHECKED)
         if config.baggage_trust and unknown and not found.verified:
-            found = told_by_request(scope).actor or found
+            found = origin_from_request(scope).actor or found
         return shown(found)
 
     def tenant(scope: Mapping[str, Any], audit: AuditScope, claims: Claims) -> Tenant | None:
         found = resolve_tenant(scope, audit, claims, tenant_options)
         if found is None and config.baggage_trust:
-            found = told_by_request(scope).tenant
+            found = origin_from_request(scope).tenant
         return shown_tenant(found, redactor)
 
     if config.request_log:
