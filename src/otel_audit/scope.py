@@ -243,6 +243,12 @@ class AuditScope(msgspec.Struct, eq=False, weakref=True):
         """Keep changes: the first of the action here, those beyond the bound in ``further``."""
         with _counting:
             if self.further is None:
+                if (
+                    changes.is_small
+                    and len(self.changes) + len(changes.recent) <= changes.room.page
+                ):
+                    self.changes += changes.recent
+                    return
                 first, changes = changes.split(changes.room.page - len(self.changes))
                 self.changes.extend(first)
             self._keep_further(changes)

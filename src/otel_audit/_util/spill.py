@@ -131,6 +131,11 @@ class SpilledChanges(msgspec.Struct):
         pages = sum(page.count for page in self.full) if self.full else 0
         return pages + len(self.recent) + (sum(self.unkept.values()) if self.unkept else 0)
 
+    @property
+    def is_small(self) -> bool:
+        """Whether all of them are in memory."""
+        return not self.full and not self.unkept
+
     def add(self, change: Change) -> None:
         """Take one more. The last one taken is always in memory."""
         if len(self.recent) >= self.room.page:

@@ -121,12 +121,12 @@ class OuterMiddleware:
             await refuse(scope, receive, send)
             return
 
-        # no coroutines of their own, here and below: each message would pass through one more
-        def observed_send(message: Message) -> Awaitable[None]:
+        # coroutine functions, here and below: frameworks tell ASGI 3 from what is older by that
+        async def observed_send(message: Message) -> None:
             message = exchange.sent(message)
             if may_wait and exchange.waits_for_disk:
-                return _send_when_durable(exchange, send, message)
-            return send(message)
+                await exchange.durable()
+            await send(message)
 
         may_wait = exchange.may_wait
         scope[EXCHANGE] = weakref.ref(exchange)
@@ -141,12 +141,12 @@ class OuterMiddleware:
     async def _let_pass(
         self, request: UnrecordedRequest, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        def observed_send(message: Message) -> Awaitable[None]:
+        async def observed_send(message: Message) -> None:
             message = request.sent(message)
             exchange = request.exchange
             if exchange is not None and exchange.waits_for_disk:
-                return _send_when_durable(exchange, send, message)
-            return send(message)
+                await exchange.durable()
+            await send(message)
 
         scope[EXCHANGE] = weakref.ref(request)
         try:
@@ -188,31 +188,21 @@ class InnerMiddleware:
         """
         self.app = app
 
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection (ASGI 3)."""
         found: weakref.ref[Exchange | UnrecordedRequest] | None = scope.get(EXCHANGE)
         exchange = None if found is None else found()
         if type(exchange) is UnrecordedRequest:
             exchange = exchange.routed(scope)
         if exchange is None or not exchange.routed(scope):
-            return self.app(scope, receive, send)
-        if exchange.is_moved:
-            return self._observe_moved(exchange, scope, receive, send)
-        return self._observe(exchange, scope, receive, send)
-
-    async def _observe_moved(
-        self, exchange: Exchange, scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        if await exchange.admitted_inside():
-            await self._observe(exchange, scope, receive, send)
-        else:
+            await self.app(scope, receive, send)
+            return
+        if exchange.is_moved and not await exchange.admitted_inside():
             await refuse(scope, receive, send)
-
-    def _observe(
-        self, exchange: Exchange, scope: Scope, receive: Receive, send: Send
-    ) -> Awaitable[None]:
+            return
         if exchange.socket is not None:
-            return self.app(scope, receive, send)
+            await self.app(scope, receive, send)
+            return
         request_copy = exchange.bodies.request_inside
 
         async def tapped_receive() -> Message:
@@ -221,16 +211,10 @@ class InnerMiddleware:
                 exchange.received(request_copy, message)
             return message
 
-        def observed_send(message: Message) -> Awaitable[None]:
-            return send(exchange.sent_inside(message))
+        async def observed_send(message: Message) -> None:
+            await send(exchange.sent_inside(message))
 
-        return self.app(scope, receive if request_copy is None else tapped_receive, observed_send)
-
-
-async def _send_when_durable(exchange: Exchange, send: Send, message: Message) -> None:
-    """Send what must not be seen before the disk has the record."""
-    await exchange.durable()
-    await send(message)
+        await self.app(scope, receive if request_copy is None else tapped_receive, observed_send)
 
 
 async def _close_failed(exchange: Exchange, error: BaseException) -> None:
@@ -389,6 +373,6 @@ class RoutedCapture:
 
     def _read_routes(self, app: Any) -> None:
         self._known = len(app.routes)
-        said = [(r.methods, r.path, r.override) for r in routes_of(app) if r.override]
-        policy = self._plain.policy.with_routes(said)
+        overrides = [(r.methods, r.path, r.override) for r in routes_of(app) if r.override]
+        policy = self._plain.policy.with_routes(overrides)
         self._options = dataclasses.replace(self._plain, policy=policy)

@@ -54,7 +54,7 @@ class Cascades:
                 if one.on_delete and one.table not in seen:
                     seen.add(one.table)
                     found[one.table] = None
-                    # what is only changed takes nothing along
+                    # SET NULL and SET DEFAULT do not cascade further
                     waiting += [one.table] if one.on_delete == "CASCADE" else []
         return [str(one.fullname) for one in found]
 

@@ -228,11 +228,12 @@ class OpenFlushes:
         """
         found: Flush | None = None
         for session in sessions:
-            flush = self.of(session)
-            if flush is None and _is_in_bulk(session):
+            flush: Flush | None = session.__dict__.get(_UNDER_WAY)
+            if flush is not None and flush.writing:
+                if found is None or flush.number > found.number:
+                    found = flush
+            elif _is_in_bulk(session):
                 return None
-            if flush is not None and (found is None or flush.number > found.number):
-                found = flush
         return found
 
     def will_write(
@@ -340,7 +341,7 @@ class OpenFlushes:
             part = self.part_of(flush, connection)
             if part.committed is None:
                 part.note_fate()
-            if is_short(context, cursor) and isinstance(own.table, Table):
+            if isinstance(own.table, Table) and is_short(context, cursor):
                 flush.short.add((own.operation, str(own.table.fullname)))
             if own.captured:
                 part.sent[own.operation, own.table] = len(part.rows)

@@ -115,7 +115,7 @@ class SessionListeners:
     ) -> None:
         """Learn whose statements a connection runs."""
         facts = self._tracker.facts(connection)
-        if not any(one() is session for one in facts.sessions):
+        if not facts.sessions or not any(one() is session for one in facts.sessions):
             facts.sessions = (*facts.sessions, weakref.ref(session))
 
     def before_flush(self, session: Session, context: UOWTransaction, _objects: Any) -> None:
@@ -152,11 +152,13 @@ class PoolListeners:
 
     def reset(self, dbapi_connection: Any, _record: Any, state: Any) -> None:
         """Learn that a transaction was closed whose COMMIT was not answered, or not even sent."""
-        self._tracker.given_back(dbapi_connection, unfinished=state.transaction_was_reset)
+        if self._tracker.awaited:
+            self._tracker.given_back(dbapi_connection, unfinished=state.transaction_was_reset)
 
     def checkin(self, dbapi_connection: Any, _record: Any) -> None:
         """Learn that the commit sent before has worked."""
-        self._tracker.returned(dbapi_connection)
+        if self._tracker.awaited:
+            self._tracker.returned(dbapi_connection)
 
 
 class _Last(NamedTuple):
@@ -439,12 +441,17 @@ class EngineListeners(Executions):
     def commit(self, connection: Connection) -> None:
         """Expect an answer to a COMMIT."""
         self._tracker.commit_begins(connection)
-        if has_remembered() or any(
-            one.expire_on_commit for one in sessions_of(self._tracker.facts(connection))
-        ):
+        if has_remembered() or self._expires(connection):
             identities = identities_at_hand()
             if identities:
                 remember_loaded(identities)
+
+    def _expires(self, connection: Connection) -> bool:
+        """Whether a commit makes objects forget their values."""
+        for session in sessions_of(self._tracker.facts(connection)):
+            if session.expire_on_commit:
+                return True
+        return False
 
     def rollback(self, connection: Connection) -> None:
         """Report what was written as rolled back."""
@@ -470,7 +477,9 @@ class EngineListeners(Executions):
         self._tracker.rolled_back(connection)
 
 
-def guarded(listener: Callable[..., None], faults: ErrorGuard) -> Callable[..., None]:
+def guarded(  # noqa: C901 - the same for each number of arguments
+    listener: Callable[..., None], faults: ErrorGuard
+) -> Callable[..., None]:
     """Wrap a listener so that the application never sees its errors.
 
     Args:
@@ -498,6 +507,14 @@ def guarded(listener: Callable[..., None], faults: ErrorGuard) -> Callable[..., 
         except Exception as error:  # noqa: BLE001 - must not reach the application
             faults.note(name, error)
 
+    def six(  # noqa: PLR0913, PLR0917 - as many as SQLAlchemy gives
+        first: Any, second: Any, third: Any, fourth: Any, fifth: Any, sixth: Any
+    ) -> None:
+        try:
+            listener(first, second, third, fourth, fifth, sixth)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            faults.note(name, error)
+
     def any_number(*args: Any) -> None:
         try:
             listener(*args)
@@ -505,5 +522,5 @@ def guarded(listener: Callable[..., None], faults: ErrorGuard) -> Callable[..., 
             faults.note(name, error)
 
     number = len(inspect.signature(listener).parameters)
-    fitting: dict[int, Callable[..., None]] = {1: one, 2: two, 3: three}
+    fitting: dict[int, Callable[..., None]] = {1: one, 2: two, 3: three, 6: six}
     return fitting.get(number, any_number)

@@ -336,13 +336,18 @@ def gather_texts(row: WrittenRow, found: dict[ColumnInfo, set[str]]) -> None:
                 else:
                     texts.add(value)
         return
-    for name, old in row.before.items():
-        changed = plan.by_key.get(name)
-        if changed is None or not (changed.innocent and changed.is_text):
+    before = row.before
+    for column in plan.texts:
+        name = column.key
+        if name not in before:
             continue
-        for value in (old, loaded.get(name)):
+        for value in (before[name], loaded.get(name)):
             if type(value) is str and len(value) <= LONGEST_TEXT:
-                found.setdefault(changed, set()).add(value)
+                texts = found.get(column)
+                if texts is None:
+                    found[column] = {value}
+                else:
+                    texts.add(value)
 
 
 def _documents_of(row: WrittenRow) -> Iterator[Any]:
@@ -373,7 +378,7 @@ def describe_insert(row: WrittenRow, plan: MapperInfo, reader: ValueReader) -> C
             # what `read` would find, without the call
             values[name] = [None, value]
         elif value is None or (value is _UNKNOWN and not column.filled):
-            # a type of the application's may store something for nothing
+            # a TypeDecorator may store a value that is not NULL for None
             stored = None if column.stored is None else read(column, None)
             if stored is not None:
                 values[name] = [None, stored]
@@ -413,7 +418,7 @@ def describe_update(row: WrittenRow, plan: MapperInfo, reader: ValueReader) -> C
     if plan.post_updated or len(row.live) != len(row.loaded):
         _complete(row)
     loaded, committed, before = row.loaded, row.committed, row.before
-    found = _Differences(reader)
+    found, clean = _Differences(reader), reader.clean
     for name in {**committed, **before}:
         column = plan.by_key.get(name)
         if column is None:
@@ -421,7 +426,19 @@ def describe_update(row: WrittenRow, plan: MapperInfo, reader: ValueReader) -> C
         old = before.get(name, _UNKNOWN)
         old = committed.get(name, _UNKNOWN) if old is _UNKNOWN else old
         new = loaded.get(name, _UNKNOWN)
-        if old is _UNKNOWN or new is _UNKNOWN or column.same(new, old) is not True:
+        kind = type(new)
+        if (
+            column.innocent
+            and type(old) is kind
+            and (
+                (kind is str and new in clean and old in clean)
+                or (kind is int and -SMALL < new < SMALL and -SMALL < old < SMALL)
+            )
+        ):
+            # what `read` would find, without the calls
+            if old != new:
+                found.values[column.name] = [old, new]
+        elif old is _UNKNOWN or new is _UNKNOWN or column.same(new, old) is not True:
             found.add(column, old, new)
     if not found.values:
         return None
@@ -500,10 +517,6 @@ class _Differences:
         self.patches: dict[str, list[dict[str, Any]]] = {}
 
     def add(self, column: ColumnInfo, old: Any, new: Any) -> None:
-        if column.innocent and self._is_ready(old) and self._is_ready(new):
-            # what `read` would find, without the calls
-            self.values[column.name] = [old, new]
-            return
         if column.stored is not None and not self._reader.knows_before(column, old):
             old = _UNKNOWN
         before = self._read(column, old, self.unknown_before)
@@ -515,12 +528,6 @@ class _Differences:
             patch = patch_between(before, after)
             if patch:
                 self.patches[column.name] = patch
-
-    def _is_ready(self, value: Any) -> bool:
-        kind = type(value)
-        return (kind is str and value in self._reader.clean) or (
-            kind is int and -SMALL < value < SMALL
-        )
 
     def _read(self, column: ColumnInfo, value: Any, unknown: list[str]) -> Any:
         if value is _UNKNOWN or _is_expression(value):

@@ -128,7 +128,7 @@ class StoredValues:
         return steps is None or self._steady is True
 
     def below(self, dialect: Dialect) -> TypeEngine[Any] | None:
-        """As what the column can be read to see what is stored; None: as it is."""
+        """The type to read a column with to get its raw stored value; None if its own does."""
         return _below(self._kind.dialect_impl(dialect)) if self.applies(dialect) else None
 
     def _of(self, dialect: Dialect) -> _Steps | None:

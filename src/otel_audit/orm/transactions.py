@@ -63,7 +63,7 @@ class ConnectionFacts:
     __slots__ = ("began_in", "flush", "part", "sessions", "state")
 
     def __init__(self) -> None:
-        """Begin with nothing known."""
+        """Nothing is known of a connection that has only been made."""
         self.state: TransactionState | None = None
         self.began_in: AuditScope | PendingScope | None = None
         self.sessions: tuple[weakref.ref[Session], ...] = ()
@@ -105,8 +105,9 @@ class TransactionTracker:
         # of its own: another attachment's facts about a connection are not this one's
         self._key = f"_otel_audit_{next(_numbers)}"
         self._open: dict[int, TransactionState] = {}
-        # of them those whose commit may have been answered: few, however many are open
-        self._awaited: dict[int, TransactionState] = {}
+        self.awaited: dict[int, TransactionState] = {}
+        """Of the open ones those whose commit may have been answered: few, however many there are.
+        """
         self._gone: deque[TransactionState] = deque()
         self.mark: Callable[[Change], None] = _unmarked
         """Names the personal columns of a change; set where the models are known."""
@@ -200,7 +201,7 @@ class TransactionTracker:
         Unless a listener of the application's has kept its COMMIT from being sent, and SQLAlchemy
         its ROLLBACK: to the database it continues, and has the outcome of the next writes.
         """
-        if self._awaited or self._gone:
+        if self.awaited or self._gone:
             self.settle()
         facts = self.facts(connection)
         state = facts.state
@@ -254,7 +255,7 @@ class TransactionTracker:
             if _is_over(state, connection):
                 self.end(connection, "committed")
             else:
-                # nothing of it is undone if none was begun, only not yet answered
+                # in psycopg's pipelined autocommit a ROLLBACK undoes nothing: unknown
                 undecided = is_pipelined_autocommit(connection)
                 self.end(connection, "unknown" if undecided else "rolled_back")
 
@@ -266,7 +267,7 @@ class TransactionTracker:
         """
         if self._gone:
             self._report_gone()
-        for state in [*self._awaited.values()] if self._awaited else ():
+        for state in list(self.awaited.values()) if self.awaited else ():
             connection = state.connection()
             if _is_over(state, connection):
                 self._end(state, "committed")
@@ -279,7 +280,7 @@ class TransactionTracker:
         It may come back from the garbage collector, which may run anywhere: then nothing can be
         reported, as that might wait for a lock that this very thread holds.
         """
-        for state in [*self._awaited.values()] if self._awaited else ():
+        for state in list(self.awaited.values()):
             if state.committing and state.driver_connection is driver_connection:
                 self._settle(state, state.connection())
 
@@ -290,7 +291,7 @@ class TransactionTracker:
             driver_connection: The driver's connection.
             unfinished: Whether SQLAlchemy closes a transaction whose COMMIT it did not see through.
         """
-        for state in [*self._awaited.values()] if self._awaited else ():
+        for state in list(self.awaited.values()):
             if state.committing and state.driver_connection is driver_connection:
                 # a pool that commits sends the COMMIT that was kept from being sent
                 state.unsent = reset_outcome(state.engine) != "committed" and (
@@ -307,7 +308,7 @@ class TransactionTracker:
             self._committed(state)
 
     def _await(self, state: TransactionState) -> None:
-        self._awaited[id(state.connection)] = state
+        self.awaited[id(state.connection)] = state
 
     def end(self, connection: Connection, outcome: TransactionOutcome) -> None:
         """Report what a transaction has come to, and forget it."""
@@ -323,7 +324,7 @@ class TransactionTracker:
 
     def _lost(self, reference: weakref.ref[Connection]) -> None:
         """Put aside what a collected connection has left; runs anywhere, so takes no lock."""
-        self._awaited.pop(id(reference), None)
+        self.awaited.pop(id(reference), None)
         state = self._open.pop(id(reference), None)
         if state is not None:
             if state.committing:
@@ -349,7 +350,7 @@ class TransactionTracker:
 
     def _end(self, state: TransactionState, outcome: TransactionOutcome) -> None:
         number = id(state.connection)
-        self._awaited.pop(number, None)
+        self.awaited.pop(number, None)
         if self._open.pop(number, None) is None:  # another thread was faster
             return
         connection = state.connection()

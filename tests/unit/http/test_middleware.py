@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import inspect
 from typing import Any
 
 import pytest
@@ -122,6 +123,30 @@ class TestFrames:
         tapped = Tapped(answer(), kept=Kept(has_room=False))
         sent = await tapped.connect(extensions={"websocket.http.response": {}})
         assert (sent[0]["type"], sent[0]["status"]) == ("websocket.http.response.start", 503)
+
+
+class TestCallables:
+    @pytest.mark.parametrize("path", ["/orders", "/health"])
+    async def test_who_asks_finds_coroutine_functions(self, path):
+        """Other frameworks tell by that whether an application is one of ASGI 3."""
+        found: list[Any] = []
+
+        def between(app):
+            found.append(app.__call__)
+
+            async def middleware(scope, receive, send):
+                found.extend((receive, send))
+                await app(scope, receive, send)
+
+            return middleware
+
+        async def app(scope, receive, send):
+            found.extend((receive, send))
+            await answer(b"{}")(scope, receive, send)
+
+        await Tapped(app, between).ask(b"{}", path=path)
+        assert len(found) == 5
+        assert all(map(inspect.iscoroutinefunction, found))
 
 
 class TestMessages:
