@@ -44,14 +44,16 @@ class Trail(Log):
         self.archive = FolderArchive(directory / "archive")
         self.policy = read_policy(POLICY)
 
-    async def write_in(self, month, count, *, event="order.paid", tenant="acme", actor="ada"):
+    async def write_in(
+        self, month, count, *, event="order.paid", tenant="acme", actor="ada", **fields
+    ):
         sink = PostgresSink(self.dsn)
         ids = ids_of(month, count)
         records = [
             a_record(
                 record_id=record_id, occurred_at=(int(record_id[:8] + record_id[9:13], 16)) * 10**6,
                 event_name=event, tenant=Tenant(id=tenant), actor=Actor(id=actor, type="user"),
-                target=Target(type="order", id=str(number)),
+                target=Target(type="order", id=str(number)), **fields,
             )
             for number, record_id in enumerate(ids)
         ]  # fmt: skip

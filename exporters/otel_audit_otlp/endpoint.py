@@ -87,7 +87,7 @@ class Endpoint:
         if self.tls is None and not is_loopback(host):
             log_limited(
                 _logger, "clear text",
-                "%sOTLP_ENDPOINT is plain HTTP to another machine: whoever sees the network sees "
+                "%sOTLP_ENDPOINT is plain HTTP to another machine: anybody on the network can read "
                 "the audit records%s; use https", PREFIX, " and the token" if self.headers else "",
                 level=logging.WARNING,
             )  # fmt: skip

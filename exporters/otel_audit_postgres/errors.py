@@ -82,7 +82,7 @@ _PASSING: Final = {
     "53": "the server is out of resources",
     "53100": "the server's disk is full",
     "53300": "the server has too many connections, or this database or role has its limit of them",
-    "55P03": "a lock could not be had in time: somebody else holds it",
+    "55P03": "a lock was not granted in time: another session holds it",
     "55006": "an object is in use",
     "57": "the server is starting, stopping, or cancelled the statement",
     "57014": "the statement took too long, or was cancelled",

@@ -227,7 +227,8 @@ async def check_leaf(
 
 _RESTORED: Final = (
     "the store was restored from a backup, or replaced. Records that were sent may be missing in "
-    "it. Nothing is sent until you say from where: `otel-audit stream rewind {name} --to-leaf LEAF`"
+    "it. Nothing is sent until you choose the position: `otel-audit stream rewind "
+    "{name} --to-leaf LEAF`"
 )
 
 

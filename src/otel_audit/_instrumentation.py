@@ -122,7 +122,7 @@ def instrument_into(
     with _lock:
         if _runtime is not None:
             raise InstrumentationError(
-                "auditing is at work in this process already: call otel_audit.uninstrument() "
+                "auditing is already active in this process: call otel_audit.uninstrument() "
                 "first, or set OTEL_AUDIT_ENABLED=false where the application starts it"
             )
         _install(app, _start(Runtime(config, recorder, seen=seen), app_engine))
@@ -355,7 +355,7 @@ def _begin(
     if _runtime is not None:
         if config is not None and config != _runtime.config:
             raise InstrumentationError(
-                "instrument(): another configuration is already at work in this process "
+                "instrument(): another configuration is already active in this process "
                 "(from opentelemetry-instrument, or from an earlier call); use one of the two, "
                 "or call otel_audit.uninstrument() first"
             )

@@ -460,7 +460,7 @@ def _check_removals(
     """Each removal has its record, as long as the month of that is here."""
     for key, record_id in removals.items():
         if named.get(record_id, key) != key:
-            findings.add(_CHANGED, f"the record of the removal of {key} tells of another object")
+            findings.add(_CHANGED, f"the record of the removal of {key} names another object")
         elif record_id not in named and not any(one.held(record_id) for one in prunings):
             findings.add(_DELETED, f"no record tells that {key} was removed", str(record_id))
 

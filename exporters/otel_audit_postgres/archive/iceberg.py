@@ -97,6 +97,10 @@ def _bring(
     if known is None:
         catalog.create_namespace_if_not_exists(table.rpartition(".")[0])
         known = catalog.create_table(table, schema=row_schema(), properties=_PROPERTIES)
+    else:
+        # a column that was added since; a table that has all of them is not changed
+        with known.update_schema() as update:
+            update.union_by_name(row_schema())
     # one commit: whoever reads sees all of it or nothing
     with known.transaction() as transaction:
         if gone:

@@ -201,7 +201,7 @@ class FolderArchive:
 
     def weakness(self) -> str | None:
         """The finding that everybody who can write to the folder can delete."""
-        return "a folder has no object lock: whoever can write to it can delete archives"
+        return "a folder has no object lock: with write access one can delete archives"
 
 
 class S3Archive:
@@ -401,7 +401,7 @@ class S3Archive:
             found = self._client.get_object_lock_configuration(Bucket=self._bucket)
         except self._errors as error:
             if _code(error) == "ObjectLockConfigurationNotFoundError":
-                return "the bucket has no object lock: whoever can write to it can delete archives"
+                return "the bucket has no object lock: with write access one can delete archives"
             raise self._failed(error, "its object lock", "read") from None
         is_on = found["ObjectLockConfiguration"].get("ObjectLockEnabled") == "Enabled"
         return None if is_on else "the bucket has no object lock"

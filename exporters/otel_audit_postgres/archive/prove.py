@@ -57,7 +57,7 @@ def month_of(record_id: uuid.UUID) -> date:
     try:
         moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=record_id.int >> 80)
     except OverflowError:
-        raise ArchiveError(f"no record has the id {record_id}: it tells no time") from None
+        raise ArchiveError(f"no record has the id {record_id}: it holds no time") from None
     return date(moment.year, moment.month, 1)
 
 

@@ -19,7 +19,7 @@ from otel_audit_postgres.query.conditions import statuses_of
 from otel_audit_postgres.query.fields import FIELDS, Field
 from otel_audit_postgres.query.grammar import Query, Term, Value, spans
 from otel_audit_postgres.query.queries import Found
-from otel_audit_postgres.rows import key_text
+from otel_audit_postgres.rows import ADDED_IN, COLUMNS, key_text
 
 SHOWN: Final = (
     "id", "occurred_at", "event_name", "outcome", "actor_id", "tenant_id", "target_type",
@@ -32,10 +32,24 @@ _READ: Final = (
     "target_type", "target_id", "status_code", "request_id", "trace_id", "action_id", "phase",
     "service_name", "transaction_outcome", "payload",
 )  # fmt: skip
+_DUCKDB_TYPES: Final = {
+    "uuid": "BLOB", "text": "VARCHAR", "timestamptz": "TIMESTAMPTZ", "float8": "DOUBLE",
+    "int4": "INTEGER", "int8": "BIGINT", "text[]": "VARCHAR[]", "bytea": "BLOB", "json": "VARCHAR",
+}  # fmt: skip
+_ADDED: Final = ", ".join(
+    f"CAST(NULL AS {_DUCKDB_TYPES[kind]}) AS {name}" for name, kind in COLUMNS if name in ADDED_IN
+)
+# a file that is older than a column has NULL there, also if all files are
+_FILES: Final = (
+    "(SELECT * FROM read_parquet(?, filename = true, union_by_name = true) "  # noqa: S608
+    f"UNION ALL BY NAME SELECT {_ADDED} WHERE false)"
+    if _ADDED
+    else "read_parquet(?, filename = true)"
+)
 _REASON: Final = "json_extract_string(TRY_CAST(payload AS JSON), '$.actor.reason')"
 _WHOLE: Final = (
     f"SELECT {', '.join(_READ)}, {_REASON}, filename "  # noqa: S608 - constants
-    "FROM read_parquet(?, filename = true) WHERE id IN (SELECT unnest(?)) ORDER BY id DESC"
+    f"FROM {_FILES} WHERE id IN (SELECT unnest(?)) ORDER BY id DESC"
 )
 _LONGEST_EXPRESSION: Final = 200
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -217,7 +231,7 @@ class _Conditions:
     def statement(self, limit: int) -> str:
         """The matching records, newest first: ids and files."""
         return (
-            "SELECT id, filename FROM read_parquet(?, filename = true) "  # noqa: S608 - bound
+            f"SELECT id, filename FROM {_FILES} "  # noqa: S608 - bound
             f"WHERE {' AND '.join(self.parts) or 'true'} ORDER BY id DESC LIMIT {limit:d}"
         )
 

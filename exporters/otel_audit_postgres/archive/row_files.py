@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from otel_audit.errors import MissingExtraError
 from otel_audit_postgres.archive.objects import ArchiveError
-from otel_audit_postgres.rows import COLUMNS
+from otel_audit_postgres.rows import ADDED_IN, COLUMNS, versions_with
 
 ROWS_IN_GROUP: Final = 20_000
 BYTES_IN_GROUP: Final = 16_000_000
@@ -133,18 +133,43 @@ class RowFile:
 def read_batches(path: Path, columns: Sequence[str] = NAMES) -> Iterator[Any]:
     """The rows of a file as record batches, in its order.
 
+    A file that is older than a column (`ADDED_IN`) has no such column: it is read as NULL.
+
     Raises:
-        ArchiveError: It is no such file.
+        ArchiveError: It is no such file, or it lacks a column that its rows have by their version.
     """
     arrow, files = parquet()
     try:
         with files.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            if any(name not in names for name in columns):
-                raise ArchiveError("the file lacks columns")
-            yield from file.iter_batches(batch_size=_ROWS_IN_BATCH, columns=list(columns))
+            lacking = [name for name in columns if name not in names]
+            if any(name not in ADDED_IN for name in lacking):
+                raise ArchiveError(f"the file lacks columns: {', '.join(lacking)}")
+            # the rows' version says whether the column was there when they were archived
+            read = [name for name in columns if name in names]
+            read += ["schema_version"] if lacking and "schema_version" not in read else []
+            for batch in file.iter_batches(batch_size=_ROWS_IN_BATCH, columns=read):
+                yield _with_nulls(batch, columns, lacking) if lacking else batch
     except (arrow.ArrowException, OSError, ValueError) as error:
         raise ArchiveError(f"the file cannot be read ({type(error).__name__})") from None
+
+
+def _with_nulls(batch: Any, columns: Sequence[str], lacking: Sequence[str]) -> Any:
+    arrow, _ = parquet()
+    versions = {*batch.column("schema_version").to_pylist()}
+    for name in lacking:
+        if versions.intersection(versions_with(name)):
+            raise ArchiveError(f"the file lacks the column {name}, which rows of its version have")
+    schema = row_schema()
+    return arrow.RecordBatch.from_arrays(
+        [
+            arrow.nulls(batch.num_rows, schema.field(name).type)
+            if name in lacking
+            else batch.column(name)
+            for name in columns
+        ],
+        names=list(columns),
+    )
 
 
 def read_rows(path: Path, columns: Sequence[str] = NAMES) -> Iterator[Mapping[str, Any]]:

@@ -61,7 +61,7 @@ def check_export(path: Path, keys: Sequence[PublicKey] = ()) -> ExportCheck:
     proof = path.with_name(f"{path.name}.proof.gz")
     for file, digest in ((path, manifest.sha256), (proof, manifest.proof_sha256)):
         if _digest(file) != digest:
-            found.problems.append(f"{file.name} is not the file that the manifest tells of")
+            found.problems.append(f"{file.name} is not the file of the manifest")
     rows, tree = read_proof(proof)
     if tree.note != manifest.checkpoint:
         found.problems.append("the proof is under another checkpoint than the manifest's")
@@ -73,12 +73,12 @@ def check_export(path: Path, keys: Sequence[PublicKey] = ()) -> ExportCheck:
             break
         content = there.content_of(row)
         if content is None:
-            found.problems.append(f"row {found.rows + 1} is not the one that the proof tells of")
+            found.problems.append(f"row {found.rows + 1} is not the one in the proof")
             break
         leaves.append((row.leaf, Leaf(row.recorded_at, bytes.fromhex(row.id), content).hash()))
         found.rows += 1
     if found.rows != manifest.rows:
-        found.problems.append(f"the manifest tells of {manifest.rows} rows, not {found.rows}")
+        found.problems.append(f"the manifest says {manifest.rows} rows, not {found.rows}")
     try:
         if not tree.is_rooted(leaves):
             found.problems.append(

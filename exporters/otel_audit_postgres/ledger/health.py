@@ -77,8 +77,8 @@ def inspect_key_file(path: Path | None, *, seals_here: bool) -> list[CheckResult
             CheckResult(
                 "sealer_apart",
                 None,
-                "OTEL_AUDIT_SEAL is on: the application seals its own records, and whoever takes "
-                "it over can also sign another history",
+                "OTEL_AUDIT_SEAL is on: the application seals its own records, "
+                "and an attacker in it can also sign another history",
                 _ALONE,
             )
         )
@@ -127,8 +127,8 @@ def _signature(state: Any, keys: Sequence[PublicKey]) -> CheckResult:
         return CheckResult(
             name,
             None,
-            "the last checkpoint is unsigned: whoever owns the database can write rows and ledger "
-            "anew, and verify will not see it beyond what an anchor kept",
+            "the last checkpoint is unsigned: the database's owner can rewrite rows and ledger, "
+            "and verify sees it only up to what an anchor kept",
             f"{_KEYGEN}, and set OTEL_AUDIT_SIGNING_KEY_FILE where it runs",
         )
     if not keys:

@@ -48,7 +48,7 @@ async def move_here(dsn: str) -> str:
         place = await store.place(connection)
     if place.here is None:
         raise StoreError(
-            "this server does not tell its system identifier (pg_control_system), so the log "
+            "this server does not show its system identifier (pg_control_system), so the log "
             "belongs to no server in particular: there is nothing to say"
         )
     return place.here

@@ -362,7 +362,7 @@ async def refuse_partial_view(connection: Connection[Any]) -> None:
     """
     if not await connection.fetchval(_SEES_ALL):
         raise StoreError(
-            "this role sees some tenants only, and so cannot tell what is missing: verify as one "
+            "this role sees some tenants only, and so cannot see what is missing: verify as one "
             "that sees all (`otel-audit init --roles --reader ROLE`)"
         )
 

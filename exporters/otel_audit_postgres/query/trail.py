@@ -270,7 +270,7 @@ class Trail:
             if self._views == "required":
                 remedy = _READ_ONLY if sqlstate(error) == "25006" else _NO_READER
                 raise StoreError(
-                    "nothing is shown, as it could not be recorded that somebody looked "
+                    "nothing is shown, because the view could not be recorded "
                     f"[{type(error).__name__} {sqlstate(error)}]: {remedy}; or set "
                     "OTEL_AUDIT_RECORD_VIEWS to tried or off"
                 ) from None

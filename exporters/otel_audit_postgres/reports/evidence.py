@@ -39,6 +39,7 @@ from otel_audit_postgres.pseudonyms import MARK, SEARCHABLE_LENGTH
 from otel_audit_postgres.query.conditions import READABLE, Conditions
 from otel_audit_postgres.query.pagination import ASTRAY, lowest_id
 from otel_audit_postgres.reports.snapshot import LEAF, LEAVES, Snapshot, selected
+from otel_audit_postgres.rows import ADDED_IN, versions_with
 
 _SLACK: Final = timedelta(seconds=2)
 """A record's id is that far from its time at most; those that are further have their own index."""
@@ -54,10 +55,6 @@ _KINDS: Final = {
 }
 
 
-def _differs(column: str, expected: str) -> str:
-    return f"l.{column} IS DISTINCT FROM {expected}"
-
-
 def _searchable(value: str) -> str:
     """SQL for the searchable beginning of an encrypted value."""
     return (
@@ -66,42 +63,63 @@ def _searchable(value: str) -> str:
     )
 
 
-# each column by the payload, but for entities, a duration and the hash as received, which only the
-# verification derives; it reads what seems to differ
-_OTHERWISE: Final = " OR ".join((
-    _differs("event_name", "p.event_name"),
-    _differs("action", "p.action"),
-    _differs("action_id", "p.action_id"),
-    _differs("phase", "p.phase"),
-    _differs("schema_version", "p.schema_version"),
-    _differs("trace_id", "p.trace_id"),
-    _differs("span_id", "p.span_id"),
-    _differs("error_type", "p.error ->> 'type'"),
-    _differs("service_name", "p.resource ->> 'service.name'"),
-    _differs("outcome", "p.outcome"),
-    _differs("transaction_outcome", "p.transaction"),
-    _differs("tenant_id", "coalesce(p.tenant ->> 'id', '')"),
-    _differs("actor_id", "a.id"),
-    _differs("actor_type", "a.type"),
-    _differs("actor_role", "a.role"),
-    _differs("target_type", "p.target ->> 'type'"),
-    _differs("target_id", "p.target ->> 'id'"),
-    _differs("source_address", _searchable("p.source ->> 'address'")),
-    _differs("user_agent", _searchable("p.source ->> 'user_agent'")),
-    _differs("session_id", _searchable("p.source ->> 'session_id'")),
-    _differs("url_path", _searchable("q.path")),
-    _differs("http_method", "q.method"),
-    _differs("http_route", "q.route"),
-    _differs("request_id", "q.id"),
-    "l.status_code::text IS DISTINCT FROM p.response ->> 'status_code'",
-    _differs("producer_id", "p.producer_id"),
-    "l.sequence_number::text IS DISTINCT FROM p.sequence_number",
-    _differs("received_by", "p.received ->> 'by'"),
-    (
+NOT_COMPARED: Final = frozenset({
+    "id", "duration_ms", "entities", "content_hash", "received_hash", "payload",
+})  # fmt: skip
+"""Columns that the verification alone derives from a payload, or that are compared otherwise."""
+EXPECTED: Final = {
+    "event_name": "p.event_name",
+    "action": "p.action",
+    "action_id": "p.action_id",
+    "phase": "p.phase",
+    "schema_version": "p.schema_version",
+    "trace_id": "p.trace_id",
+    "span_id": "p.span_id",
+    "error_type": "p.error ->> 'type'",
+    "service_name": "p.resource ->> 'service.name'",
+    "outcome": "p.outcome",
+    "transaction_outcome": "p.transaction",
+    "tenant_id": "coalesce(p.tenant ->> 'id', '')",
+    "actor_id": "a.id",
+    "actor_type": "a.type",
+    "actor_role": "a.role",
+    "target_type": "p.target ->> 'type'",
+    "target_id": "p.target ->> 'id'",
+    "source_address": _searchable("p.source ->> 'address'"),
+    "user_agent": _searchable("p.source ->> 'user_agent'"),
+    "session_id": _searchable("p.source ->> 'session_id'"),
+    "url_path": _searchable("q.path"),
+    "http_method": "q.method",
+    "http_route": "q.route",
+    "request_id": "q.id",
+    "producer_id": "p.producer_id",
+    "received_by": "p.received ->> 'by'",
+    "status_code": "p.response ->> 'status_code'",
+    "sequence_number": "p.sequence_number",
+    "occurred_at": "left(p.occurred_at, -3)",
+}
+"""Each other column by the payload, in SQL."""
+_AS_TEXT: Final = {
+    "status_code": "l.status_code::text",
+    "sequence_number": "l.sequence_number::text",
+    "occurred_at": (
         "CASE WHEN isfinite(l.occurred_at) THEN (extract(epoch FROM l.occurred_at) * 1000000)"
-        "::bigint END::text IS DISTINCT FROM left(p.occurred_at, -3)"
+        "::bigint END::text"
     ),
-))  # fmt: skip
+}
+
+
+def _differs(column: str, expected: str) -> str:
+    differs = f"{_AS_TEXT.get(column, f'l.{column}')} IS DISTINCT FROM {expected}"
+    if column not in ADDED_IN:
+        return differs
+    # a row of an earlier version has NULL there, whatever its payload holds
+    versions = ", ".join(f"'{version}'" for version in versions_with(column))
+    return f"({differs} AND (l.{column} IS NOT NULL OR p.schema_version IN ({versions})))"
+
+
+# it reads what seems to differ; the verification judges
+_OTHERWISE: Final = " OR ".join(_differs(name, expected) for name, expected in EXPECTED.items())
 _ALTERED: Final = f"""
 sha256(convert_to(l.payload::text, 'UTF8')) <> l.content_hash
 OR CASE WHEN NOT ({READABLE.replace("payload", "l.payload")}) OR json_typeof(l.payload) <> 'object'

@@ -107,8 +107,8 @@ def checked(definition: Definition, options: Options, now: datetime | None = Non
         raise ConfigurationError(f"--checkpoint: none has size {str(options.checkpoint)[:30]}")
     if options.end > current:
         raise ConfigurationError(
-            f"the period ends in the future, {moment(options.end)}: what is not over cannot be "
-            "reported; let it end at the present time or before, such as --to now"
+            f"the period ends in the future, {moment(options.end)}: it must end now or "
+            "earlier, such as --to now"
         )
     if not 1 <= options.sample <= 10_000:  # noqa: PLR2004 - what a person can read, and more
         raise ConfigurationError(f"--sample: from 1 to 10,000, not {options.sample}")
@@ -253,8 +253,8 @@ def _evidence_sentence(snapshot: Snapshot, definition: Definition) -> str:
         return "TAMPERED: see the notes"
     if evidence.is_collapsed:
         return (
-            "not to be had: the checkpoint lies within leaves whose records were dropped since, so "
-            "its root cannot be built again; a later one can"
+            "not available: the checkpoint is within leaves whose records were dropped since, so "
+            "its root cannot be rebuilt; choose a later one"
         )
     what = "each record of the report" if snapshot.is_part else "each record of the period"
     by = "by text, columns, id and time" if definition.is_deep else "by id, time and stored hash"

@@ -150,8 +150,8 @@ def _foot(report: Report) -> bytes:
         for one in report.definition.controls
     )
     return (
-        "<h2>Controls that this supports</h2>\n<p>Whether a control is met is for an auditor to "
-        "say: a report shows what the trail holds.</p>\n<table>\n<thead><tr>"
+        "<h2>Controls that this supports</h2>\n<p>An auditor decides whether a "
+        "control is met; a report shows what the trail holds.</p>\n<table>\n<thead><tr>"
         '<th scope="col">control</th><th scope="col">support</th><th scope="col">why</th>'
         f"</tr></thead>\n<tbody>\n{lines}</tbody>\n</table>\n{_proof(report)}"
     ).encode()

@@ -120,7 +120,7 @@ async def erase_all(
         if len(subject.name) > 1 and any(
             subject.name.lower() in text.lower() for text in (basis, reason)
         ):
-            raise ConfigurationError("basis and reason stay: they must not name whom is erased")
+            raise ConfigurationError("basis and reason stay: they must not contain the name")
     done: list[Subject] = []
     async with store.opened(dsn, "erase a subject") as connection, connection.transaction():
         # two erasures at once would both record it; in one order, so that none waits for ever

@@ -42,5 +42,5 @@ async def alone(connection: Connection[Any], key: int, doing: str) -> None:
             for pid, role, application in holders
         )
         raise StoreUnavailableError(
-            f"could not {doing}: somebody else holds its lock: {who or 'try again'}"
+            f"could not {doing}: another session holds its lock: {who or 'try again'}"
         ) from None

@@ -73,7 +73,7 @@ _ONLY: Final[dict[str, tuple[tuple[str, ...], str]]] = {
 """Parameters of which only these values are accepted, because they are done anyway."""
 
 _REFUSED: Final = {
-    "sslaccept": "say it by sslmode: strict is verify-full, accept_invalid_certs is require",
+    "sslaccept": "use sslmode: strict is verify-full, accept_invalid_certs is require",
     "sslidentity": "name certificate and key in PEM by sslcert and sslkey",
     "hostaddr": "name the address as the host",
     "servicefile": "name the file in PGSERVICEFILE",

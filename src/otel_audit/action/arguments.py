@@ -153,7 +153,7 @@ def target_of(scope: AuditScope, redactor: Redactor) -> Target | None:
     """
     if scope.aimed_at is None:
         return scope.target
-    return parse_target(scope.aimed_at, redactor, scope.budget.told)
+    return parse_target(scope.aimed_at, redactor, scope.budget.given)
 
 
 def _hides_key(target: object, redactor: Redactor) -> bool:

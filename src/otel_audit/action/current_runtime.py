@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from otel_audit.config import PREFIX, said_no, said_yes
+from otel_audit.config import PREFIX, is_set_false, is_set_true
 from otel_audit.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class CurrentRuntime:
         on_loss: Called for each failure of ours that costs a record.
         receipt: Waits until the store has a record, at most so many seconds; None: there is no
             store that says so.
-        ride: Writes a record in the transaction of a session of the application, and returns
+        enlist: Writes a record in the transaction of a session of the application, and returns
             something to await for an asynchronous one; None: the settings do not allow it.
         intended: Brings the intent of an action to the store before it begins; None: none is due.
         required: Whether an action that cannot be recorded must not begin.
@@ -89,17 +89,17 @@ def in_use() -> CurrentRuntime | None:
         ConfigurationError: Nothing is audited, and ``OTEL_AUDIT_REQUIRED`` is set.
     """
     if _State.in_use is None:
-        _say_what_is_missing()
+        _warn_not_audited()
     return _State.in_use
 
 
-def _say_what_is_missing() -> None:
-    if said_yes("required"):
+def _warn_not_audited() -> None:
+    if is_set_true("required"):
         raise ConfigurationError(
             f"{PREFIX}REQUIRED is set, and nothing is audited in this process: call "
             "otel_audit.instrument() before the first otel_audit.audit() or otel_audit.emit()"
         )
-    if _State.warned or said_no("enabled"):
+    if _State.warned or is_set_false("enabled"):
         return
     _State.warned = True
     _logger.warning(

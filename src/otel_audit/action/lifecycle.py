@@ -188,7 +188,7 @@ class Lifecycle(ABC):
             await in_slices(chain((None,), self._further))
 
     def _release(self) -> None:
-        """Released: from now on the scope keeps this, for what its transactions leave later.
+        """Hold the scope weakly from now on; the scope holds this, for changes that come later.
 
         Until then each keeps the other, and such a cycle is freed by the garbage collector alone:
         after each action, together with all that it refers to.

@@ -302,7 +302,7 @@ class Action(Lifecycle):
             self._audit.parent_action_id = found.action_id or None
 
     def _aim(self, runtime: CurrentRuntime, target: object) -> None:
-        found = parse_target(target, runtime.redactor, self._audit.budget.told)
+        found = parse_target(target, runtime.redactor, self._audit.budget.given)
         self._audit.target, self._audit.aimed_at = found, None
         if found is not None and found.id is None:
             self._unnumbered = (found, target)
@@ -342,7 +342,7 @@ class Action(Lifecycle):
         if found is None or found is not self._audit.target:
             return
         try:
-            self._audit.target = parse_target(thing, runtime.redactor, self._audit.budget.told)
+            self._audit.target = parse_target(thing, runtime.redactor, self._audit.budget.given)
         except Exception as error:  # noqa: BLE001 - the target stays as it was
             self._parts.fail("target", error)
 
@@ -361,8 +361,8 @@ class Action(Lifecycle):
             actor = with_canonical_role(actor, runtime.aliases)
         actor = actor or around.actor
         return Origin(
-            None if actor is None else shown_actor(actor, runtime.redactor, scope.budget.told),
-            shown_tenant(scope.tenant or around.tenant, runtime.redactor, scope.budget.told),
+            None if actor is None else shown_actor(actor, runtime.redactor, scope.budget.given),
+            shown_tenant(scope.tenant or around.tenant, runtime.redactor, scope.budget.given),
             scope.source or around.source,
             around.request_id,
         )
@@ -401,7 +401,7 @@ class Action(Lifecycle):
             parts.fail("actor", error)
         try:
             # what is said inside of the block may be anything
-            target = parse_target(target_of(scope, redactor), redactor, scope.budget.told)
+            target = parse_target(target_of(scope, redactor), redactor, scope.budget.given)
             if target is not None:
                 parts.succeed("target")
         except Exception as error:  # noqa: BLE001 - it costs the target alone

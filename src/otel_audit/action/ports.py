@@ -30,20 +30,20 @@ class Recorder(Protocol):
 
 
 class NoRecorder:
-    """Records go nowhere: for ``OTEL_AUDIT_EXPORTER=none``, and where nothing is audited."""
+    """A recorder that drops records, for ``OTEL_AUDIT_EXPORTER=none`` and without auditing."""
 
     def opened(self, _record: AuditRecord, _span: trace.Span | None, /) -> bool:
-        """Let it begin."""
+        """Accept the record, and keep nothing."""
         return True
 
     def answered(self, _record: AuditRecord, _span: trace.Span | None, /) -> None:
-        """Let it go on."""
+        """Keep nothing."""
 
     def discarded(self, _record_id: str, /) -> None:
-        """Let it go."""
+        """Drop the record."""
 
     def closed(self, _record: AuditRecord, _span: trace.Span | None, /) -> None:
-        """Let it go."""
+        """Drop the record."""
 
 
 class Ports(Protocol):

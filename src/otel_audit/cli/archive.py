@@ -161,7 +161,7 @@ def restore(  # noqa: PLR0913, PLR0917 - one for each option
     try:
         first = date.fromisoformat(f"{month}-01")
     except ValueError:
-        raise click.BadParameter(f"{month!r} is no month: 2026-01") from None
+        raise click.BadParameter(f"{month!r} is not a month, such as 2026-01") from None
     if end:
         asked(f"Take the restored rows of {month} away?", yes=yes, as_json=as_json)
         rows = run_lasting(end_restoration(chosen_dsn(dsn), first))

@@ -191,7 +191,7 @@ def data_directory(folder: Path) -> Path:
     # to open directories such as /root for everybody is not worth it
     place.mkdir(mode=0o755, exist_ok=True)
     if place.is_symlink() or place.stat().st_uid != 0:
-        raise StoreError(f"{place} belongs to somebody else: remove it")
+        raise StoreError(f"{place} belongs to another user: remove it")
     return place / "postgres"
 
 

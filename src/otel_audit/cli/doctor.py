@@ -222,7 +222,7 @@ def _marked(config: AuditConfig) -> Iterator[Check]:
         yield Check(
             "personal columns", ok=True,
             detail=f"{len(marked)} are marked; "
-            + ("encrypted here" if config.keys_dsn else "whoever stores the records encrypts them"),
+            + ("encrypted here" if config.keys_dsn else "encrypted where they are stored"),
         )  # fmt: skip
 
 
@@ -251,7 +251,7 @@ def _service() -> Check:
         "service",
         ok=None,
         detail=f"{name or 'no name'}: all applications without a name share a spool directory on "
-        "this host, and are not told apart in the trail",
+        "this host, and the trail cannot distinguish them",
         remedy="set OTEL_SERVICE_NAME, another one for each application; here --service says which "
         "application is meant",
     )
@@ -350,7 +350,7 @@ def _spool(config: AuditConfig) -> Check:
     if found.unusable:
         return Check(
             "spool", ok=False, detail=found.unusable,
-            remedy="; ".join(found.problems) or "mend it: the application would not start",
+            remedy="; ".join(found.problems) or "fix it: the application would not start",
         )  # fmt: skip
     if found.problems:
         usable = found.writable and found.private
@@ -375,7 +375,7 @@ def _otlp(config: AuditConfig) -> Iterator[Check]:
     try:
         check_store(config)
     except OtelAuditError as error:
-        yield Check("receiver", ok=False, detail=str(error), remedy="mend it, and look again")
+        yield Check("receiver", ok=False, detail=str(error), remedy="fix it, and run doctor again")
     else:
         yield Check("receiver", ok=True, detail=f"{config.otlp_endpoint} takes records")
     kept = local_quarantine(config)

@@ -94,7 +94,7 @@ async def _once(sealer: Sealer, *, as_json: bool) -> None:
             "faulty": faulty,
         })  # fmt: skip
     elif not done.leads:
-        echo("another sealer is at work")
+        echo("another sealer is running")
     else:
         echo(f"sealed {rows} rows; the log has {done.size}")
     if not done.leads:

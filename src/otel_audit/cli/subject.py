@@ -237,17 +237,17 @@ def replay(dsn: str | None, dry_run: bool, yes: bool, as_json: bool) -> None:
     destroyed, back = _run(_keys(), lambda keys: plan_replay(store, keys))
     if dry_run:
         if as_json:
-            echo_json({"told": destroyed, "back": back})
+            echo_json({"recorded": destroyed, "back": back})
         else:
-            echo(f"{back} keys are back, of {destroyed} that the trail tells of")
+            echo(f"{back} keys are back, of {destroyed} that the trail names")
         return
     if back:
         asked(f"{back} keys are destroyed again. Go on?", yes=yes, as_json=as_json)
     count = _run(_keys(), lambda keys: replay_erasures(store, keys))
     if as_json:
-        echo_json({"told": count, "destroyed": back})
+        echo_json({"recorded": count, "destroyed": back})
         return
-    echo(f"{count} keys that the trail tells of are destroyed")
+    echo(f"{count} keys that the trail names are destroyed")
 
 
 def _keys() -> KeyStore:

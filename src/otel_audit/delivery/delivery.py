@@ -300,7 +300,7 @@ class Delivery:
         self._writer.join(_LAST_GRACE)
         with self._lock:
             left = self.depth
-            self.tell_what_is_kept()
+            self.log_kept_records()
             lost = self.backlog.close()
         self._group.close(_LAST_GRACE)
         if lost:
@@ -335,9 +335,9 @@ class Delivery:
             with self._lock:
                 self.backlog.rest()
         else:
-            self.tell_what_is_kept()
+            self.log_kept_records()
 
-    def tell_what_is_kept(self) -> None:
+    def log_kept_records(self) -> None:
         """Log how many records stay in the spool, if any."""
         spool = self.backlog.open_spool
         if spool is not None and spool.pending:

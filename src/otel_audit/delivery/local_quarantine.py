@@ -185,16 +185,16 @@ class LocalQuarantine:
         return given
 
     def _keep(self, place: OwnDirectory, item: Refused, held: int) -> int:
-        said = msgspec.json.encode({
+        stored = msgspec.json.encode({
             "record_id": item.record_id,
             "reason": item.reason,
             "kept_at": time.time(),
             "received": item.received.decode("utf-8", "replace"),
         })  # fmt: skip
         data = (
-            said
+            stored
             if self._encryption is None
-            else _ENCRYPTED + self._cipher().encrypt(said, _CONTEXT)
+            else _ENCRYPTED + self._cipher().encrypt(stored, _CONTEXT)
         )
         name = hashlib.sha256(item.record_id.encode("utf-8", "replace") + item.received).hexdigest()
         file = f"{name}{_SUFFIX}"
@@ -220,7 +220,7 @@ class LocalQuarantine:
                 data = file.read()
             if data.startswith(_ENCRYPTED):
                 data = self._cipher().decrypt(data.removeprefix(_ENCRYPTED), _CONTEXT)
-            said = msgspec.json.decode(data, type=_Said)
+            stored = msgspec.json.decode(data, type=_StoredRecord)
         except ForeignError:
             raise
         except OSError as error:
@@ -229,8 +229,8 @@ class LocalQuarantine:
             raise StoreError(f"{path}: {error} (OTEL_AUDIT_SPOOL_KEY)") from error
         except msgspec.MsgspecError as error:
             raise StoreError(f"{path} is damaged") from error
-        refused = Refused(said.record_id, said.received.encode(), said.reason)
-        return SetAsideRecord(path, refused, said.kept_at)
+        refused = Refused(stored.record_id, stored.received.encode(), stored.reason)
+        return SetAsideRecord(path, refused, stored.kept_at)
 
     def _cipher(self) -> Cipher:
         if self._encryption is None:
@@ -238,7 +238,7 @@ class LocalQuarantine:
         return self._encryption.for_spool(QUARANTINE)
 
 
-class _Said(msgspec.Struct):
+class _StoredRecord(msgspec.Struct):
     record_id: str
     reason: str
     kept_at: float

@@ -99,10 +99,10 @@ class Producer:
         self._intents = None if self._make_intents is None else self._make_intents()
 
     def begin(self) -> None:
-        """Say that the stream has begun, unless that is said already. Never raises."""
+        """Record the start of the stream, once. Never raises."""
         if self._stream is None or self._announced:
             return
-        # others wait: the first number is that of the beginning
+        # other threads block here, so that the record `started` gets number 1
         with self._beginning:
             if not self._announced:
                 self._send_heartbeat(STARTED)

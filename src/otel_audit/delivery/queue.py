@@ -61,7 +61,7 @@ class Item(msgspec.Struct, frozen=True, eq=False, gc=False):
 
 
 class RecordQueue:
-    """Entries that the store has not acknowledged. The caller's lock guards what says so.
+    """Entries that the store has not acknowledged. Methods marked so need the caller's lock.
 
     What is on disk and does not fit into memory is read back when memory has been emptied; until
     then everything goes to disk alone, so that nothing overtakes it for ever.

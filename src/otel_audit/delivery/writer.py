@@ -288,7 +288,7 @@ def _is_task_cancelled() -> bool:
 
 
 class OwnsWriter:
-    """Whoever has a `Writer`, and a lock that guards its start: says how its thread does."""
+    """A mixin for classes with a `Writer`: shows its thread's state, and restarts it."""
 
     _lock: threading.Lock
     _writer: Writer

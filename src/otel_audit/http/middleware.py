@@ -373,6 +373,6 @@ class RoutedCapture:
 
     def _read_routes(self, app: Any) -> None:
         self._known = len(app.routes)
-        said = [(r.methods, r.path, r.override) for r in routes_of(app) if r.override]
-        policy = self._plain.policy.with_routes(said)
+        overrides = [(r.methods, r.path, r.override) for r in routes_of(app) if r.override]
+        policy = self._plain.policy.with_routes(overrides)
         self._options = dataclasses.replace(self._plain, policy=policy)

@@ -280,7 +280,7 @@ def read_bearer(asgi_scope: Scope, options: ActorOptions) -> Bearer:
     try:
         return Bearer(options.verifier.verify(token))
     except TokenError as problem:
-        _tell_what_may_be_set_wrong(problem.reason)
+        _hint_at_wrong_setting(problem.reason)
         return Bearer(problem=problem.reason)
 
 
@@ -332,7 +332,7 @@ def subject_of(token: str, options: ActorOptions) -> str | None:
     return named.id if isinstance(named, Actor) else None
 
 
-def _tell_what_may_be_set_wrong(reason: str) -> None:
+def _hint_at_wrong_setting(reason: str) -> None:
     if reason in _MENDED_BY:
         log_limited(
             _logger, f"bearer {reason}",

@@ -52,7 +52,7 @@ class ChildSpans(SpanProcessor):
             return
         token = _finding_out.set(True)
         try:
-            span.set_attributes(_told(scope.known_origin()))
+            span.set_attributes(_attributes_of(scope.known_origin()))
         except Exception as error:  # noqa: BLE001 - an exception here would reach the application
             log_limited(_logger, "child spans", "A span goes without its actor", error=error)
         finally:
@@ -62,7 +62,7 @@ class ChildSpans(SpanProcessor):
         """Do nothing."""
 
 
-def _told(origin: Origin) -> dict[str, AttributeValue]:
+def _attributes_of(origin: Origin) -> dict[str, AttributeValue]:
     found: dict[str, AttributeValue | None] = {}
     actor, tenant = origin.actor, origin.tenant
     if actor is not None and actor.id != ANONYMOUS.id:

@@ -71,7 +71,7 @@ _PARAMETERS: Final = re.compile(
 _LONGEST_QUERY: Final = 8_192
 _SCHEMES: Final = {b"bearer": BEARER, b"jwt": BEARER, b"token": BEARER, b"basic": BASIC}
 
-_told: Final[set[str]] = set()
+_warned: Final[set[str]] = set()
 _lock = threading.Lock()
 
 
@@ -110,9 +110,9 @@ def presented(asgi_scope: Scope, *, reads_session: bool = False) -> str | None:
 def warn_once(reason: str) -> None:
     """Log once in this process that actions are anonymous for a reason that a setting can fix."""
     with _lock:
-        if reason in _told:
+        if reason in _warned:
             return
-        _told.add(reason)
+        _warned.add(reason)
     _logger.warning(
         "Requests with a credential are recorded as anonymous (%s): %s", reason, REMEDIES[reason]
     )
@@ -121,7 +121,7 @@ def warn_once(reason: str) -> None:
 def forget() -> None:
     """Let each line be logged again; for tests."""
     with _lock:
-        _told.clear()
+        _warned.clear()
 
 
 def _has_session(asgi_scope: Scope) -> bool:

@@ -127,7 +127,7 @@ class PropagatorInstaller:
             propagate.set_global_textmap(mine.inner)
 
 
-def told_by_request(asgi_scope: Mapping[str, Any]) -> Origin:
+def origin_from_request(asgi_scope: Mapping[str, Any]) -> Origin:
     """Read the caller's baggage; only if a setting says to trust it.
 
     Args:
@@ -139,11 +139,11 @@ def told_by_request(asgi_scope: Mapping[str, Any]) -> Origin:
     given = ",".join(header_values(asgi_scope, "baggage"))
     if not given:
         return Origin()
-    return told_by_context(W3CBaggagePropagator().extract({"baggage": given}, Context()))
+    return origin_from_context(W3CBaggagePropagator().extract({"baggage": given}, Context()))
 
 
-def told_by_context(context: Context | None = None) -> Origin:
-    """As `told_by_request`, from a context that a worker's instrumentation has filled."""
+def origin_from_context(context: Context | None = None) -> Origin:
+    """As `origin_from_request`, from a context that a worker's instrumentation has filled."""
     actor, tenant = (
         identifier(baggage.get_baggage(name, context)) for name in (ACTOR_ID, TENANT_ID)
     )

@@ -56,7 +56,7 @@ _REPEATS: Final = frozenset({307, 308})
 
 _REDIRECTED: Final = Naming("http.redirected", "EXECUTE")
 
-_NOTHING_SAID: Final = Override()
+_NO_OVERRIDE: Final = Override()
 _replace: Final = msgspec.structs.replace
 
 
@@ -94,8 +94,8 @@ class Decision(msgspec.Struct, frozen=True):
         body_limit: Bytes of each body that are copied, where the rule says so.
         strict: Whether the intent must be stored first, where the rule says so.
         messages: Whether the messages of a WebSocket are kept, where rule or route says so.
-        whom: Where else than in the path it may be said whose account it is; see `Naming`.
-        turned_away: Whether the answer only says where else to send the request.
+        whom: Where to look for the account's id if the path has none; see `Naming`.
+        turned_away: Whether the answer is only a redirect.
         is_derived: Whether neither a rule nor the route has chosen the name, nor that it was turned
             away: what the body says may be a better one.
     """
@@ -322,7 +322,7 @@ class Policy:
             decision, naming = known
             if naming.target_parameter is None:
                 return decision
-            target = _target(_NOTHING_SAID, naming, _parameters(given), actor)
+            target = _target(_NO_OVERRIDE, naming, _parameters(given), actor)
             return decision if target == decision.target else _replace(decision, target=target)
         decision, found = self._decide(
             RequestFacts(
@@ -339,7 +339,7 @@ class Policy:
                 nobody=is_nobody(actor),
             ),
             actor,
-            said or _NOTHING_SAID,
+            said or _NO_OVERRIDE,
             given,
             key=key,
             name_all=name_all,

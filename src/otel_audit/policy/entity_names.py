@@ -59,11 +59,11 @@ def further_noun(noun: str, name: str, table: str) -> str | None:
         ``order``. None if it says the same, or only adds a prefix: ``shop_orders``.
     """
     found = table_noun(table)
-    stored, said = _singular(split_words(found)), _singular(split_words(noun))
-    if not stored or _ends_with(stored, said):
+    stored, spoken = _singular(split_words(found)), _singular(split_words(noun))
+    if not stored or _ends_with(stored, spoken):
         return None
     # a table that is only named after the class says nothing more
-    if "".join(stored) in ("".join(said), "".join(_singular(split_words(name)))):
+    if "".join(stored) in ("".join(spoken), "".join(_singular(split_words(name)))):
         return None
     return found
 

@@ -72,7 +72,7 @@ class WorkBudget:
         """Take units off.
 
         Raises:
-            WorkSpentError: There are none left.
+            WorkBudgetError: There are none left.
         """
         self.left -= units
         if self.left < 0:
@@ -104,7 +104,7 @@ class Budget:
         request_body, response_body: The bodies.
         changes: The values of changed rows; each value adds a little.
         error: The message of what was raised.
-        told: Actor, tenant and target that the application gave for a manual action.
+        given: Actor, tenant and target that the application gave for a manual action.
     """
 
     __slots__ = ("_body", "_cut", "_shares")
@@ -150,9 +150,9 @@ class Budget:
         return self._share("error.message", _ERROR)
 
     @property
-    def told(self) -> WorkBudget:
+    def given(self) -> WorkBudget:
         """The share of what a caller says of an action by hand: actor, tenant, target."""
-        return self._share("told", _HEAD)
+        return self._share("given", _HEAD)
 
     def metadata(self) -> WorkBudget:
         """Begin the share of the metadata, which each record of the action repeats."""

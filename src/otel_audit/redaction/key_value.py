@@ -79,7 +79,7 @@ def redact_assignments(
         The text without the values.
 
     Raises:
-        WorkSpentError: It would cost more.
+        WorkBudgetError: It would cost more.
     """
     raw = text.encode()
     kept: list[bytes] = []

@@ -1,7 +1,7 @@
 """Value rules: patterns of secrets under any name. A rule finds spans; it does not replace them.
 
-All patterns are RE2 (linear time). `scan.py` holds a cheaper pattern that matches wherever one of
-these could: change both together.
+All patterns are RE2 (linear time). `prefilter.py` holds a cheaper pattern that matches wherever one
+of these could: change both together.
 """
 
 from __future__ import annotations

@@ -139,7 +139,7 @@ class Scan:
         ]
         others = [piece for piece in pieces if not piece.isascii()]
         self._pattern = _compiled(alike)
-        # an accent that is taken off, or a letter that is, no longer shows where a word begins
+        # removing accents or letters can hide word boundaries, so this search ignores them
         self._spelled_pattern = _compiled([*alike, *_other_scripts(others)])
         self._anything = not all(pieces)
 
@@ -200,7 +200,7 @@ def _compiled(patterns: Iterable[str]) -> LazyPattern:
 
 
 def _roots(phrases: Iterable[str]) -> list[str]:
-    """Drop names that contain another: a search for `token` finds `access_token`."""
+    """Drop names that contain another: a search for `token` finds ``access_token``."""
     every = {phrase for phrase in phrases if phrase}
     return sorted(p for p in every if not any(q != p and q in p for q in every))
 
@@ -210,7 +210,7 @@ def _letters(word: str) -> str:
 
 
 def _spelled(text: bytes) -> bytes:
-    """Spell a text in the letters that names are judged by: `contraseña` is `contrasena`."""
+    """Spell a text in the letters that names are judged by: ``contraseña`` is ``contrasena``."""
     return names.spelled(text.decode("utf-8", "replace")).encode("utf-8", "replace")
 
 
@@ -221,7 +221,7 @@ def _either_case(word: str) -> str:
 # other escapes could spell anything; so could a name with an escape in it
 _HARD: Final = re.compile(rb'\\(?:[^"nrt/]|"[^"]*"\s*:)')
 _SOFT: Final = ((b'\\"', b'"'), (b"\\n", b"\n"), (b"\\r", b"\r"), (b"\\t", b"\t"), (b"\\/", b"/"))
-# under a plain name only the replacement of a value that was removed before, or null
+# values that are redacted already (a placeholder, an HMAC) and null need no look
 _TAKEN_OUT: Final = (
     rb'(?:"(?:\[REDACTED\]|\[WITHHELD\]|hmac:[A-Za-z0-9_-]{1,32}:[0-9a-f]{64})"|null)'
 )

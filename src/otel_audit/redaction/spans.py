@@ -72,11 +72,11 @@ class Redacting:
         budget = SpanBudget() if budget is None else budget
         changed: dict[str, Any] = {}
         plan = _SHAPES[tuple(attributes)]
-        told_alike = self._cache_key(plan, attributes)
-        if told_alike is None or told_alike not in self._alike:
+        cache_key = self._cache_key(plan, attributes)
+        if cache_key is None or cache_key not in self._alike:
             self._treat(plan.alike, attributes, changed, budget)
-            if told_alike is not None and not changed:
-                self._remember_alike(told_alike)
+            if cache_key is not None and not changed:
+                self._remember_alike(cache_key)
         for one in plan.ids:
             value = attributes[one.name]
             if type(value) is str:

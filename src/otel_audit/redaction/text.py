@@ -56,13 +56,13 @@ _SET_TO: Final = LazyPattern(
     r"(?is)\bset\s+(?:session\s+|local\s+)?[\"']?([\w.]{1,100})[\"']?\s+to\s+"
     r"E?'((?:[^'\\]|''|\\.)*)(?:'|\z)"
 )
-_SAID: Final = LazyPattern(
+_NAME_IS_VALUE: Final = LazyPattern(
     # `your login code is 123456`, `the password is Xy12abcd`
     r"(?i)\b((?:[a-z-]+ )?[a-z-]+)\s{1,4}is:?\s{1,4}[\"'`*<]{0,3}"
     r"([A-Z]-[0-9]{4,10}|[0-9]{3}[ -][0-9]{3}|[0-9A-Za-z!#$%^&*_+~@-]{4,64})"
     r"[\"'`*>]{0,3}(?:[.,;!]|\z|\s+([A-Za-z]*))"
 )
-_SAID_BEFORE: Final = LazyPattern(
+_VALUE_IS_NAME: Final = LazyPattern(
     r"(?i)(?:^|[\s\"'`*:(])([A-Z]-[0-9]{4,10}|[0-9]{3}[ -][0-9]{3}|[0-9]{4,10}) [ai]s your "
     r"((?:[a-z-]+ ){0,4}[a-z-]+)"
 )
@@ -109,7 +109,7 @@ _LITERAL: Final = LazyPattern(
     r"(?:\b([A-Za-z]+) )?\b([A-Za-z_][A-Za-z0-9_-]{1,40})\s{1,4}"
     r"(?:'([^'\s]{1,200})'|\"([^\"\s]{1,200})\")"
 )
-_SHORTEST_SAID: Final = 6
+_SHORTEST_VALUE: Final = 6
 _SEPARATORS: Final = (",", ";", "\t")
 _AROUND_CELLS: Final = " \r\"'"
 _TABLE: Final = LazyPattern(r"(?s)\A([^\r\n]+)\r?\n(.+)")
@@ -165,8 +165,12 @@ class TextRules:
         setting = ValueRule("sql_set", _SET_TO, self._named_by_first, (" to ",))
         line = ValueRule("named_line", _NAME_LINE, self._named_by_first, ("value", "val"))
         block = ValueRule("block", _BLOCK, self._block, ("|", ">"))
-        said = ValueRule("said", _SAID, self._said, (" is ", " is: "))
-        said_before = ValueRule("said", _SAID_BEFORE, self._said_before, (" is your ", " as your "))
+        name_is_value = ValueRule(
+            "sentence", _NAME_IS_VALUE, self._name_is_value, (" is ", " is: ")
+        )
+        value_is_name = ValueRule(
+            "sentence", _VALUE_IS_NAME, self._value_is_name, (" is your ", " as your ")
+        )
         table = ValueRule("column", _TABLE, self._column, ("\n",))
         flag = ValueRule("flag", _FLAG, self._flag, ("--",))
         part = ValueRule("part", _PART, self._part, ("form-data",))
@@ -178,7 +182,7 @@ class TextRules:
         self._credentials = (
             *patterns.CREDENTIALS, header, part, xml, tag, flag, detail, insert, literal,
             query, segment, element, pair, default, setting, line, block,
-            said, said_before, table,
+            name_is_value, value_is_name, table,
         )  # fmt: skip
         self._by_looks = tuple(by_looks)
         self._takes_cards = patterns.CARD in by_looks
@@ -210,7 +214,7 @@ class TextRules:
             The text without what the rules name.
 
         Raises:
-            WorkSpentError: It would cost more.
+            WorkBudgetError: It would cost more.
         """
         if is_token(text):
             return text
@@ -407,22 +411,22 @@ class TextRules:
                 yield first, first + len(bare)
             start = stop + 1
 
-    def _said(self, match: Any) -> Iterable[Span]:
+    def _name_is_value(self, match: Any) -> Iterable[Span]:
         """Find the value in `the code is 123456`: a number, or letters and digits in one."""
         value = match.group(2)
         letters, digits = any(map(str.isalpha, value)), any(map(str.isdigit, value))
         if not digits or value.lower() in _UNITS or is_token(value):
             return ()
         behind = (match.group(3) or "").lower()
-        if letters and (len(value) < _SHORTEST_SAID or _MEASURED.fullmatch(value)):
+        if letters and (len(value) < _SHORTEST_VALUE or _MEASURED.fullmatch(value)):
             return ()
         if not letters and behind and behind not in _BEHIND_CODES:
             return ()  # `1024 bytes`
         words = match.group(1).split()
         named = (" ".join(words), words[-1])
-        return (match.span(2),) if any(self._is_said(one, value) for one in named) else ()
+        return (match.span(2),) if any(self._is_secret(one, value) for one in named) else ()
 
-    def _said_before(self, match: Any) -> Iterable[Span]:
+    def _value_is_name(self, match: Any) -> Iterable[Span]:
         """Find the value in `123456 is your Google verification code`."""
         words: list[str] = []
         for word in match.group(2).lower().split():
@@ -430,10 +434,10 @@ class TextRules:
                 break
             words.append(word)
         named = (" ".join(words[-2:]), words[-1] if words else "")
-        taken = any(self._is_said(one, match.group(1)) for one in named)
+        taken = any(self._is_secret(one, match.group(1)) for one in named)
         return (match.span(1),) if taken else ()
 
-    def _is_said(self, name: str, value: str) -> bool:
+    def _is_secret(self, name: str, value: str) -> bool:
         verdict = self._names.judge(name)
         return verdict.rule is not None and not verdict.opaque and verdict.takes(value)
 

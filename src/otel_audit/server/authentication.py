@@ -49,7 +49,7 @@ class Authentication:
             The sender.
 
         Raises:
-            Problem: 401 where the credential is missing, unknown or over; 403 where it is known
+            RequestError: 401 if the credential is missing, unknown or expired; 403 if it is known
                 and not let in.
         """
         if authorization is not None and self.senders is not None and self.senders.entries.token:

@@ -60,7 +60,7 @@ class MemoryBudget:
         """Note one request more.
 
         Raises:
-            Problem: 429, where the sender has too many under way.
+            RequestError: 429, where the sender has too many under way.
         """
         if self._requests[sender] >= MOST_REQUESTS:
             raise overloaded(_TOO_MUCH_OF_YOURS, self._wait_for(sender))
@@ -82,7 +82,7 @@ class MemoryBudget:
             size: What it needs in all.
 
         Raises:
-            Problem: 429, where they are not to be had now.
+            RequestError: 429, where they are not to be had now.
         """
         others, own = self.taken - held, self._held[sender] - held
         # alone, a request may have all that it is allowed to be
@@ -100,7 +100,7 @@ class MemoryBudget:
             What it has used of its credit.
 
         Raises:
-            Problem: 429, it is not.
+            RequestError: 429, it is not.
         """
         used, since = self._inflated.get(sender, (0.0, 0.0))
         used = max(used - (time.monotonic() - since) * _CREDIT_A_SECOND, 0.0)
@@ -113,7 +113,7 @@ class MemoryBudget:
         """Take it off the credit.
 
         Raises:
-            Problem: As for `count_inflation`.
+            RequestError: As for `count_inflation`.
         """
         used = self.count_inflation(sender, excess)
         if len(self._inflated) >= _MOST_REMEMBERED:
@@ -143,7 +143,7 @@ class MemoryLease:
         """Hold at least so many bytes.
 
         Raises:
-            Problem: As for `Budget.grow`.
+            RequestError: As for `MemoryBudget.grow`.
         """
         if size > self.held:
             self._budget.grow(self._sender, self.held, size)
@@ -153,7 +153,7 @@ class MemoryLease:
         """See whether a body may become so large; what it was when it was sent counts.
 
         Raises:
-            Problem: As for `Budget.count_inflation`.
+            RequestError: As for `MemoryBudget.count_inflation`.
         """
         excess = _inflation(sent, size)
         if excess > 0:
@@ -163,7 +163,7 @@ class MemoryLease:
         """Pay for a body that has become so large.
 
         Raises:
-            Problem: As for `Budget.count_inflation`.
+            RequestError: As for `MemoryBudget.count_inflation`.
         """
         excess = _inflation(sent, size)
         if excess > 0:
@@ -173,7 +173,7 @@ class MemoryLease:
         """Begin.
 
         Raises:
-            Problem: As for `Budget.begin`.
+            RequestError: As for `MemoryBudget.begin`.
         """
         self._budget.begin(self._sender)
         return self

@@ -155,7 +155,7 @@ def spans(text: bytes, allowance: RequestBudget | None = None) -> Iterator[Batch
         Batches of one scope each, and small, so that the reader can pause in between.
 
     Raises:
-        Problem: It is no such message, and the message says where; or too much is in it.
+        RequestError: It is no such message, and the message says where; or too much is in it.
     """
     return _read(text, scan_json.SPANS, allowance)
 

@@ -44,7 +44,7 @@ def spans(message: bytes, allowance: RequestBudget | None = None) -> Iterator[Ba
         Batches of one scope each, small or empty, so that whoever reads can pause in between.
 
     Raises:
-        Problem: It is no such message, or too many are in it.
+        RequestError: It is no such message, or too many are in it.
     """
     yield from _counted(message, "spans", allowance, ExportTraceServiceRequest)
     yield from _read(message, ExportTraceServiceRequest, _nodes(allowance), is_log=False)

@@ -167,7 +167,7 @@ class Intake:
         """Send away at once, before anything is read, who could not be served.
 
         Raises:
-            Problem: 503.
+            RequestError: 503.
         """
         if self._ending:
             raise unavailable(_ENDING, self._retry_after)
@@ -193,7 +193,7 @@ class Intake:
             size: About how many bytes they have.
 
         Raises:
-            Problem: 503, where they may not be stored; to be sent again.
+            RequestError: 503, where they may not be stored; to be sent again.
         """
         self.refuse_if_unavailable()
         if not records and not refused:
@@ -209,7 +209,7 @@ class Intake:
         """The key of the store, read once.
 
         Raises:
-            Problem: 503, where it cannot be read.
+            RequestError: 503, where it cannot be read.
         """
         if self._key is None:
             async with self._asking_lock:
@@ -317,7 +317,7 @@ class Intake:
         if isinstance(error, StoreUnavailableError):
             log_limited(_logger, "away", "No records accepted: %s", error, level=logging.WARNING)
         elif isinstance(error, StoreError):
-            log_limited(_logger, "unfit", "NO RECORDS ACCEPTED until somebody acts: %s", error)
+            log_limited(_logger, "unfit", "NO RECORDS ACCEPTED until this is fixed: %s", error)
         else:
             log_limited(_logger, "write", "No records accepted: writing failed", error=error)
 

@@ -46,7 +46,7 @@ async def read_body(
         patience: Seconds that it may take in all.
 
     Raises:
-        Problem: 413, 429, or 408 where it comes too slowly.
+        RequestError: 413, 429, or 408 where it comes too slowly.
     """
     if declared is not None:
         if declared > limit:
@@ -94,7 +94,7 @@ async def decompressed(
         pause: Lets others have their turn.
 
     Raises:
-        Problem: 413 beyond the limit, 415 for an unknown coding, 400 for what is not compressed so;
+        RequestError: 413 beyond the limit, 415 for an unknown coding, 400 for another coding;
             429 where it is small and becomes very large, more often than the sender may.
     """
     coding = coding.strip().lower()

@@ -100,7 +100,7 @@ class Splitter:
 
         Raises:
             StructureError: It is no JSON object.
-            Problem: 413, there is too much in it.
+            RequestError: 413, there is too much in it.
         """
         text = self._text
         stack: list[tuple[int, int]] = []

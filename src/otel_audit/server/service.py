@@ -45,7 +45,7 @@ class Outcome:
         quarantined: What is in quarantine instead, with the reason.
         conflicts: What is stored under another id, as its own is another record's.
         receipts: The store's receipts by record id, if requested.
-        mended: The parts that could not be read and are left out: where, and why.
+        unreadable: The parts that could not be read and are left out: where, and why.
     """
 
     stored: int = 0
@@ -101,7 +101,7 @@ class Service:
             receipts: Whether receipts are requested.
 
         Raises:
-            Problem: Not all of it is known to be stored.
+            RequestError: Not all of it is known to be stored.
         """
         allowance = RequestBudget.of_message(1 << 30) if allowance is None else allowance
         taking = _Taking(await self._ready(), sender, allowance)
@@ -242,7 +242,7 @@ def _signers(config: AuditConfig) -> TrustedSigners | None:
     if config.serve_trust_file is None:
         raise ConfigurationError(
             f"{PREFIX}SERVE_TRUST_FILE: missing, and {PREFIX}SERVE_VERIFY is "
-            f"{config.serve_verify}; name the file that says whose signatures are believed"
+            f"{config.serve_verify}; name the file of trusted signers"
         )
     return read_trust_file(config.serve_trust_file)
 

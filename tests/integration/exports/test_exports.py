@@ -182,7 +182,7 @@ class TestAnExport:
 
             problems = check_export(out, [log.key.public]).problems
 
-            assert any("is not the one that the proof tells of" in one for one in problems), forged
+            assert any("is not the one in the proof" in one for one in problems), forged
 
     @pytest.mark.parametrize("data_format", FORMATS)
     async def test_of_a_text_with_line_ends_has_it_on_a_line_and_is_checked(

@@ -47,7 +47,7 @@ class TestLedger:
         await log.seal(signer=None)
         found = (await look(log))["signature"]
         assert found.ok is None
-        assert "write rows and ledger anew" in found.detail
+        assert "owner can rewrite rows and ledger" in found.detail
         assert "otel-audit keygen" in found.remedy
 
     async def test_that_was_never_sealed_is_named(self, log):

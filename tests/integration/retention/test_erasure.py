@@ -247,7 +247,7 @@ class TestErasing:
 
     async def test_does_not_write_the_name_down(self, written, keys):
         """Basis and reason stay for ever."""
-        with pytest.raises(ConfigurationError, match="must not name"):
+        with pytest.raises(ConfigurationError, match="must not contain the name"):
             await erase(written.dsn, keys, ANN, "law", "demand by Ann herself")
 
     async def test_is_refused_by_a_hold_that_names_itself(self, written, keys, postgres):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from otel_audit_postgres.ledger.leaves import Leaf, content_hash
-from otel_audit_postgres.rows import projections
+from otel_audit_postgres.rows import ADDED_IN, projections, versions_with
 
 
 def leaf_of(row: Mapping[str, Any]) -> Leaf:
@@ -16,6 +16,8 @@ def leaf_of(row: Mapping[str, Any]) -> Leaf:
 
 def altered_columns(row: Mapping[str, Any]) -> list[str]:
     """Name the columns that do not follow from the row's payload.
+
+    A column that was added later (`ADDED_IN`) may be NULL in a row of an earlier version.
 
     Args:
         row: A row as `otel_audit_postgres.ledger.store.rows` gives it.
@@ -29,7 +31,12 @@ def altered_columns(row: Mapping[str, Any]) -> list[str]:
     if expected is None:
         return ["payload"]
     del expected["payload"]
-    return [name for name, value in expected.items() if row[name] != value]
+    version = expected["schema_version"]
+    return [
+        name
+        for name, value in expected.items()
+        if row[name] != value and not (row[name] is None and _is_older(version, name))
+    ]
 
 
 def is_no_record(row: Mapping[str, Any]) -> bool:
@@ -41,6 +48,10 @@ def is_hashed_otherwise(row: Mapping[str, Any], leaf_hash: bytes) -> bool:
     """Whether a leaf is of the row's content hash, and the payload has another one."""
     leaf = Leaf(row["recorded_us"], row["id"].bytes, row["content_hash"])
     return leaf.hash() == leaf_hash and row["content_hash"] != content_hash(row["payload"])
+
+
+def _is_older(version: str, column: str) -> bool:
+    return column in ADDED_IN and version not in versions_with(column)
 
 
 def _columns_of(payload: str) -> dict[str, Any] | None:

@@ -221,8 +221,8 @@ def _malformed_text(findings: Findings) -> str:
     others = len(findings.malformed_by) - _PRODUCERS_NAMED
     return (
         f"{findings.malformed_by.total()} rows were inserted malformed and not changed since "
-        f"({producers}{f', and of {others} others' if others > 0 else ''}): they say something "
-        "false, and nobody tampered with them"
+        f"({producers}{f', and of {others} others' if others > 0 else ''}): "
+        "their content is wrong, but they were not tampered with"
     )
 
 
@@ -276,8 +276,8 @@ def _writer(received_by: str | None, producer: str | None) -> str:
 def _judge_end(walk: TreePassState, keys: Sequence[PublicKey], findings: Findings) -> None:
     if not keys:
         findings.warnings.append(
-            "signatures were not checked, as no public key was given: whoever owns the database "
-            "could have rewritten rows and ledger together"
+            "signatures were not checked, as no public key was given: the database's "
+            "owner could have rewritten rows and ledger together"
         )
     elif walk.signed_size < walk.noted:
         findings.add(

@@ -44,7 +44,7 @@ def report_foreign(path: Path, why: str) -> None:
     """Say in the log, for each path now and then, that something is left alone."""
     if len(_reported) < _REPORTED_AT_MOST:
         _reported.add(path)
-    # others may make names without end: beyond a bound they are one matter
+    # another user could create endless file names: past the bound all share one log key
     matter = f"foreign {path}" if path in _reported else "foreign"
     log_limited(
         _log, matter, "audit spool %s is left alone: %s; look who put it there, and remove it",
