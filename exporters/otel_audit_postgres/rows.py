@@ -83,6 +83,7 @@ _EARLIEST: Final = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND +
 _LATEST: Final = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND - 1
 _DIGEST_DIGITS: Final = 32
 _UUID_BYTES: Final = 16
+_HASH_BYTES: Final = 32
 _UUID_LETTERS: Final = 32
 _ALIKE: Final = frozenset({str, int, bool, type(None)})
 """Types whose values read alike before they were written down as JSON and after."""
@@ -293,6 +294,7 @@ class _Form(NamedTuple):
     Attributes:
         null: What is unknown.
         uuid: From 16 bytes.
+        digest: 32 bytes.
         text: One that many records have, or None.
         searched: The same, of an encrypted one what finds it.
         key: The same, bounded by `key_text`; not None.
@@ -309,6 +311,7 @@ class _Form(NamedTuple):
 
     null: Any
     uuid: Callable[[bytes], Any]
+    digest: Callable[[bytes], Any]
     text: Callable[[str | None], Any]
     searched: Callable[[str | None], Any]
     key: Callable[[str], Any]
@@ -330,6 +333,7 @@ def _same(value: Any) -> Any:
 _OBJECTS: Final = _Form(
     null=None,
     uuid=lambda value: uuid.UUID(bytes=value),
+    digest=_same,
     text=_same,
     searched=searchable,
     key=key_text,
@@ -345,6 +349,7 @@ _OBJECTS: Final = _Form(
 )
 _JSON: Final = _OBJECTS._replace(
     uuid=bytes.hex,
+    digest=lambda value: f"\\x{value.hex()}",
     # JSON has no infinity
     float8=lambda value: value if math.isfinite(value) else str(value),
     bytea=lambda value: None if value is None else f"\\x{value.hex()}",
@@ -352,7 +357,9 @@ _JSON: Final = _OBJECTS._replace(
 )
 _COPIED: Final = _Form(
     null=copy_format.NULL,
-    uuid=copy_format.raw,
+    # these have one length each, so that a field is a sum: no function of Python's is called
+    uuid=copy_format.length(_UUID_BYTES).__add__,
+    digest=copy_format.length(_HASH_BYTES).__add__,
     text=Memo(copy_format.text, _REMEMBERED, _is_short).__getitem__,
     searched=Memo(_copied_searchable, _REMEMBERED, _is_short).__getitem__,
     key=Memo(_copied_key, _REMEMBERED, _is_short).__getitem__,
@@ -404,7 +411,7 @@ def _project(
 ) -> tuple[Any, ...]:
     """Make the values in the order of `COLUMNS`, put down in that form."""
     (
-        null, uuid_, text, searched, key, own_text, own_key,
+        null, uuid_, digest, text, searched, key, own_text, own_key,
         moment, float8, int4, int8, texts, bytea, json,
     ) = form  # fmt: skip
     actor, tenant, target, source = record.actor, record.tenant, record.target, record.source
@@ -442,7 +449,7 @@ def _project(
         text(record.producer_id),
         int8(_fitting(record.sequence_number, 63)),
         text(record.schema_version),
-        bytea(content_hash),
+        digest(content_hash),
         null if received is None else key(received.by),
         null if received is None else bytea(_digest(received)),
         json(payload),

@@ -6,12 +6,15 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from opentelemetry.instrumentation.utils import suppress_instrumentation
+from opentelemetry.instrumentation.utils import (
+    is_instrumentation_enabled,
+    suppress_instrumentation,
+)
 
 from otel_audit._util.ids import conflict_id, derived_uuid7
 from otel_audit._util.ratelimited_log import log_limited
@@ -44,11 +47,13 @@ from otel_audit_postgres.errors import (
     is_refusal,
     refusal_reason,
 )
-from otel_audit_postgres.personal.protect import Protector
 from otel_audit_postgres.row_feed import RowFeed, can_be_fed, split, to_rows, to_rows_by_turns
 from otel_audit_postgres.rows import Row, record_from_payload, to_row
 from otel_audit_postgres.schema import pg_catalog
 from otel_audit_postgres.schema.readiness import refuse_encoding, refuse_unready
+
+if TYPE_CHECKING:
+    from otel_audit_postgres.personal.protect import Protector
 
 _logger = logging.getLogger(__name__)
 
@@ -355,7 +360,8 @@ class PostgresSink:
 
         What the block says of records stands only when all that it relies on is durable.
         """
-        with suppress_instrumentation():
+        # delivery's thread is not traced anyway
+        with suppress_instrumentation() if is_instrumentation_enabled() else nullcontext():
             try:
                 connection = await self._connected()
                 yield connection

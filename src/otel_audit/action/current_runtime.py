@@ -42,7 +42,7 @@ class CurrentRuntime:
         on_loss: Called for each failure of ours that costs a record.
         receipt: Waits until the store has a record, at most so many seconds; None: there is no
             store that says so.
-        ride: Writes a record in the transaction of a session of the application, and returns
+        enlist: Writes a record in the transaction of a session of the application, and returns
             something to await for an asynchronous one; None: the settings do not allow it.
         intended: Brings the intent of an action to the store before it begins; None: none is due.
         required: Whether an action that cannot be recorded must not begin.

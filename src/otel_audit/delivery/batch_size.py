@@ -48,9 +48,10 @@ class BatchSize:
             sizes: Their bytes, in their order.
         """
         count, total = 0, 0
+        most, most_bytes = self.entries, self.bytes
         for size in sizes:
             total += size
-            if count == self.entries or (count and total > self.bytes):
+            if count == most or (count and total > most_bytes):
                 break
             count += 1
         return count

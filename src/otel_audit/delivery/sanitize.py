@@ -27,15 +27,17 @@ _ESCAPE: Final = re.compile(
     re.DOTALL,
 )
 
-_SUSPECT: Final = re.compile(rb"\\u(?:0000|[dD])").search
+# one letter alone is looked for faster than two: the second is behind a lookahead
+_SUSPECT: Final = re.compile(rb"\\(?=u)u(?:0000|[dD])").search
 
 _encode = msgspec.json.Encoder().encode
 
 
 def needs_mending(payload: bytes) -> bool:
     """Return whether JSON text may hold a NUL or a surrogate; a few false alarms cost only time."""
-    # many have no escape at all, and one byte is found in a tenth of the time of a pattern
-    return b"\\" in payload and _SUSPECT(payload) is not None
+    # one byte is found in a tenth of the time of a pattern
+    first = payload.find(b"\\")
+    return first >= 0 and _SUSPECT(payload, first) is not None
 
 
 def mend_record(record: AuditRecord) -> AuditRecord:

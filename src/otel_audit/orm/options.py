@@ -43,7 +43,7 @@ class OrmOptions:
         max_entries: Changes in one record, and in memory; more go into further records.
         aside: Directory of the private files in which large transactions are kept until they
             end; the system's own for such files by default.
-        aside_cipher: Encrypts them.
+        spill_cipher: Encrypts them.
         max_parameter_sets: Parameter sets of one bulk statement that are kept.
         max_value: Characters of one value's JSON text; a longer one is cut, with size and hash.
         max_statement: Characters of a statement's text.

@@ -1,8 +1,8 @@
 """Labels next to a value that say what it is: a name, a flag, the kind of a key, a query.
 
 Documents spell a name as a value of its own in many forms: `{"name": "password", "value": …}`,
-JSON Patch, HAR, environment lists, the errors of FastAPI (`loc`, `input`). This module finds the
-values of an object that are secrets because of another value.
+JSON Patch, HAR, environment lists, the errors of FastAPI (``loc``, ``input``). This module finds
+the values of an object that are secrets because of another value.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ class NameTable(NamedTuple):
         aligned: Sensitive as whole words of a name.
         whole: Sensitive as the whole name, or the last part of a path of names.
         opaque: Sensitive if the value looks like a generated identifier.
-        owners: Words that a user glues before a short name (`userssn`).
+        owners: Words that a user glues before a short name (``userssn``).
         link_secrets, link_opaque: As `whole` and `opaque`, for parameters of URLs.
         link_words: Segments of a URL that a credential follows.
         about: Last words of names that describe a secret.

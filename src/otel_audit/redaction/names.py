@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 _TABLE: Final = name_table()
 
 PHRASES: Final = _TABLE.anywhere
-"""Sensitive anywhere in a name, in any style: `newPassword`, `DB_PASSWD_OLD`."""
+"""Sensitive anywhere in a name, in any style: ``newPassword``, ``DB_PASSWD_OLD``."""
 
 WORDS: Final = _TABLE.aligned
-"""Sensitive as whole words of a name: `user_otp`, `csrfToken`, but not `hotpot`."""
+"""Sensitive as whole words of a name: ``user_otp``, ``csrfToken``, but not ``hotpot``."""
 
 EXACT: Final = _TABLE.whole
 """Sensitive only as the whole name, or as the last part of a path of names (`user[auth]`)."""
@@ -394,7 +394,7 @@ GLUED: Final = frozenset(
     for word in _WORD_FORMS
     if word.isascii() and len(word) <= 4  # noqa: PLR2004 - a short form
 )
-"""Short words that also count glued behind a word that says whose: `userssn`."""
+"""Short words that also count glued behind a word that says whose: ``userssn``."""
 
 _GLUED_WORD: Final = LazyPattern(
     rf"(?:{'|'.join(_TABLE.owners)})({'|'.join(sorted(GLUED))})s?", None, re.compile

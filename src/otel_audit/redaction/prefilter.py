@@ -200,7 +200,7 @@ def _compiled(patterns: Iterable[str]) -> LazyPattern:
 
 
 def _roots(phrases: Iterable[str]) -> list[str]:
-    """Drop names that contain another: a search for `token` finds `access_token`."""
+    """Drop names that contain another: a search for `token` finds ``access_token``."""
     every = {phrase for phrase in phrases if phrase}
     return sorted(p for p in every if not any(q != p and q in p for q in every))
 
@@ -210,7 +210,7 @@ def _letters(word: str) -> str:
 
 
 def _spelled(text: bytes) -> bytes:
-    """Spell a text in the letters that names are judged by: `contraseña` is `contrasena`."""
+    """Spell a text in the letters that names are judged by: ``contraseña`` is ``contrasena``."""
     return names.spelled(text.decode("utf-8", "replace")).encode("utf-8", "replace")
 
 

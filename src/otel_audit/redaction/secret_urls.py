@@ -1,7 +1,7 @@
 """Credentials in URLs: parameters and path segments that grant access to everybody with the link.
 
-One set of rules for the request's own query and path, for `Referer` and `Location`, for a URL in a
-parameter, in a body or in a message.
+One set of rules for the request's own query and path, for ``Referer`` and ``Location``, for a URL
+in a parameter, in a body or in a message.
 """
 
 from __future__ import annotations

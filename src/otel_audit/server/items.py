@@ -60,7 +60,7 @@ class ReceivedItem(msgspec.Struct, frozen=True):
         is_log: Whether it is a log record.
         body: A log record's body.
         place: Where it is in its request.
-        mended: The parts that could not be read: place in the item, and why.
+        unreadable: The parts that could not be read: place in the item, and why.
         raw: A log record's original bytes, for its signature.
         signal: Its attributes of the draft audit signal, as they are stored.
     """

@@ -45,7 +45,7 @@ class Outcome:
         quarantined: What is in quarantine instead, with the reason.
         conflicts: What is stored under another id, as its own is another record's.
         receipts: The store's receipts by record id, if requested.
-        mended: The parts that could not be read and are left out: where, and why.
+        unreadable: The parts that could not be read and are left out: where, and why.
     """
 
     stored: int = 0
