@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.instrumentation.utils import (
     is_instrumentation_enabled,
@@ -47,11 +47,13 @@ from otel_audit_postgres.errors import (
     is_refusal,
     refusal_reason,
 )
-from otel_audit_postgres.personal.protect import Protector
 from otel_audit_postgres.row_feed import RowFeed, can_be_fed, split, to_rows, to_rows_by_turns
 from otel_audit_postgres.rows import Row, record_from_payload, to_row
 from otel_audit_postgres.schema import pg_catalog
 from otel_audit_postgres.schema.readiness import refuse_encoding, refuse_unready
+
+if TYPE_CHECKING:
+    from otel_audit_postgres.personal.protect import Protector
 
 _logger = logging.getLogger(__name__)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import getpass
 import os
@@ -14,7 +13,6 @@ from typing import Annotated, Any, Literal, Self
 from urllib.parse import unquote
 
 import msgspec
-import platformdirs
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -804,9 +802,8 @@ def check_words(setting: str, words: Sequence[str], known: Sequence[str]) -> Non
     """
     for place, word in enumerate(words, 1):
         if word not in known:
-            near = difflib.get_close_matches(word[:_SHOWN], known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ConfigurationError(f"{setting}: word {place} is none of {', '.join(known)}{hint}")
+            near = _near(word[:_SHOWN], known)
+            raise ConfigurationError(f"{setting}: word {place} is none of {', '.join(known)}{near}")
 
 
 class _EnvironmentSource(EnvSettingsSource):
@@ -910,8 +907,11 @@ def user_state_directory(setting: str) -> Path:
     Raises:
         ConfigurationError: This user has no home directory.
     """
+    # not needed where the directory is named
+    from platformdirs import user_state_path
+
     try:
-        return platformdirs.user_state_path("otel-audit")
+        return user_state_path("otel-audit")
     except RuntimeError:
         # a container's uid without an entry in passwd, and no HOME
         raise ConfigurationError(
@@ -971,8 +971,15 @@ def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
 
 
 def _unknown(name: str, known: set[str]) -> str:
-    near = difflib.get_close_matches(name.upper(), sorted(known), n=1)
-    return f"{name}: there is no such setting" + (f"; did you mean {near[0]}?" if near else "")
+    return f"{name}: there is no such setting{_near(name.upper(), sorted(known))}"
+
+
+def _near(word: str, known: Sequence[str]) -> str:
+    # no process that serves needs it
+    from difflib import get_close_matches
+
+    near = get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _explain(error: ValidationError) -> str:

@@ -40,7 +40,6 @@ from otel_audit.delivery.flagged_spans import FlaggedSpans
 from otel_audit.delivery.heartbeat import StreamOptions, configuration_hash
 from otel_audit.delivery.intent import Intents
 from otel_audit.delivery.metrics import Counters, publish
-from otel_audit.delivery.outbox_relay import Outbox
 from otel_audit.delivery.producer import Producer, application_resource, make_resource
 from otel_audit.delivery.receipts import await_receipt
 from otel_audit.delivery.sink import Receipt, Sink, Store
@@ -87,10 +86,13 @@ from otel_audit.record import (
 )
 from otel_audit.redaction import Redactor
 from otel_audit.scope import AuditScope, Origin
-from otel_audit.transactional import CommitAtomic, outbox_maker
 
 if TYPE_CHECKING:
     from otel_audit_postgres.ledger.sealer_thread import SealingThread
+    from otel_audit_postgres.personal.protect import Protector
+
+    from otel_audit.delivery.outbox_relay import Outbox
+    from otel_audit.transactional import CommitAtomic
 
 _logger = logging.getLogger("otel_audit")
 
@@ -374,6 +376,8 @@ class Runtime:
         """
         check_store(self.config)
         if self.atomic is not None and self.atomic.relay is not None:
+            from otel_audit.transactional import outbox_maker
+
             make = outbox_maker(self.config)
             run_in_thread("otel-audit-check", lambda: _check(make)).result()
 
@@ -512,6 +516,8 @@ class Runtime:
     def _commit_atomic(self) -> CommitAtomic | None:
         if self.config.orm != "transactional":
             return None
+        from otel_audit.transactional import CommitAtomic
+
         stream = self._stream
         return CommitAtomic(
             self.config,
@@ -558,7 +564,8 @@ class Runtime:
             compile_patterns()
             if self.delivery is not None and self.config.exporter == "postgres":
                 importlib.import_module("otel_audit_postgres.sink")
-                importlib.import_module("otel_audit_postgres.personal.protect")
+                if self.config.keys_dsn is not None:
+                    importlib.import_module("otel_audit_postgres.personal.protect")
         except Exception as error:  # noqa: BLE001 - whoever needs it meets the same, and says so
             self.count_error()
             log_limited(_logger, "load", "Not all of auditing could be loaded", error=error)
@@ -646,9 +653,7 @@ def sink_maker(
     if importlib.util.find_spec("asyncpg") is None:
         raise MissingExtraError("the PostgreSQL audit store", "postgres")
     if config.keys_dsn is not None:
-        from otel_audit_postgres.personal.protect import protector_from
-
-        protector_from(config)
+        _protector(config)
     return functools.partial(_postgres_sink, config, dsn, on_default_rows)
 
 
@@ -656,15 +661,20 @@ def _postgres_sink(
     config: AuditConfig, dsn: str, on_default_rows: Callable[[int], None] | None
 ) -> Sink:
     # imported with the first record: many a process that could record never does
-    from otel_audit_postgres.personal.protect import protector_from
     from otel_audit_postgres.sink import PostgresSink
 
     return PostgresSink(
         dsn,
         connect_timeout=config.connect_timeout,
         on_default_rows=on_default_rows,
-        protector=protector_from(config),
+        protector=None if config.keys_dsn is None else _protector(config),
     )
+
+
+def _protector(config: AuditConfig) -> Protector | None:
+    from otel_audit_postgres.personal.protect import protector_from
+
+    return protector_from(config)
 
 
 def _otlp_sink_maker(config: AuditConfig) -> Callable[[], Sink]:

@@ -226,14 +226,15 @@ def resolve_actor(
         The actor. Where no resolver knows, ``anonymous``, with the first reason why not: one of
         `UNCHECKED` at least, if there was any credential.
     """
-    token = bearer.token
+    token, state = bearer.token, asgi_scope.get("state")
     if (
         token is not None
         and token.verified
         and options.asks_token_next
         and audit_scope.actor is None
         and asgi_scope.get("user") is None
-        and "user" not in state_of(asgi_scope)
+        and type(state) is dict
+        and "user" not in state
     ):
         # as the loop below finds it, without asking those that have nothing to say
         named = options.named_by(token)

@@ -111,11 +111,14 @@ def resolve_tenant(
     Returns:
         The tenant, None if no source names one.
     """
-    asked = options.asked
-    if audit_scope.tenant is None:
-        state = state_of(asgi_scope)
-        if "tenant" not in state and "tenant_id" not in state:
-            asked = options.beyond
+    asked, state = options.asked, asgi_scope.get("state")
+    if (
+        audit_scope.tenant is None
+        and type(state) is dict
+        and "tenant" not in state
+        and "tenant_id" not in state
+    ):
+        asked = options.beyond
     for name, ask in asked:
         try:
             found = ask(asgi_scope, audit_scope, claims or _NO_CLAIMS, options)

@@ -179,7 +179,7 @@ def _once(bench: Bench, shop: Shop, scenario: Scenario, connections: int, seen: 
     )
     if answer["wrong"]:
         raise SystemExit(f"{shop.variant.title}: answered {answer['wrong']}\n{shop.output()}")
-    lag = shop.meter()
+    told = shop.meter()
     spent = cpu_seconds(shop.pid) - began
     requests = answer["requests"]
     seen.requests += requests
@@ -193,7 +193,11 @@ def _once(bench: Bench, shop: Shop, scenario: Scenario, connections: int, seen: 
         first_byte_ms=answer["first_byte_p50_ms"],
         rss_mb=memory_mb(shop.pid),
         rss_grown_mb=peak_memory_mb(shop.pid) - at_rest,
-        **lag,
+        gc_us=told.pop("gc_ms") * 1e3 / requests,
+        gc_runs=told.pop("gc_runs") / requests,
+        gc_full=told.pop("gc_full") / requests,
+        gc_collected=told.pop("gc_collected") / requests,
+        **told,
     )
 
 

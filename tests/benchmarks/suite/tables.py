@@ -67,6 +67,7 @@ def requests(results: Results) -> Iterator[str]:
             rows,
         )  # fmt: skip
 
+    yield from _collections(results["request"]["scenarios"])
     trails = results["request"].get("trails", {})
     rows = [
         (
@@ -99,6 +100,31 @@ def own(results: Results) -> Iterator[str]:
     head = (
         "", "", "CPU µs a request", "x OpenTelemetry", "p50 ms", "p99 ms", "p99 x OpenTelemetry",
         "first byte ms",
+    )  # fmt: skip
+    yield table(head, rows)
+    yield from _collections(results["own"]["scenarios"])
+
+
+def _collections(scenarios: dict[str, Any]) -> Iterator[str]:
+    """What the garbage collector does for a request; results of before that was asked have none."""
+    rows = []
+    for case in scenarios.values():
+        many = "connections" if case["connections"] > 1 else "connection"
+        for number, seen in enumerate(case["variants"].values()):
+            if "gc_us" not in seen:
+                return
+            rows.append((
+                "" if number else f"{case['title']}, {case['connections']} {many}",
+                seen["title"],
+                _spread(seen["gc_us"]),
+                f"{seen['gc_runs']['median'] * 1000:,.0f}",
+                f"{seen['gc_full']['median'] * 1000:,.1f}",
+                f"{seen['gc_collected']['median']:,.1f}",
+            ))  # fmt: skip
+    yield "Of this, the garbage collector's part; what only it can free should be nothing of ours:"
+    head = (
+        "", "", "collector µs a request", "runs for 1,000 requests", "of these full",
+        "objects that it has freed, a request",
     )  # fmt: skip
     yield table(head, rows)
 

@@ -46,6 +46,8 @@ def _requests(found: dict[str, Any]) -> QueuedRows:
             yield _most(f"write in full, {many}: CPU of the process to OpenTelemetry",
                         compared["cpu_us"], 1.25)  # fmt: skip
             yield _most(f"write in full, {many}: p99 to OpenTelemetry", compared["p99_ms"], 1.10)
+            if "gc_collected" in seen[FULL]:
+                yield _left(f"write in full, {many}: left to the garbage collector", seen)
         if name == "stream":
             yield from _streamed(seen[FULL], seen["contrib"])
 
@@ -108,6 +110,11 @@ def _streamed(ours: dict[str, Any], base: dict[str, Any]) -> QueuedRows:
         f"{more:+.1f} MB",
         more <= 1,
     )
+
+
+def _left(what: str, seen: dict[str, Any]) -> tuple[str, str, str, bool | None]:
+    more = seen[FULL]["gc_collected"]["median"] - seen["contrib"]["gc_collected"]["median"]
+    return what, "as under OpenTelemetry", f"{more:+.1f} objects a request", more <= 1
 
 
 def _most(what: str, seen: dict[str, float], bound: float) -> tuple[str, str, str, bool | None]:

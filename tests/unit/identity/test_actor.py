@@ -661,6 +661,15 @@ def test_each_reason_has_a_remedy() -> None:
     assert set(REMEDIES) == UNCHECKED
 
 
+class Unreadable:
+    """What a middleware may have put in the place of ``request.state``."""
+
+    @property
+    def _state(self) -> Any:
+        raise RuntimeError
+
+
+@pytest.mark.allow_errors
 class TestTokenNext:
     """A token's actor is taken at once where the application has named nobody."""
 
@@ -672,7 +681,8 @@ class TestTokenNext:
     @pytest.mark.parametrize(
         "scope", [{}, {"state": {"request_id": "1"}}, {"state": {"user": "ann"}},
                   {"state": {"user": None}}, {"state": State({"user": "ann"})},
-                  {"user": SimpleUser("bob")}, {"user": UnauthenticatedUser()}],
+                  {"state": Unreadable()}, {"user": SimpleUser("bob")},
+                  {"user": UnauthenticatedUser()}],
     )  # fmt: skip
     @pytest.mark.parametrize(
         "claims", [{"sub": "u-1"}, {"sub": "u-1", "actor_type": "tenant_user", "email": "a@b.c"},

@@ -55,6 +55,18 @@ class TestTenantSources:
         """`request.state.tenant` may be an id, a mapping, or an object."""
         assert resolve(scope={"state": {"tenant": value}}) == expected
 
+    @pytest.mark.allow_errors
+    def test_a_state_that_cannot_be_read_hides_no_claim(self) -> None:
+        """What a middleware has put in its place costs that source alone."""
+
+        class Unreadable:
+            @property
+            def _state(self) -> Any:
+                raise RuntimeError
+
+        found = resolve(scope={"state": Unreadable()}, claims={"o": 7}, jwt_tenant_claim="o")
+        assert found == Tenant(id="7")
+
     def test_state_by_parts(self) -> None:
         """`request.state.tenant_id` will do as well."""
         scope = {"state": {"tenant_id": "t", "tenant_slug": "acme"}}

@@ -128,22 +128,48 @@ class Lag:
         return seen
 
 
+class Collections:
+    """What the garbage collector has done: how often, for how long, and what it alone has freed."""
+
+    def __init__(self) -> None:
+        self.began = 0.0
+        self.seen = {"gc_runs": 0.0, "gc_full": 0.0, "gc_ms": 0.0, "gc_collected": 0.0}
+        gc.callbacks.append(self.note)
+
+    def note(self, phase: str, told: dict[str, int]) -> None:
+        if phase == "start":
+            self.began = time.perf_counter()
+            return
+        self.seen["gc_runs"] += 1
+        self.seen["gc_full"] += told["generation"] == 2
+        self.seen["gc_ms"] += (time.perf_counter() - self.began) * 1e3
+        self.seen["gc_collected"] += told["collected"]
+
+    def take(self) -> dict[str, float]:
+        seen, self.seen = self.seen, dict.fromkeys(self.seen, 0.0)
+        return seen
+
+
 lag = Lag()
+collector = Collections()
 
 
 @app.get(attach.METER)
 async def meter() -> dict[str, float]:
-    """Wait until all is written; say how late the loop was since this was asked last."""
+    """Wait until all is written; say what loop and collector did since this was asked last."""
     seen = lag.take()
     await attach.settle(VARIANT)
+    collected = collector.take()
     if SETTINGS.get("freeze"):
         # a collection of all that was imported, or none, would be a fifth more, or less
         gc.collect()
         gc.freeze()
+        collector.take()  # that collection was nobody's
     lag.seen.clear()
     if not seen:
-        return {}
-    return {"lag_p99_ms": seen[int(len(seen) * 0.99)] * 1e3, "lag_max_ms": seen[-1] * 1e3}
+        return collected
+    late = {"lag_p99_ms": seen[int(len(seen) * 0.99)] * 1e3, "lag_max_ms": seen[-1] * 1e3}
+    return late | collected
 
 
 async def prepare() -> None:
