@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", ["0", "4"])
+@pytest.mark.parametrize("workers", ["0", "2"])
 def test_the_shops_suite_covers_every_route(tmp_path, workers):
     """All routes are called, and those that write are recorded; the same with workers."""
     report = tmp_path / "coverage.json"

@@ -160,9 +160,17 @@ def _plain(pytester, monkeypatch):
     )  # fmt: skip
 
 
+# of what is installed here, these take most of a process's start
+WITHOUT = [
+    word
+    for name in ("anyio", "asyncio", "benchmark", "cacheprovider", "hypothesispytest", "timeout")
+    for word in ("-p", f"no:{name}")
+]
+
+
 def suite(pytester, route, test, *more, before=""):
     pytester.makepyfile(shop=SHOP + route, test_shop=SUITE + before + test)
-    return pytester.runpytest_subprocess("-p", "no:asyncio", "-p", "no:cacheprovider", *more)
+    return pytester.runpytest_subprocess(*WITHOUT, *more)
 
 
 class TestWrongApplications:
@@ -233,7 +241,7 @@ def refused(): ...
         names = ("a.md", "a.json", "a.xml")
         reports = [f"--audit-coverage-report={name}" for name in names]
         written: list[str] = []
-        for workers in ("0", "4"):
+        for workers in ("0", "2"):
             result = suite(
                 pytester, COVERED + more, test, "-n", workers, "--audit-coverage", *reports
             )  # fmt: skip
