@@ -39,7 +39,8 @@ def batches_of(
         counters: Where what cannot be read is counted as dropped.
 
     Yields:
-        Batches, in order. The record of an action that was cut down says ``unknown``.
+        Batches, in order. Each frame holds a record as it was appended: that of an action that was
+        cut down has outcome ``unknown`` from the start, and phase ``started`` if it had no answer.
     """
     found = _entries(spool)
     while batch := list(islice(found, size)):

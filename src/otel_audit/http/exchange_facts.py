@@ -71,8 +71,8 @@ class ExchangeFacts:
         bodies: What has passed of bodies and response.
         socket: What has passed over a WebSocket; None for a request.
         inner_scope: The ASGI scope as the router has it; None before the request gets there.
-        routed: The same; until then the server's, and in the end, where middleware has answered in
-            the router's place, as the router would have left it.
+        routed: The scope to read facts from: the server's, then the router's. If middleware has
+            answered instead, a copy with the route that the router would have matched.
         error: What the application raised.
         judgement: What was decided last, also where nothing is to be recorded.
         judged: The facts that this rests on.
@@ -165,7 +165,7 @@ class ExchangeFacts:
     def decide(self, *, wrote: bool) -> Decision | None:
         """Decide by what is known now; None if the action is not recorded."""
         scope, audit = self.routed, self.audit
-        # what was recorded by hand inside of this action must not lead back to nothing
+        # a record of audit() inside this request names it as its parent: so record it, too
         wrote = wrote or audit.nested > 0
         if self.is_quiet and not wrote and not self._asks_for_more(scope):
             return None

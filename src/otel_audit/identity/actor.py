@@ -88,16 +88,7 @@ class ActorOptions:
         resolver: The user's callable; gets the ASGI scope.
     """
 
-    order: tuple[str, ...] = (
-        "app",
-        "state",
-        "user",
-        "session",
-        "jwt",
-        "api_key",
-        "certificate",
-        "callable",
-    )
+    order: tuple[str, ...] = AuditConfig.model_fields["actor_order"].default
     verifier: TokenReader | None = None
     schemes: frozenset[str] = frozenset({"bearer"})
     token_cookie: str | None = None
@@ -140,6 +131,7 @@ class ActorOptions:
         asked = tuple((name, _RESOLVERS[name]) for name in self.order if not off.get(name))
         object.__setattr__(self, "asked", asked)
         names = [name for name, _ in asked]
+        # a resolver that is not among these three, such as a new one, turns the shortcut off
         before = set(names[: names.index("jwt")]) if "jwt" in names else {"callable"}
         asks_token_next = before <= {"app", "state", "user"}
         object.__setattr__(self, "asks_token_next", asks_token_next)

@@ -309,8 +309,8 @@ class Policy:
             The decision. Never raises for what a client or a route gives.
         """
         given = scope or {}
-        said = override_of(given.get("endpoint"), given.get("route"))
-        is_usual = said is None and status not in _REDIRECTS and len(path) <= _CACHED_PATH
+        override = override_of(given.get("endpoint"), given.get("route"))
+        is_usual = override is None and status not in _REDIRECTS and len(path) <= _CACHED_PATH
         # all that rules and names depend on, but for the path's parameters
         facts = (
             method, path, route, status, actor.id, actor.type, actor.role, actor.verified,
@@ -339,7 +339,7 @@ class Policy:
                 nobody=is_nobody(actor),
             ),
             actor,
-            said or _NO_OVERRIDE,
+            override or _NO_OVERRIDE,
             given,
             key=key,
             name_all=name_all,

@@ -215,8 +215,8 @@ def _by_labels(value: Mapping[Any, Any], names: NameRules, found: SiblingContext
 
 
 def _by_flags(value: Mapping[Any, Any], found: SiblingContext) -> None:
-    said = (item for key, item in value.items() if role_of(key) & FLAG)
-    if any(item is True or (isinstance(item, str) and item.lower() in _TRUE) for item in said):
+    flags = (item for key, item in value.items() if role_of(key) & FLAG)
+    if any(item is True or (isinstance(item, str) and item.lower() in _TRUE) for item in flags):
         for key, item in value.items():
             if role_of(key) & VALUE and item is not None and not isinstance(item, bool):
                 found.taken[key] = "said_beside"
@@ -227,8 +227,8 @@ def _verdict(label: Any, names: NameRules, *, weak: bool) -> Verdict | None:
         # `{"field": {"name": "password"}, "value": …}`
         label = next((item for key, item in label.items() if role_of(key) & LABEL), None)
     if isinstance(label, list | tuple):
-        said = (_of_text(one, names, weak=weak) for one in label[:_MOST_LABELS])
-        return next((one for one in said if one is not None), None)
+        flags = (_of_text(one, names, weak=weak) for one in label[:_MOST_LABELS])
+        return next((one for one in flags if one is not None), None)
     return _of_text(label, names, weak=weak)
 
 
