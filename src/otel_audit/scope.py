@@ -73,14 +73,14 @@ class Place(NamedTuple):
 
     Attributes:
         producer_id: The process as a producer; None: not settled yet.
-        trace_id, span_id, trace_sampled: The server span, as in a record.
+        trace_id, span_id, sampled: The server span, as in a record.
         resource: The process's resource attributes; not to be changed.
     """
 
     producer_id: str | None = None
     trace_id: str | None = None
     span_id: str | None = None
-    trace_sampled: bool | None = None
+    sampled: bool | None = None
     resource: dict[str, Any] = {}  # noqa: RUF012 - never changed
 
 
