@@ -221,7 +221,7 @@ class TestWhatItSays:
 
         for name in ("integrity", "coverage"):
             within = json.loads(await made(store.dsn, name, replace(WHOLE, checkpoint=8)))
-            assert within["head"]["evidence"].startswith("not to be had"), name
+            assert within["head"]["evidence"].startswith("not available"), name
             assert [note for note in within["notes"] if note.startswith("TAMPERED")] == []
         whole = json.loads(await made(store.dsn, "coverage"))
         assert whole["head"]["evidence"].endswith("the leaves make up the root")
