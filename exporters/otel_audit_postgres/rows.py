@@ -169,7 +169,13 @@ class UnstorableRecordError(ValueError):
     """
 
     def __init__(self, reason: str, record_id: str, received: bytes) -> None:
-        """Keep what the quarantine needs."""
+        """Keep what the quarantine stores.
+
+        Args:
+            reason: Why no row can hold the record.
+            record_id: Its id.
+            received: The record as it came.
+        """
         super().__init__(reason)
         self.reason = reason
         self.record_id = record_id

@@ -656,7 +656,11 @@ class AuditConfig(BaseSettings):
     )  # fmt: skip
 
     def __init__(self, **values: Any) -> None:
-        """Collect the settings from arguments, environment and file, in this order."""
+        """Read the settings from arguments, environment and file, in this order.
+
+        Args:
+            **values: Settings by name; they win over environment and file.
+        """
         _refuse_unknown_variables(os.environ)
         try:
             super().__init__(**values)

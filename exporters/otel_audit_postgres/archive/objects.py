@@ -118,7 +118,11 @@ class FolderArchive:
     """A folder. Files are made read-only; what more protects them is the volume's business."""
 
     def __init__(self, folder: Path) -> None:
-        """Remember the folder; it is made when something is written."""
+        """Remember the folder.
+
+        Args:
+            folder: Where the objects lie; made with the first write.
+        """
         self._folder = folder
 
     @property

@@ -66,7 +66,10 @@ class RowFile:
     """
 
     def __init__(self, path: Path) -> None:
-        """Open the file.
+        """Open the file for writing.
+
+        Args:
+            path: The Parquet file.
 
         Raises:
             MissingExtraError: `pyarrow` is not installed.

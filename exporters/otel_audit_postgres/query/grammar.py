@@ -40,7 +40,12 @@ class QueryError(InvalidInputError):
     """
 
     def __init__(self, column: int, problem: str) -> None:
-        """Say where, and what."""
+        """Make the message from column and problem.
+
+        Args:
+            column: Where in the query, from 1.
+            problem: What is wrong there.
+        """
         super().__init__(f"column {column}: {problem}")
         self.column = column
 

@@ -111,7 +111,12 @@ class HeldError(StoreError):
     """
 
     def __init__(self, why: str, taken: int) -> None:
-        """Say why, and how many records there were."""
+        """Make the error.
+
+        Args:
+            why: The store's reason.
+            taken: How many records were looked at.
+        """
         super().__init__(why)
         self.taken = taken
 

@@ -107,7 +107,13 @@ class SessionListeners:
     def __init__(
         self, flushes: OpenFlushes, executions: Executions, tracker: TransactionTracker
     ) -> None:
-        """Take what listening needs."""
+        """Remember what the events are passed on to.
+
+        Args:
+            flushes: The flushes under way.
+            executions: Follows the statements of each connection.
+            tracker: Follows the transactions of each connection.
+        """
         self._flushes = flushes
         self._executions = executions
         self._tracker = tracker
@@ -149,7 +155,11 @@ class PoolListeners:
     """Listens to connections that return to the pool."""
 
     def __init__(self, tracker: TransactionTracker) -> None:
-        """Take what listening needs."""
+        """Remember what the events are passed on to.
+
+        Args:
+            tracker: Follows the transactions of each connection.
+        """
         self._tracker = tracker
 
     def reset(self, dbapi_connection: Any, _record: Any, state: Any) -> None:
@@ -197,7 +207,15 @@ class Executions:
         bulk: BulkReader,
         guard: ErrorGuard,
     ) -> None:
-        """Take what following needs."""
+        """Start with no statement followed.
+
+        Args:
+            selection: What is recorded of which tables and columns.
+            tracker: Follows the transactions of each connection.
+            flushes: The flushes under way.
+            bulk: Describes executed statements.
+            guard: Keeps errors of capture away from the application.
+        """
         self._selection = selection
         self._tracker = tracker
         self._flushes = flushes

@@ -81,7 +81,12 @@ class OutboxListeners:
     """
 
     def __init__(self, transactional: Transactional, tracker: TransactionTracker) -> None:
-        """Take what writing needs."""
+        """Start with no connection's role known.
+
+        Args:
+            transactional: Writes records in the application's own transaction.
+            tracker: Follows the transactions of each connection.
+        """
         self._transactional = transactional
         self._tracker = tracker
         self._roles: weakref.WeakKeyDictionary[Connection, str] = weakref.WeakKeyDictionary()

@@ -97,7 +97,15 @@ class Parameters:
         options: OrmOptions,
         guard: ErrorGuard,
     ) -> None:
-        """Take what showing needs."""
+        """Start with no statement remembered.
+
+        Args:
+            mapper_infos: What is known of the mapped classes.
+            selection: What is recorded of which tables and columns.
+            column_redaction: Redacts the values of columns.
+            options: The options of `capture_orm`.
+            guard: Keeps errors of capture away from the application.
+        """
         self._guard = guard
         self._mapper_infos = mapper_infos
         self._selection = selection

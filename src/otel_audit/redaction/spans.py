@@ -49,7 +49,11 @@ class SpanRedactor:
     """Redaction of attributes by one configuration; remembers short texts that are clean."""
 
     def __init__(self, redactor: Redactor) -> None:
-        """Name the rules."""
+        """Start with no text known to be clean.
+
+        Args:
+            redactor: The rules.
+        """
         self.redactor: Final = redactor
         # user agents, paths, headers: the same few come all the time
         self._clean: BoundedCache[tuple[str, str], bool] = BoundedCache(_MOST_CLEAN)

@@ -44,7 +44,11 @@ class MemoryBudget:
     """
 
     def __init__(self, limit: int) -> None:
-        """Take the bound, in bytes."""
+        """Start with nothing taken.
+
+        Args:
+            limit: The most bytes of all requests together.
+        """
         self._limit = limit
         self.taken = 0
         self._held: Counter[str] = Counter()
@@ -134,7 +138,12 @@ class MemoryLease:
     """One request's part of a budget."""
 
     def __init__(self, budget: MemoryBudget, sender: str) -> None:
-        """Hold nothing yet."""
+        """Start with no byte taken.
+
+        Args:
+            budget: What the bytes are taken from.
+            sender: Whose request it is.
+        """
         self._budget = budget
         self._sender = sender
         self.held = 0

@@ -52,7 +52,11 @@ class Nodes:
     __slots__ = ("left",)
 
     def __init__(self, left: int = _MOST_NODES) -> None:
-        """Begin."""
+        """Start a count for one request.
+
+        Args:
+            left: How many elements it may have.
+        """
         self.left = left
 
 

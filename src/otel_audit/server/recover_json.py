@@ -37,6 +37,9 @@ class Lenient:
     def __init__(self, raw: bytes) -> None:
         """Parse the item.
 
+        Args:
+            raw: Its text in JSON.
+
         Raises:
             UnreadableError: It is no JSON.
         """

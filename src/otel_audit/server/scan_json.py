@@ -87,7 +87,14 @@ class Splitter:
     """Goes through one text; what it has found is in `found` once it has ended."""
 
     def __init__(self, text: bytes, names: ListNames, most_items: int, most_objects: int) -> None:
-        """Take the text, and how much may be in it."""
+        """Start before the text's first byte.
+
+        Args:
+            text: The body of the request, in JSON.
+            names: What the lists of this signal are called.
+            most_items: The most items that are taken.
+            most_objects: The most objects and lists in all.
+        """
         self.found = ScannedRequest()
         self._text = text
         self._names = names

@@ -78,7 +78,11 @@ class TrustedSigners:
     """Checks signatures by the certificates and secrets of a file."""
 
     def __init__(self, signers: Sequence[_Signer]) -> None:
-        """Trust these; see `read_trust_file`."""
+        """Index the signers by fingerprint and certificate.
+
+        Args:
+            signers: Those of the trust file; see `read_trust_file`.
+        """
         self._secrets = [one for one in signers if not one.certificate]
         self._named: dict[str, _Signer] = {}
         for one in signers:

@@ -28,7 +28,12 @@ class FileDestination:
     """
 
     def __init__(self, path: Path, rotate_bytes: int) -> None:
-        """Remember where; nothing is opened yet."""
+        """Remember the path; nothing is opened yet.
+
+        Args:
+            path: The file that is appended to.
+            rotate_bytes: The size at which it is rotated.
+        """
         self._path = path
         self._rotate_bytes = rotate_bytes
         self._open: int | None = None

@@ -39,7 +39,11 @@ class TokenError(Exception):
     """
 
     def __init__(self, reason: str) -> None:
-        """Take the reason."""
+        """Make the error; its message is the reason.
+
+        Args:
+            reason: What is wrong, in fixed words.
+        """
         super().__init__(reason)
         self.reason = reason
 
