@@ -885,7 +885,7 @@ def _expanded(setting: str, path: str) -> Path:
 
 
 def _unreadable(value: object, *, secret: bool) -> str | None:
-    """Say what no setting may hold: what is no Unicode, and control characters."""
+    """Say what no setting may hold: what is not Unicode, and control characters."""
     if isinstance(value, Mapping):
         both = (*value.keys(), *value.values())
         return next((why for one in both if (why := _unreadable(one, secret=secret))), None)

@@ -139,7 +139,8 @@ def read_batches(path: Path, columns: Sequence[str] = NAMES) -> Iterator[Any]:
     A file that is older than a column (`ADDED_IN`) has no such column: it is read as NULL.
 
     Raises:
-        ArchiveError: It is no such file, or it lacks a column that its rows have by their version.
+        ArchiveError: It is not such a file, or it lacks a column that its rows have by their
+            version.
     """
     arrow, files = parquet()
     try:
@@ -179,7 +180,7 @@ def read_rows(path: Path, columns: Sequence[str] = NAMES) -> Iterator[Mapping[st
     """The rows of a file, in its order, few at a time; ``recorded_at`` in microseconds since 1970.
 
     Raises:
-        ArchiveError: It is no such file.
+        ArchiveError: It is not such a file.
     """
     arrow, _ = parquet()
     for batch in read_batches(path, columns):
@@ -197,6 +198,6 @@ def read_leaves(path: Path) -> dict[int, bytes]:
     """The leaf hashes of a file by their places.
 
     Raises:
-        ArchiveError: It is no such file.
+        ArchiveError: It is not such a file.
     """
     return {row["leaf"]: row["leaf_hash"] for row in read_rows(path, ("leaf", "leaf_hash"))}

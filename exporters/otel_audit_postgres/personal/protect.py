@@ -296,7 +296,7 @@ def _encrypted(key: SubjectKey | None, value: str, record_id: str, path: str) ->
 
 
 def _text(value: Any) -> str:
-    """A value as text: what is no text itself as JSON."""
+    """A value as text: what is not a text itself as JSON."""
     return value if isinstance(value, str) else written_down(value).decode()
 
 

@@ -157,13 +157,13 @@ async def make_report(
             notes = await snapshot.notes()
             if definition.of_the_store and snapshot.is_part:
                 notes.append(
-                    "PART: what the store records of itself is no tenant's, and may not fit a "
+                    "PART: what the store records of itself is not a tenant's, and may not fit a "
                     "query: make this report of the whole store"
                 )
             if snapshot.unreadable:
                 notes.append(
-                    f"UNREADABLE: the text of {snapshot.unreadable} records is no JSON that can be "
-                    "read; they are left out"
+                    f"UNREADABLE: the text of {snapshot.unreadable} records is not JSON that can "
+                    "be read; they are left out"
                 )
             nothing = await _nothing(snapshot, definition) if not rows else None
     except BaseException:

@@ -95,7 +95,7 @@ class BeforeImageListeners:
             column_redaction: Redacts the values of columns.
             executions: Follows the statements of each connection.
             tracker: Follows the transactions of each connection.
-            options: The options of `capture_orm`.
+            options: The options of ORM capture.
             qualifiers: Name the tables as the trail calls them.
         """
         self._mapper_infos = mapper_infos

@@ -165,7 +165,7 @@ class Fetching:
         """Choose the tables: all, or those with before-images.
 
         Args:
-            options: The options of `capture_orm`.
+            options: The options of ORM capture.
         """
         self._all = options.fetch_unknown
         self._tables = frozenset(options.before_images)

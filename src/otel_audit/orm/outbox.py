@@ -77,7 +77,7 @@ class Transactional:
 class OutboxListeners:
     """Listens for transactions about to be committed. Its errors do reach the application.
 
-    Listens before all others of ours, so that a failed write is no failed COMMIT yet.
+    Listens before all others of ours, so that a failed write is not a failed COMMIT yet.
     """
 
     def __init__(self, transactional: Transactional, tracker: TransactionTracker) -> None:

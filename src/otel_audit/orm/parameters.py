@@ -103,7 +103,7 @@ class Parameters:
             mapper_infos: What is known of the mapped classes.
             selection: What is recorded of which tables and columns.
             column_redaction: Redacts the values of columns.
-            options: The options of `capture_orm`.
+            options: The options of ORM capture.
             guard: Keeps errors of capture away from the application.
         """
         self._guard = guard

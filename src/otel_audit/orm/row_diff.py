@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _PLAIN = frozenset(
     {str, int, float, bool, type(None), bytes, dict, list, Decimal, dt.datetime, dt.date, UUID}
 )
-"""Types that surely are no SQL expressions; others take longer to judge."""
+"""Types that surely are not SQL expressions; others take longer to judge."""
 
 _FEW = 24
 _GROUP = 64
@@ -233,7 +233,7 @@ class ValueReader:
         return self._column_redaction.stored(column.name, value, stored, column.alias)
 
     def _is_clean(self, *texts: str) -> bool:
-        """Whether short texts, which are no UUIDs, hold nothing to redact."""
+        """Whether short texts, which are not UUIDs, hold nothing to redact."""
         if any(len(one) > _SHORTEST_UUID for one in texts):
             return False
         if self.clean.issuperset(texts):

@@ -250,7 +250,7 @@ def _choose(name: str) -> Treatment | None:
 
 def _header(redactor: Redactor, header: str, value: Any, work: WorkBudget) -> Any:
     if len(header) > _LONGEST_HEADER_NAME or _is_token(header) is None:
-        return _LEFT_OUT  # its name is no name, and may be what is secret
+        return _LEFT_OUT  # its name is not a name, and may be what is secret
     if redactor.text(header, work) != header:
         return _LEFT_OUT
     if not isinstance(value, list | tuple):

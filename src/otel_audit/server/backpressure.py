@@ -26,7 +26,7 @@ MOST_RATIO: Final = 100
 CREDIT: Final = 64 << 20
 """Bytes beyond that a sender may have decompressed at once, and"""
 _CREDIT_A_SECOND: Final = 1 << 20
-"""how many of them come back each second. What is repetitive is no attack, and must not be lost."""
+"""How many of them come back each second. Repetitive data is no attack: it must not be lost."""
 
 _TOO_MUCH: Final = "too much is under way; try again"
 _INFLATED: Final = (

@@ -72,7 +72,7 @@ def as_attributes(pairs: Iterable[bytes], nodes: Nodes | None = None) -> dict[st
         shared with other spans, and are not to be changed.
 
     Raises:
-        DecodeError: One is no ``KeyValue``.
+        DecodeError: One is not a ``KeyValue``.
     """
     nodes = Nodes() if nodes is None else nodes
     found: dict[str, Any] = {}

@@ -175,7 +175,7 @@ def _signer(path: Path, entry: _Entry) -> _Signer:
         certificate = x509.load_pem_x509_certificate(text)
         key = certificate.public_key()
     except ValueError:
-        raise ConfigurationError(f"{where}: {file} is no certificate in PEM") from None
+        raise ConfigurationError(f"{where}: {file} is not a certificate in PEM") from None
     fitting = _fitting(key)
     if not fitting.issuperset(entry.algorithms):
         raise ConfigurationError(

@@ -83,7 +83,7 @@ class OwnDirectory:
 
         Raises:
             ForeignError: It is not ours alone.
-            OSError: It cannot be opened, or is no directory.
+            OSError: It cannot be opened, or is not a directory.
         """
         self.path = path
         if within is None:

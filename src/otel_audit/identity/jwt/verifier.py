@@ -220,8 +220,8 @@ class UnverifiedReader:
 
         Args:
             leeway: Seconds that clocks may differ.
-            issuer: The expected ``iss``; None takes any.
-            audience: One of these must be in ``aud``; empty takes any.
+            issuer: What ``iss`` must be; None: anything.
+            audience: What ``aud`` must be or hold, one of these; none: it is not looked at.
             clock: Gives the time in Unix seconds.
         """
         self._leeway = leeway
