@@ -68,7 +68,7 @@ class Origin(NamedTuple):
     request_id: str | None = None
 
 
-class Place(NamedTuple):
+class Provenance(NamedTuple):
     """Where an action takes place: in which trace, and in which process.
 
     Attributes:
@@ -84,7 +84,7 @@ class Place(NamedTuple):
     resource: dict[str, Any] = {}  # noqa: RUF012 - never changed
 
 
-NOWHERE = Place()
+NOWHERE = Provenance()
 
 
 @final
@@ -143,7 +143,7 @@ class AuditScope(msgspec.Struct, eq=False, weakref=True):
     error: ErrorInfo | None = None
     metadata: dict[str, Any] = msgspec.field(default_factory=dict)
     server_span: Span | None = None
-    place: Place = NOWHERE
+    place: Provenance = NOWHERE
     changes: list[Change] = msgspec.field(default_factory=list)
     further: SpilledChanges | None = None
     change_records: list[str] = msgspec.field(default_factory=list)

@@ -21,7 +21,7 @@ from otel_audit_postgres.connection import (
 )
 from otel_audit_postgres.errors import MIGRATE, as_store_error, is_missing
 from otel_audit_postgres.query.queries import PLANS
-from otel_audit_postgres.query.trail import Scope, Trail, Views
+from otel_audit_postgres.query.trail import ReaderScope, Trail, Views
 from otel_audit_postgres.schema.migrations import latest_version
 
 _CONNECT_TIMEOUT: Final = 5.0
@@ -113,7 +113,7 @@ class TrailPool:
 
     @asynccontextmanager
     async def trail(
-        self, viewer: str, scope: Scope, views: Views | None = None
+        self, viewer: str, scope: ReaderScope, views: Views | None = None
     ) -> AsyncIterator[Trail]:
         """Open the trail for a viewer.
 

@@ -115,7 +115,7 @@ _NUMBERS: Final = (
 )
 
 
-class Scan:
+class Prefilter:
     """The search, compiled for one configuration."""
 
     def __init__(self, added_names: Iterable[str] = (), *, emails: bool = False) -> None:
@@ -331,7 +331,7 @@ class PrefilterResult:
 NOT_JUDGED = PrefilterResult(names_clean=False, values_clean=False)
 
 
-def prefilter(document: Any, scan: Scan, limits: Limits) -> PrefilterResult:
+def prefilter(document: Any, scan: Prefilter, limits: Limits) -> PrefilterResult:
     """Look at all keys and all strings of a document at once.
 
     Args:

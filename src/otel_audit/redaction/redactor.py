@@ -25,7 +25,7 @@ from otel_audit.redaction.number_spelling import encode, parse_exact
 from otel_audit.redaction.path_rules import path_rules
 from otel_audit.redaction.placeholders import REDACTED, WITHHELD, WITHHELD_FOR_WORK
 from otel_audit.redaction.prefilter import (
-    Scan,
+    Prefilter,
     is_clean,
     is_clean_json,
     is_plain,
@@ -106,7 +106,7 @@ class Redactor:
             names=names,
             paths=path_rules(paths),
             text=TextRules(names, off=rules_off, emails=emails),
-            scan=Scan(names.added, emails=emails),
+            scan=Prefilter(names.added, emails=emails),
             hash=keyed_hash or KeyedHash(),
             mode=mode,
             limits=limits or Limits(),

@@ -45,7 +45,7 @@ _is_token: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 """RFC 9110, section 5.6.2."""
 
 
-class Redacting:
+class SpanRedactor:
     """Redaction of attributes by one configuration; remembers short texts that are clean."""
 
     def __init__(self, redactor: Redactor) -> None:

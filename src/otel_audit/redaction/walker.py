@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from otel_audit.redaction.hashing import KeyedHash
     from otel_audit.redaction.names import NameRules
     from otel_audit.redaction.path_rules import PathRules
-    from otel_audit.redaction.prefilter import Scan
+    from otel_audit.redaction.prefilter import Prefilter
 
 Mode = Literal["replace", "omit", "hmac"]
 Step = tuple[Any, str | int] | None
@@ -101,7 +101,7 @@ class Rules:
     names: NameRules
     paths: PathRules | None
     text: TextRules
-    scan: Scan
+    scan: Prefilter
     hash: KeyedHash
     mode: Mode = "replace"
     limits: Limits = field(default_factory=Limits)

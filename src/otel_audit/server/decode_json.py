@@ -25,7 +25,7 @@ from otel_audit.server.items import (
     MOST_ITEMS,
     Batch,
     ItemDecoder,
-    Place,
+    ItemPath,
     ReceivedItem,
     Resource,
 )
@@ -268,7 +268,7 @@ def _scope_name(text: bytes, place: Range | None) -> str:
     return name
 
 
-def _add(batch: Batch, text: bytes, item: Range | None, place: Place, scope: _Shared) -> None:
+def _add(batch: Batch, text: bytes, item: Range | None, place: ItemPath, scope: _Shared) -> None:
     if item is None:
         _break(batch, b"", place, scope, "it is no object")
         return
@@ -289,7 +289,7 @@ def _has_too_many_objects(raw: bytes) -> bool:
     return bare.count(b"{") + bare.count(b"[") > _MOST_IN_ITEM
 
 
-def _decode(batch: Batch, raw: bytes, place: Place, scope: _Shared) -> None:
+def _decode(batch: Batch, raw: bytes, place: ItemPath, scope: _Shared) -> None:
     try:
         found = _log(raw, place, scope) if scope.is_log else _span(raw, place, scope)
     except (*_NOT_STRICT, _FlawError):
@@ -304,7 +304,7 @@ def _decode(batch: Batch, raw: bytes, place: Place, scope: _Shared) -> None:
         batch.ignored += 1
 
 
-def _break(batch: Batch, raw: bytes, place: Place, scope: _Shared, why: str) -> None:
+def _break(batch: Batch, raw: bytes, place: ItemPath, scope: _Shared, why: str) -> None:
     attributes = {
         "undecodable.bytes": len(raw),
         "undecodable.sha256": hashlib.sha256(raw).hexdigest(),
@@ -316,7 +316,7 @@ def _break(batch: Batch, raw: bytes, place: Place, scope: _Shared, why: str) -> 
     batch.broken.append((left, why))
 
 
-def _span(raw: bytes, place: Place, scope: _Shared) -> ReceivedItem:
+def _span(raw: bytes, place: ItemPath, scope: _Shared) -> ReceivedItem:
     span = _decode_span(raw)
     return ReceivedItem(
         span.name,
@@ -332,7 +332,7 @@ def _span(raw: bytes, place: Place, scope: _Shared) -> ReceivedItem:
     )
 
 
-def _log(raw: bytes, place: Place, scope: _Shared) -> ReceivedItem:
+def _log(raw: bytes, place: ItemPath, scope: _Shared) -> ReceivedItem:
     record = _decode_log(raw)
     time = _time(record.time_unix_nano) or _time(record.observed_time_unix_nano)
     return ReceivedItem(
@@ -352,7 +352,7 @@ def _log(raw: bytes, place: Place, scope: _Shared) -> ReceivedItem:
     )
 
 
-def _leniently(raw: bytes, place: Place, scope: _Shared) -> ReceivedItem:
+def _leniently(raw: bytes, place: ItemPath, scope: _Shared) -> ReceivedItem:
     """Read what can be read of an item that is not as it should be."""
     read = Lenient(raw)
     if scope.is_log:
