@@ -21,7 +21,7 @@ from otel_audit_postgres import PostgresSink, maintain
 from otel_audit_postgres.archive.check import Question, verify_with_archives
 from otel_audit_postgres.archive.objects import FolderArchive
 from otel_audit_postgres.archive.prove import prove_archived
-from otel_audit_postgres.ledger import evidence_check
+from otel_audit_postgres.ledger import verify_evidence
 from otel_audit_postgres.ledger.anchors import FileAnchor
 from otel_audit_postgres.ledger.keys import SigningKey, generate
 from otel_audit_postgres.ledger.sealer import Sealer
@@ -153,7 +153,7 @@ async def live(year: Year) -> bool:
     proved = 0
     for record_id in year.sample:
         bundle = prove_archived(year.archive, record_id, [year.key.public])
-        proved += bool(evidence_check.check(dict(bundle), []))
+        proved += bool(verify_evidence.check(dict(bundle), []))
     print(f"{proved} of {len(year.sample)} records proved from the archive alone")
     print(f"a year in {time.monotonic() - begun:.0f} s")
     print(HINTS)

@@ -17,7 +17,7 @@ from otel_audit.delivery.factory import local_quarantine, make_delivery
 from otel_audit.delivery.flagged_spans import read_flagged
 from otel_audit.delivery.metrics import Counters
 from otel_audit.redaction import Redactor
-from otel_audit.redaction.spans import Redacting
+from otel_audit.redaction.spans import SpanRedactor
 from otel_audit_otlp.endpoint import Endpoint
 from otel_audit_otlp.sink import OtlpSink
 
@@ -56,7 +56,7 @@ class OtlpAuditExporter(SpanExporter):
         config = AuditConfig(exporter="otlp") if config is None else config
         endpoint = Endpoint.from_config(config)
         endpoint.warn_of_clear_text()
-        self._redacting = Redacting(Redactor.from_config(config))
+        self._redacting = SpanRedactor(Redactor.from_config(config))
         self._counters = Counters()
         make_sink = functools.partial(OtlpSink, endpoint, local_quarantine(config).keep)
         self._delivery = make_delivery(config, make_sink, self._counters)

@@ -33,7 +33,7 @@ from otel_audit.errors import (
 )
 from otel_audit.record import AuditRecord
 from otel_audit.redaction import Redactor
-from otel_audit.redaction.spans import Redacting
+from otel_audit.redaction.spans import SpanRedactor
 from otel_audit_postgres.personal.protect import protector_from
 from otel_audit_postgres.sink import PostgresSink
 
@@ -74,7 +74,7 @@ class PostgresAuditSpanExporter(SpanExporter):
         config = AuditConfig()
         dsn = dsn or config.asyncpg_dsn
         connect_timeout = connect_timeout or config.connect_timeout
-        self._redacting = Redacting(Redactor.from_config(config))
+        self._redacting = SpanRedactor(Redactor.from_config(config))
         if not dsn:
             raise ConfigurationError(
                 "OTEL_AUDIT_DSN is not set, and the exporter audit_postgres needs it, such as "
@@ -191,7 +191,7 @@ class PostgresAuditSpanExporter(SpanExporter):
 
 
 def _read(
-    spans: Sequence[ReadableSpan], redacting: Redacting
+    spans: Sequence[ReadableSpan], redacting: SpanRedactor
 ) -> tuple[list[AuditRecord], list[Refused]]:
     records, refused = [], []
     for span in spans:

@@ -28,7 +28,7 @@ TRUNCATED = "audit.truncated"
 """The metadata's list of what is not in a record in full: `request.path`, `changes`, …"""
 
 Outcome = Literal["success", "failure", "unknown"]
-Decision = Literal["allowed", "denied"]
+AccessDecision = Literal["allowed", "denied"]
 Phase = Literal["intent", "started", "completed", "continued", "changes"]
 ActorType = Literal["user", "service", "system"]
 TransactionOutcome = Literal["committed", "rolled_back", "mixed", "unknown", "none"]
@@ -341,7 +341,7 @@ class AuditRecord(_Part, frozen=True, kw_only=True, gc=False):
     event_name: str
     action: str
     outcome: Outcome
-    decision: Decision | None = None
+    decision: AccessDecision | None = None
     occurred_at: int
     duration: int = 0
     actor: Actor

@@ -51,13 +51,13 @@ from otel_audit.errors import (
     StoreError,
     StoreUnavailableError,
 )
+from otel_audit.http.deferred import DeferredRequest
 from otel_audit.http.exchange import Exchange
 from otel_audit.http.headers import kept_headers
 from otel_audit.http.middleware import RoutedCapture
 from otel_audit.http.options import CaptureOptions, Claims
 from otel_audit.http.request_log import begin_request_log, log_request
 from otel_audit.http.request_metadata import LONGEST_METHOD
-from otel_audit.http.unrecorded import UnrecordedRequest
 from otel_audit.identity.actor import (
     ActorOptions,
     Bearer,
@@ -67,7 +67,6 @@ from otel_audit.identity.actor import (
     subject_of,
 )
 from otel_audit.identity.child_spans import ChildSpans
-from otel_audit.identity.presented import UNCHECKED
 from otel_audit.identity.propagation import (
     PropagatorInstaller,
     origin_from_context,
@@ -76,6 +75,7 @@ from otel_audit.identity.propagation import (
 from otel_audit.identity.redact_identity import shown_actor, shown_tenant
 from otel_audit.identity.source import SourceOptions, SourceReader, request_id
 from otel_audit.identity.tenant import TenantOptions, resolve_tenant
+from otel_audit.identity.unresolved_credential import UNCHECKED
 from otel_audit.policy import Policy
 from otel_audit.record import (
     ANONYMOUS,
@@ -193,15 +193,13 @@ class Runtime:
             intended=self._options.intended if config.delivery == "strict" else None,
         )
 
-    def open(
-        self, scope: MutableMapping[str, Any], path: str
-    ) -> Exchange | UnrecordedRequest | None:
+    def open(self, scope: MutableMapping[str, Any], path: str) -> Exchange | DeferredRequest | None:
         """Begin to observe a request. Never raises."""
         return self.open_with(self._options, scope, path)
 
     def open_with(
         self, options: CaptureOptions, scope: MutableMapping[str, Any], path: str
-    ) -> Exchange | UnrecordedRequest | None:
+    ) -> Exchange | DeferredRequest | None:
         """Begin to observe a request as the options say. Never raises."""
         if self._attaches or not self._is_loaded:
             self._begins()
@@ -213,19 +211,19 @@ class Runtime:
 
     def _unrecorded(
         self, options: CaptureOptions, scope: MutableMapping[str, Any], path: str
-    ) -> UnrecordedRequest | None:
-        """Let a request pass that nothing but a write could have recorded; None: it is no such."""
+    ) -> DeferredRequest | None:
+        """Let a request pass that nothing but a write could have recorded; None: it is not one."""
         try:
             method = scope.get("method")
             if not isinstance(method, str) or len(method) > LONGEST_METHOD:
                 return None
-            if options.policy.at_start(method, path).level != "none":
+            if options.policy.assess_head(method, path).level != "none":
                 return None
             try:
                 loop = asyncio.get_running_loop()
             except RuntimeError:  # trio, or none at all
                 return None
-            return UnrecordedRequest(options, scope, path, loop, self._observe)
+            return DeferredRequest(options, scope, path, loop, self._observe)
         except Exception as error:  # noqa: BLE001 - then it is observed as any other
             self.count_error()
             log_limited(_logger, "pass", "A request was not let pass at once", error=error)
@@ -235,7 +233,7 @@ class Runtime:
         self,
         options: CaptureOptions,
         scope: MutableMapping[str, Any],
-        begun: UnrecordedRequest | None = None,
+        begun: DeferredRequest | None = None,
     ) -> Exchange | None:
         try:
             return Exchange(options, scope, begun)
@@ -418,7 +416,7 @@ class Runtime:
             log_limited(_logger, "check", "The audit store could not be checked", error=error)
 
     def _meanwhile(self) -> str:
-        if self.delivery is None or self.delivery.backlog.spool is None:
+        if self.delivery is None or self.delivery.queue.spool is None:
             return "they wait in memory, and are lost with this process unless that is fixed before"
         return "they are kept in the spool until that is fixed"
 

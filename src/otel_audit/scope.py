@@ -68,23 +68,23 @@ class Origin(NamedTuple):
     request_id: str | None = None
 
 
-class Place(NamedTuple):
+class Provenance(NamedTuple):
     """Where an action takes place: in which trace, and in which process.
 
     Attributes:
         producer_id: The process as a producer; None: not settled yet.
-        trace_id, span_id, trace_sampled: The server span, as in a record.
+        trace_id, span_id, sampled: The server span, as in a record.
         resource: The process's resource attributes; not to be changed.
     """
 
     producer_id: str | None = None
     trace_id: str | None = None
     span_id: str | None = None
-    trace_sampled: bool | None = None
+    sampled: bool | None = None
     resource: dict[str, Any] = {}  # noqa: RUF012 - never changed
 
 
-NOWHERE = Place()
+NOWHERE = Provenance()
 
 
 @final
@@ -143,7 +143,7 @@ class AuditScope(msgspec.Struct, eq=False, weakref=True):
     error: ErrorInfo | None = None
     metadata: dict[str, Any] = msgspec.field(default_factory=dict)
     server_span: Span | None = None
-    place: Place = NOWHERE
+    place: Provenance = NOWHERE
     changes: list[Change] = msgspec.field(default_factory=list)
     further: SpilledChanges | None = None
     change_records: list[str] = msgspec.field(default_factory=list)
@@ -550,7 +550,7 @@ def add_metadata(**values: Any) -> None:
 
 
 def _leave_requests() -> None:
-    """A forked child is no part of the request in which it was forked; the parent answers that."""
+    """A forked child is not part of the request in which it was forked: the parent answers it."""
     scope = _current.get()
     if isinstance(scope, PendingScope):
         scope.is_over = True

@@ -12,7 +12,7 @@ from opentelemetry import metrics, trace
 
 from otel_audit._util.spill import SpilledChanges
 from otel_audit.action.compose import changes_outside
-from otel_audit.action.lifecycle import Parts
+from otel_audit.action.lifecycle import FailedParts
 from otel_audit.config import AuditConfig
 from otel_audit.delivery.metrics import Counters
 from otel_audit.delivery.outbox_relay import Relay, RelayOptions, publish_outbox
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
 
-Place = Callable[[AuditRecord, trace.Span | None], list[AuditRecord]]
+Numbered = Callable[[AuditRecord, trace.Span | None], list[AuditRecord]]
 """Says in a record by which process it was made, and in which trace."""
 
 
@@ -45,7 +45,7 @@ class CommitAtomic:
         config: AuditConfig,
         counters: Counters,
         make_sink: Callable[[], Sink] | None,
-        place: Place,
+        place: Numbered,
         service: Callable[[], str],
     ) -> None:
         """Build it; nothing is connected yet.
@@ -130,7 +130,7 @@ class CommitAtomic:
             "committed",
             changes,
             self._service,
-            Parts(self._count_error),
+            FailedParts(self._count_error),
             begun_in=begun_in,
             # an action that is not recorded: its id is all that it leaves in the trail
             action_id=owner.action_id if owner is not None and begun_in is None else None,

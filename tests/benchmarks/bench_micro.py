@@ -140,7 +140,7 @@ def bench_policy(benchmark):
 
     def ask():
         path = f"/api/v1/orders/{next(numbers)}/lines"
-        policy.at_start("POST", path)
+        policy.assess_head("POST", path)
         policy.decide(
             method="POST", path=path, route="/api/v1/orders/{order_id}/lines", status=201,
             actor=actor, tenant=None, wrote=True,

@@ -111,7 +111,7 @@ class TestTroubleshooting:
     def test_every_message_is_one_of_ours(self):
         """Nobody looks for a message that is not printed any more."""
         page = (ROOT / "docs" / "troubleshooting.md").read_text()
-        table = page[page.index("## By message") : page.index("Two of them")]
+        table = page[page.index("## By message") : page.index("Two of these messages")]
         messages = re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)
         assert len(messages) > 12
         code = said_in_code()

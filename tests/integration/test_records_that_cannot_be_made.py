@@ -13,7 +13,7 @@ import otel_audit
 from otel_audit import AuditConfig
 from otel_audit.action.manual_action import Action
 from otel_audit.http import exchange
-from otel_audit.http.exchange_record import ExchangeRecord
+from otel_audit.http.exchange_record import ExchangeRecordBuilder
 
 pytestmark = pytest.mark.allow_errors
 
@@ -40,7 +40,7 @@ async def test_a_request_whose_record_cannot_be_made_is_a_loss(app, monkeypatch,
 
     @app.post("/payments", status_code=201)
     async def pay() -> None:
-        monkeypatch.setattr(ExchangeRecord, "record", broken)
+        monkeypatch.setattr(ExchangeRecordBuilder, "record", broken)
 
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://shop") as client:
@@ -53,7 +53,7 @@ async def test_a_request_whose_record_cannot_be_made_is_a_loss(app, monkeypatch,
 
 async def test_a_request_that_cannot_be_observed_is_refused(app, monkeypatch):
     """A full spool refuses by default, and so does an error of ours before the handler runs."""
-    monkeypatch.setattr(exchange, "ExchangeRecord", broken)
+    monkeypatch.setattr(exchange, "ExchangeRecordBuilder", broken)
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://shop") as client:
         assert (await client.post("/orders")).status_code == 503

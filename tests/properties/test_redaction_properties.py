@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from otel_audit.redaction import Redactor
 from otel_audit.redaction.budget import WorkBudget
 from otel_audit.redaction.names import EXACT, PHRASES, WORDS, squash
-from otel_audit.redaction.prefilter import Scan
+from otel_audit.redaction.prefilter import Prefilter
 
 redactor = Redactor()
-scan = Scan()
+scan = Prefilter()
 
 CANARY = "Xq7canary9Zt"
 CARD = "4111 1111 1111 1111"

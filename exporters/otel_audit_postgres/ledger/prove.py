@@ -128,7 +128,7 @@ def write(bundle: Bundle, directory: Path) -> None:
     Raises:
         ConfigurationError: It is there already, or cannot be made.
     """
-    program = resources.files("otel_audit_postgres.ledger") / "evidence_check.py"
+    program = resources.files("otel_audit_postgres.ledger") / "verify_evidence.py"
     # no blanks, so that every byte of the file means something
     text = json.dumps(bundle, ensure_ascii=False, separators=(",", ":"))
     try:

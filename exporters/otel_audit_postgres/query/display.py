@@ -64,7 +64,7 @@ class Content:
 
 
 def read_record(payload: str, *, bodies: bool) -> AuditRecord | None:
-    """Read a record's text; None if it is no valid record.
+    """Read a record's text; None if it is not a valid record.
 
     Args:
         payload: The text, as stored.

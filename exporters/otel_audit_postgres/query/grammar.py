@@ -40,7 +40,12 @@ class QueryError(InvalidInputError):
     """
 
     def __init__(self, column: int, problem: str) -> None:
-        """Say where, and what."""
+        """Make the message from column and problem.
+
+        Args:
+            column: Where in the query, from 1.
+            problem: What is wrong there.
+        """
         super().__init__(f"column {column}: {problem}")
         self.column = column
 
@@ -261,7 +266,7 @@ class _Reader:
 def _checked(field: Field, text: str, begin: int) -> str:
     """Refuse a number or time that is none, here, where its column is known."""
     if field.kind == "status" and not _STATUS.fullmatch(text):
-        raise QueryError(begin + 1, f"{text[:40]!r} is no status: 404, 5xx, >=400 or 400..499")
+        raise QueryError(begin + 1, f"{text[:40]!r} is not a status: 404, 5xx, >=400 or 400..499")
     if field.kind == "time":
         try:
             parse_span(text)
@@ -282,7 +287,7 @@ def _unknown(name: str, value: str) -> str:
         meant = f"did you mean entity:{name}:{key[0]}?"
     else:
         meant = f"there are {', '.join(FIELDS)}"
-    return f"{name[:40]}: is no field; {meant} (put text with a colon in quotes)"
+    return f"{name[:40]}: is not a field; {meant} (put text with a colon in quotes)"
 
 
 def _written(one: Term) -> str:

@@ -21,7 +21,7 @@ from otel_audit_postgres.connection import (
 )
 from otel_audit_postgres.errors import MIGRATE, as_store_error, is_missing
 from otel_audit_postgres.query.queries import PLANS
-from otel_audit_postgres.query.trail import Scope, Trail, Views
+from otel_audit_postgres.query.trail import ReaderScope, Trail, Views
 from otel_audit_postgres.schema.migrations import latest_version
 
 _CONNECT_TIMEOUT: Final = 5.0
@@ -38,7 +38,11 @@ class TookTooLongError(StoreError):
     """A statement took longer than it may."""
 
     def __init__(self, seconds: float) -> None:
-        """Say what to do."""
+        """Make the message; it says how to ask for less.
+
+        Args:
+            seconds: The limit that was exceeded.
+        """
         super().__init__(
             f"this takes longer than {seconds:g} s: ask for less, such as time:7d, one actor: or "
             "one event:"
@@ -113,7 +117,7 @@ class TrailPool:
 
     @asynccontextmanager
     async def trail(
-        self, viewer: str, scope: Scope, views: Views | None = None
+        self, viewer: str, scope: ReaderScope, views: Views | None = None
     ) -> AsyncIterator[Trail]:
         """Open the trail for a viewer.
 

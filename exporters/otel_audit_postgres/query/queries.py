@@ -364,7 +364,7 @@ async def show(connection: Connection[Any], record_id: str) -> tuple[Shown, ...]
         The record; none if there is none, several only where tenants share an id.
 
     Raises:
-        ConfigurationError: ``record_id`` is no UUID.
+        ConfigurationError: ``record_id`` is not a UUID.
     """
     try:
         wanted = uuid.UUID(record_id)
@@ -385,7 +385,7 @@ async def full_id(connection: Connection[Any], beginning: str) -> uuid.UUID:
             given back as it is, whether there is such a record or not.
 
     Raises:
-        InvalidInputError: It is no beginning of an id.
+        InvalidInputError: It is not a beginning of an id.
         ConfigurationError: There is no such record, or there are several.
     """
     digits = beginning.replace("-", "").lower()

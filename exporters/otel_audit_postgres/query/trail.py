@@ -47,7 +47,7 @@ _RECORD: Final = "SELECT audit.record_view($1, $2::jsonb, $3, $4, $5, $6)"
 
 
 @dataclass(frozen=True, slots=True)
-class Scope:
+class ReaderScope:
     """On whose behalf a service looks: the database shows no more than this.
 
     Attributes:
@@ -77,7 +77,7 @@ class Trail:
         *,
         views: Views = "required",
         viewer: str | None = None,
-        scope: Scope | None = None,
+        scope: ReaderScope | None = None,
         is_repeated: Callable[[tuple[object, ...]], bool] = lambda _: False,
     ) -> None:
         """Use a connection; see `open_trail`.
@@ -280,7 +280,7 @@ class Trail:
             )  # fmt: skip
 
 
-async def look_as(connection: Connection[Any], scope: Scope | None) -> None:
+async def look_as(connection: Connection[Any], scope: ReaderScope | None) -> None:
     """Narrow a transaction, as its first statement.
 
     Args:

@@ -123,7 +123,7 @@ async def _erased_keys(snapshot: Snapshot) -> frozenset[str] | None:
         return None
     found: set[str] = set()
     condition = "event_name = 'audit.subject.erased'"
-    # what was erased is no query's, and no tenant's
+    # what was erased is not a query's, and no tenant's
     async for _, record in snapshot.whole().records(condition, OF_THE_STORE, in_period=False):
         keys = part(record, "metadata", "keys")
         found.update(map(str, keys if isinstance(keys, list) else ()))

@@ -18,7 +18,7 @@ from otel_audit.errors import ConfigurationError
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.query.grammar import parse
-from otel_audit_postgres.query.trail import Scope, Trail, look_as
+from otel_audit_postgres.query.trail import ReaderScope, Trail, look_as
 from otel_audit_postgres.reports.evidence import Evidence, Witnesses, gather
 from otel_audit_postgres.reports.model import Definition, Options, Row
 from otel_audit_postgres.reports.retention_policy import months
@@ -124,7 +124,7 @@ async def make_report(
     connection: Connection[Any],
     definition: Definition,
     options: Options,
-    scope: Scope | None = None,
+    scope: ReaderScope | None = None,
     witnesses: Witnesses = NOBODY,
 ) -> Report:
     """Make a report as of a checkpoint: same options and checkpoint, same bytes.
@@ -157,13 +157,13 @@ async def make_report(
             notes = await snapshot.notes()
             if definition.of_the_store and snapshot.is_part:
                 notes.append(
-                    "PART: what the store records of itself is no tenant's, and may not fit a "
+                    "PART: what the store records of itself is not a tenant's, and may not fit a "
                     "query: make this report of the whole store"
                 )
             if snapshot.unreadable:
                 notes.append(
-                    f"UNREADABLE: the text of {snapshot.unreadable} records is no JSON that can be "
-                    "read; they are left out"
+                    f"UNREADABLE: the text of {snapshot.unreadable} records is not JSON that can "
+                    "be read; they are left out"
                 )
             nothing = await _nothing(snapshot, definition) if not rows else None
     except BaseException:

@@ -68,7 +68,7 @@ class Definition:
         nothing: What it means that there is no row.
         needs: Options that it cannot do without: ``subject``, ``query``.
         is_deep: Whether it is about the evidence itself, month by month.
-        of_the_store: Whether it is of what the store itself records, which is no tenant's.
+        of_the_store: Whether it is of what the store itself records, which is not a tenant's.
     """
 
     name: str

@@ -20,7 +20,7 @@ from otel_audit_postgres.ledger.merkle import HASH_SIZE
 from otel_audit_postgres.query.conditions import Conditions, conditions_of
 from otel_audit_postgres.query.grammar import Query, parse
 from otel_audit_postgres.query.queries import resolved
-from otel_audit_postgres.query.trail import Scope
+from otel_audit_postgres.query.trail import ReaderScope
 from otel_audit_postgres.reports.model import Options
 
 if TYPE_CHECKING:
@@ -347,7 +347,7 @@ _RECORD: Final = (
 
 
 async def taken(
-    connection: Connection[Any], options: Options, scope: Scope | None = None
+    connection: Connection[Any], options: Options, scope: ReaderScope | None = None
 ) -> Snapshot:
     """Choose the checkpoint, and read the reader's scope.
 
@@ -385,7 +385,9 @@ async def taken(
     )  # fmt: skip
 
 
-async def _tenants(connection: Connection[Any], scope: Scope | None) -> tuple[str, ...] | None:
+async def _tenants(
+    connection: Connection[Any], scope: ReaderScope | None
+) -> tuple[str, ...] | None:
     """The tenants in the scope; None for all."""
     row = await connection.fetchrow(_SCOPE)
     assert row is not None  # noqa: S101 - it has one row

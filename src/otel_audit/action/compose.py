@@ -20,10 +20,10 @@ from otel_audit.record import (
     ANONYMOUS,
     SCHEMA_VERSION,
     TRUNCATED,
+    AccessDecision,
     Actor,
     AuditRecord,
     Change,
-    Decision,
     ErrorInfo,
     Outcome,
     Phase,
@@ -35,11 +35,11 @@ from otel_audit.record import (
     Tenant,
     TransactionOutcome,
 )
-from otel_audit.scope import Place
+from otel_audit.scope import Provenance
 
 if TYPE_CHECKING:
     from otel_audit._util.spill import SpilledChanges
-    from otel_audit.action.lifecycle import Parts
+    from otel_audit.action.lifecycle import FailedParts
     from otel_audit.redaction import Redactor
     from otel_audit.scope import AuditScope
 
@@ -144,7 +144,7 @@ def action_record(  # noqa: PLR0913 - one argument a field that only the caller 
     )
 
 
-def _decision(response: Response | None) -> Decision | None:
+def _decision(response: Response | None) -> AccessDecision | None:
     """The decision that the answer shows: refused, or unknown."""
     if response is not None and response.status_code in _REFUSED:
         return "denied"
@@ -252,7 +252,7 @@ def changes_outside(  # noqa: PLR0913 - one fact an argument
     outcome: TransactionOutcome,
     changes: SpilledChanges,
     service: Callable[[], str],
-    parts: Parts,
+    parts: FailedParts,
     *,
     begun_in: str | None = None,
     action_id: str | None = None,
@@ -339,7 +339,7 @@ def changes_of(
     scope: AuditScope,
     outcome: TransactionOutcome,
     changes: SpilledChanges,
-    parts: Parts,
+    parts: FailedParts,
 ) -> Iterator[AuditRecord]:
     """Make the records of one transaction of an action, apart from the action's own record.
 
@@ -444,11 +444,11 @@ def as_closed(
 # Derivations on the way to the store
 
 
-def place_of(span: Span | None, producer_id: str, resource: dict[str, Any]) -> Place:
+def place_of(span: Span | None, producer_id: str, resource: dict[str, Any]) -> Provenance:
     """Say where the records of an action come from; see `placed`."""
     if span is None:
-        return Place(producer_id=producer_id, resource=resource)
-    return Place(producer_id, *_span_facts(span), resource)
+        return Provenance(producer_id=producer_id, resource=resource)
+    return Provenance(producer_id, *_span_facts(span), resource)
 
 
 def in_trace(record: AuditRecord, span: Span) -> AuditRecord:
@@ -629,7 +629,7 @@ def _total(total: int, changes: tuple[Change, ...]) -> int | None:
 
 
 def _first_changes(
-    changes: SpilledChanges, parts: Parts
+    changes: SpilledChanges, parts: FailedParts
 ) -> tuple[tuple[Change, ...], SpilledChanges | None]:
     """Take the changes of the first record out; none if they cannot be read."""
     try:

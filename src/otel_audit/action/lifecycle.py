@@ -4,7 +4,7 @@ HTTP requests, WebSockets and actions by hand go through the same steps. They di
 know: each says with `Lifecycle._known` what its record would be by now.
 
 The bare fact comes first: ids, times, method, path, status and outcome cannot fail. All else
-describes it, each part for itself, and a part that fails costs no more than that part (`Parts`).
+describes it, each part for itself; a part that fails costs only that part (`FailedParts`).
 An action that takes long gets a record that it has started (`Watchdog`), so that none runs unseen.
 
 Nothing here raises anything of ours. A step that fails is counted and logged, and the application
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("otel_audit.action")
 
 
-class Parts:
+class FailedParts:
     """The parts of one action that could not be described so far."""
 
     __slots__ = ("_on_error", "failed")
@@ -79,7 +79,7 @@ class Parts:
 class Lifecycle(ABC):
     """One action from its beginning to its last record."""
 
-    def __init__(self, ports: Ports, audit: AuditScope, parts: Parts) -> None:
+    def __init__(self, ports: Ports, audit: AuditScope, parts: FailedParts) -> None:
         """Begin one.
 
         Args:
@@ -254,7 +254,7 @@ def record_outside(
         begun_in: Id of the action that began the task which has written, and which is over.
     """
     try:
-        parts = Parts(ports.on_error)
+        parts = FailedParts(ports.on_error)
         for one in changes_outside(outcome, changes, service, parts, begun_in=begun_in):
             ports.recorder.closed(one, None)
     except Exception as error:  # noqa: BLE001 - must not reach the application

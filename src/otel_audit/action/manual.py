@@ -246,7 +246,11 @@ class Audit:
     """The result of `audit`: for ``with``, for ``async with``, and as a decorator."""
 
     def __init__(self, arguments: RecordArguments) -> None:
-        """Take what the caller says; see `audit`."""
+        """Remember the arguments; no action is started yet.
+
+        Args:
+            arguments: What the caller of `audit` gave.
+        """
         self._arguments = arguments
         self._underway: list[Action] = []
 

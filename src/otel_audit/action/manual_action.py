@@ -37,7 +37,7 @@ from otel_audit.action.compose import (
 )
 from otel_audit.action.current_runtime import CurrentRuntime, made_last
 from otel_audit.action.error_info import describe_error
-from otel_audit.action.lifecycle import Lifecycle, Parts
+from otel_audit.action.lifecycle import FailedParts, Lifecycle
 from otel_audit.action.ports import NoPorts
 from otel_audit.errors import ConfigurationError, StoreUnavailableError
 from otel_audit.identity.redact_identity import shown_actor, shown_tenant
@@ -88,7 +88,7 @@ class Action(Lifecycle):
             outer=outer,
         )
         ports = NoPorts() if runtime is None else runtime
-        super().__init__(ports, scope, Parts(ports.on_error))
+        super().__init__(ports, scope, FailedParts(ports.on_error))
         scope.origin = self._origin
         if runtime is None:
             # nothing takes its records, not even a transaction of its own

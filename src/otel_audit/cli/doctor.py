@@ -306,7 +306,7 @@ def _actors(dsn: str) -> Iterator[Check]:
     from otel_audit_postgres.query.anonymous import count_anonymous
 
     from otel_audit.delivery.factory import service_of_spool
-    from otel_audit.identity.presented import REMEDIES
+    from otel_audit.identity.unresolved_credential import REMEDIES
 
     try:
         found = run_lasting(count_anonymous(dsn, service_of_spool()))

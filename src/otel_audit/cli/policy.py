@@ -13,7 +13,7 @@ from otel_audit.cli.options import json_option
 from otel_audit.cli.terminal import echo, echo_json, echo_table
 from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
-from otel_audit.policy import Decision, Policy
+from otel_audit.policy import Policy, PolicyDecision
 from otel_audit.policy.routes import KnownRoute, routes_of
 from otel_audit.policy.rules import MARK, WRITES, Override
 from otel_audit.record import ANONYMOUS, Actor, Tenant
@@ -120,7 +120,7 @@ def routes(app: str, factory: bool, strict: bool, as_json: bool) -> None:
 
 def _decisions(
     known: Policy, listed: Iterable[KnownRoute]
-) -> Iterable[tuple[str, KnownRoute, Decision]]:
+) -> Iterable[tuple[str, KnownRoute, PolicyDecision]]:
     for route in listed:
         for method in route.methods:
             if method in _BORING and len(route.methods) > 1:
@@ -173,7 +173,7 @@ def _scope(override: Override | None) -> dict[str, object]:
     return {"endpoint": endpoint}
 
 
-def _target(decision: Decision) -> str:
+def _target(decision: PolicyDecision) -> str:
     if decision.target is None:
         return "-"
     return ":".join(part for part in (decision.target.type, decision.target.id) if part)

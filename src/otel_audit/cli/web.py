@@ -134,14 +134,14 @@ async def _try_store(app: Starlette, tenants: tuple[str, ...]) -> None:
     """
     from otel_audit_postgres.query.grammar import Query
     from otel_audit_postgres.query.pool import TrailPool
-    from otel_audit_postgres.query.trail import Scope, is_bound
+    from otel_audit_postgres.query.trail import ReaderScope, is_bound
     from otel_audit_postgres.schema import pg_catalog
     from otel_audit_postgres.schema.readiness import refuse_version
 
     settings = app.state.site.settings
     pool = TrailPool(settings.dsn, size=1, statement_timeout=settings.statement_timeout)
     try:
-        async with pool.trail("", Scope(tenants or None), views="off") as trail:
+        async with pool.trail("", ReaderScope(tenants or None), views="off") as trail:
             await trail.search(Query(()), limit=1)
             refuse_version(await trail.aside(pg_catalog.schema_version))
             if not await trail.aside(is_bound):

@@ -100,7 +100,7 @@ class Delivery:
         self._counters = counters
         self._options = options
         self._recovery = None if adopt is None else Recovery(adopt, counters)
-        self.backlog = RecordQueue(spool, counters, options.queue_size)
+        self.queue = RecordQueue(spool, counters, options.queue_size)
         self._periodic: list[tuple[float, Callable[[], None]]] = []
         self.observe: Callable[[float], None] = _forget
         self._reset()
@@ -127,7 +127,7 @@ class Delivery:
         self._next_held = 0.0
         self._left_in_recovery = False
         self._group = GroupSync(
-            lambda: self.backlog.open_spool,
+            lambda: self.queue.open_spool,
             self._counters,
             self._options.sync_interval,
             lambda: self._writer.schedule(self._replace_gone),
@@ -135,12 +135,12 @@ class Delivery:
 
     def _begin_anew(self) -> None:
         self._reset()
-        self.backlog.after_fork()
+        self.queue.after_fork()
 
     @property
     def depth(self) -> int:
         """Records that the sink has not acknowledged."""
-        return self.backlog.depth
+        return self.queue.depth
 
     @property
     def failing_for(self) -> float:
@@ -150,20 +150,20 @@ class Delivery:
     @property
     def oldest_age(self) -> float:
         """Seconds that the oldest record has waited, as far as is known; 0 where none does."""
-        spool = self.backlog.open_spool
+        spool = self.queue.open_spool
         age = 0.0 if spool is None else spool.oldest_age
         return max(age, self.failing_for) if self.depth else age
 
     @property
     def spool_bytes(self) -> int:
         """Bytes of this process's spool on disk."""
-        spool = self.backlog.open_spool
+        spool = self.queue.open_spool
         return 0 if spool is None else spool.bytes_used
 
     @property
     def spool_limit(self) -> int:
         """Bytes that the spools of this service may have together; 0 where there is none."""
-        spool = self.backlog.open_spool
+        spool = self.queue.open_spool
         return 0 if spool is None else spool.settings.max_bytes
 
     def start(self) -> None:
@@ -202,7 +202,7 @@ class Delivery:
         Raises:
             SpoolError: The spool does not take it, and the action has only begun.
         """
-        self.backlog.note(kind, record, text)
+        self.queue.note(kind, record, text)
 
     async def synced(self) -> None:
         """Wait until everything that was noted before is on disk; see `GroupSync.wait`."""
@@ -210,7 +210,7 @@ class Delivery:
 
     def discard(self, record_id: str) -> None:
         """Take back what was written down of an action that is not recorded after all."""
-        self.backlog.discard(record_id)
+        self.queue.discard(record_id)
 
     def submit(self, entry: Entry, text: bytes | None = None) -> None:
         """Take over what is finished; returns in microseconds and never raises.
@@ -221,14 +221,14 @@ class Delivery:
         """
         with self._lock:
             self._counters.add("emitted")
-            if self._closed and self.backlog.leave(entry, text):
+            if self._closed and self.queue.leave(entry, text):
                 log_limited(
                     _logger, "late", "A record that was made after delivery had ended is kept in "
                     "the spool; the next process of this service delivers it",
                     level=logging.WARNING,
                 )  # fmt: skip
                 return
-            if self._closed or not self.backlog.put(entry, text):
+            if self._closed or not self.queue.put(entry, text):
                 why = "delivery has ended" if self._closed else "the queue is full"
                 self._counters.add("dropped")
                 log_limited(
@@ -237,7 +237,7 @@ class Delivery:
                 return
             if not self._writer.alive:
                 self._writer.start()
-            elif self._asleep or self.backlog.ready == self._full:
+            elif self._asleep or self.queue.ready == self._full:
                 self._rouse()
 
     def flush(self, timeout: float) -> bool:
@@ -274,7 +274,7 @@ class Delivery:
             is_hopeless = (
                 not self._is_reached
                 and self._writer.failures > failures
-                and self.backlog.open_spool is not None
+                and self.queue.open_spool is not None
             )
             if is_hopeless or left <= _LOOK_EVERY:
                 return False
@@ -301,7 +301,7 @@ class Delivery:
         with self._lock:
             left = self.depth
             self.log_kept_records()
-            lost = self.backlog.close()
+            lost = self.queue.close()
         self._group.close(_LAST_GRACE)
         if lost:
             self._counters.add("dropped", lost)
@@ -333,13 +333,13 @@ class Delivery:
         """
         if self._flush_or_keep(timeout):
             with self._lock:
-                self.backlog.rest()
+                self.queue.rest()
         else:
             self.log_kept_records()
 
     def log_kept_records(self) -> None:
         """Log how many records stay in the spool, if any."""
-        spool = self.backlog.open_spool
+        spool = self.queue.open_spool
         if spool is not None and spool.pending:
             _logger.warning(
                 "%d audit records are kept in %s; the next process of this service delivers them",
@@ -355,9 +355,9 @@ class Delivery:
         with self._lock:
             # the work before this may have ended at whatever place
             self._left = deque()
-            self.backlog.begin_again(self._held)
+            self.queue.begin_again(self._held)
             self._changed.notify_all()
-        if self.backlog.spool is not None:
+        if self.queue.spool is not None:
             self._group.start()
         beside = [asyncio.create_task(_repeat(*wanted)) for wanted in self._periodic]
         try:
@@ -378,28 +378,28 @@ class Delivery:
     async def _something_to_do(self) -> bool:
         self._writer.forget_rousing()
         with self._lock:
-            self._asleep = not self.backlog.has_work or len(self._held) >= _MOST_HELD
+            self._asleep = not self.queue.has_work or len(self._held) >= _MOST_HELD
         if self._asleep:
             await self._writer.wait(self._until_next())
             self._writer.forget_rousing()
-            if self._writer.ending or not self.backlog.has_work or len(self._held) >= _MOST_HELD:
+            if self._writer.ending or not self.queue.has_work or len(self._held) >= _MOST_HELD:
                 return False
         with self._lock:
             # who submits the last one of a full write ends the wait
             self._full = self._size.entries
-            is_enough = bool(self._hurry) or self.backlog.ready >= self._full
+            is_enough = bool(self._hurry) or self.queue.ready >= self._full
         if not is_enough:
             await self._writer.wait(self._options.batch_interval)
         return True
 
     async def _deliver(self, sink: Sink) -> None:
         with self._lock:
-            batch = self.backlog.take(self._size)
-            through = self.backlog.begin_reading() if not batch else None
+            batch = self.queue.take(self._size)
+            through = self.queue.begin_reading() if not batch else None
         if batch:
             await self._write_items(sink, deque(batch))
         elif through is not None:
-            for items in self.backlog.read(through, self._size):
+            for items in self.queue.read(through, self._size):
                 self._left = deque(items)
                 if not await self._write_items(sink, self._left):
                     return
@@ -419,7 +419,7 @@ class Delivery:
             self._held += held
             self._note_success()
             with self._lock:
-                self.backlog.done(done, held)
+                self.queue.done(done, held)
                 self._changed.notify_all()
         return True
 
@@ -465,7 +465,7 @@ class Delivery:
         while left:
             done, _ = await self._write_some(sink, left, "hold")
             with self._lock:
-                self.backlog.done(done)
+                self.queue.done(done)
                 self._changed.notify_all()
             gone = set(map(id, done))
             self._held = [item for item in self._held if id(item) not in gone]
@@ -530,10 +530,10 @@ class Delivery:
 
     def _replace_gone(self) -> None:
         """Open another spool if this one's directory is gone: why it may not have been synced."""
-        spool = self.backlog.open_spool
+        spool = self.queue.open_spool
         if spool is not None and spool.is_gone:
             with self._lock:
-                self.backlog.replace_gone(len(self._left) + len(self._held))
+                self.queue.replace_gone(len(self._left) + len(self._held))
 
 
 def _size_of(entry: Entry) -> int:

@@ -17,7 +17,7 @@ from otel_audit.delivery.sink import Refused
 from otel_audit.errors import InvalidAuditSpanError
 from otel_audit.record import to_json
 from otel_audit.redaction import Redactor
-from otel_audit.redaction.spans import Redacting
+from otel_audit.redaction.spans import SpanRedactor
 
 _logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class FlaggedSpans(SpanProcessor):
             on_error: Called for each failure of ours.
         """
         self._recorder = recorder
-        self._redacting = Redacting(redactor)
+        self._redacting = SpanRedactor(redactor)
         self._on_error = on_error
         self._provider: TracerProvider | None = None
 
@@ -89,7 +89,7 @@ class FlaggedSpans(SpanProcessor):
             log_limited(_logger, "flagged", "A flagged span gave no record", error=error)
 
 
-def read_flagged(span: ReadableSpan, redacting: Redacting) -> Entry:
+def read_flagged(span: ReadableSpan, redacting: SpanRedactor) -> Entry:
     """Read the record of another program's flagged span.
 
     Args:
@@ -122,7 +122,7 @@ def _refused(
     own_ids: tuple[str, str],
     start: int,
     attributes: Mapping[str, Any],
-    redacting: Redacting,
+    redacting: SpanRedactor,
 ) -> Refused:
     trace_id, span_id = own_ids
     received = {
@@ -131,7 +131,7 @@ def _refused(
         "span_id": span_id,
         "start_time": start,
         "end_time": span.end_time,
-        # what is no attribute of a record has not been looked at yet
+        # what is not an attribute of a record has not been looked at yet
         "attributes": redacting.redactor.document(dict(attributes)),
         "resource": names.plain_values(span.resource.attributes),
     }

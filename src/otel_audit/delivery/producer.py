@@ -28,7 +28,7 @@ from otel_audit.delivery.queue_entries import Entry
 from otel_audit.delivery.sink import Refused
 from otel_audit.delivery.spool import FrameKind, SpoolError
 from otel_audit.record import AuditRecord, to_json
-from otel_audit.scope import Place
+from otel_audit.scope import Provenance
 
 _logger = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ class Producer:
                 _logger, event, "The stream's own record %s was not made", event, error=error
             )
 
-    def place(self, server_span: trace.Span | None) -> Place:
+    def place(self, server_span: trace.Span | None) -> Provenance:
         """Say from which process and in which trace the records of an action will be."""
         return place_of(server_span, self.producer_id, resource_attributes())
 
@@ -236,7 +236,7 @@ class Producer:
         text = self._small(known)
         if text is None:
             known = first_of(self._fitted(known))
-        self._delivery.backlog.note(kind, known, text)
+        self._delivery.queue.note(kind, known, text)
 
     def _send(self, record: AuditRecord, server_span: trace.Span | None) -> None:
         # encoded once, number and all: what is measured is what the spool takes

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 from otel_audit.action.compose import as_intent, as_started
 from otel_audit.action.lifecycle import Lifecycle, WatchedAction
 from otel_audit.errors import StoreUnavailableError
-from otel_audit.http.exchange_record import ExchangeRecord
+from otel_audit.http.deferred import DeferredRequest
+from otel_audit.http.exchange_record import ExchangeRecordBuilder
 from otel_audit.http.options import CaptureOptions
 from otel_audit.http.request_metadata import with_request_id
-from otel_audit.http.unrecorded import UnrecordedRequest
 from otel_audit.policy import UNDECIDED
 from otel_audit.record import ANONYMOUS
 
 if TYPE_CHECKING:
     from otel_audit._util.spill import SpilledChanges
     from otel_audit.http.body_capture import BodyCopy
-    from otel_audit.policy import Decision, Start
+    from otel_audit.policy import HeadAssessment, PolicyDecision
     from otel_audit.record import AuditRecord
     from otel_audit.scope import AuditScope
 
@@ -44,7 +44,7 @@ class Exchange(Lifecycle):
         self,
         options: CaptureOptions,
         scope: MutableMapping[str, Any],
-        begun: UnrecordedRequest | None = None,
+        begun: DeferredRequest | None = None,
     ) -> None:
         """Begin to observe a request.
 
@@ -54,19 +54,19 @@ class Exchange(Lifecycle):
             begun: What has seen the request until now, if it is under way.
         """
         self._options = options
-        self._account = account = ExchangeRecord(options, scope, begun)
+        self._builder = account = ExchangeRecordBuilder(options, scope, begun)
         super().__init__(options, account.audit, account.parts)
         self.bodies = account.bodies
         self.socket = account.socket
         self._scope = scope
         self._watched: WatchedAction | None = None
-        self._decided_at_start: Decision | None = None
+        self._decided_at_start: PolicyDecision | None = None
         self._answer: tuple[AuditRecord, tuple[object, ...]] | None = None
         self._spooled = False
         self._intent: AuditRecord | None = None
         self._has_intent = self.is_moved = self._has_raised = False
         try:
-            scope.setdefault("state", {})["request_id"] = self._account.head.id
+            scope.setdefault("state", {})["request_id"] = self._builder.head.id
         except Exception as error:  # noqa: BLE001 - a server may use the name for what it likes
             self._parts.fail("state", error)
         self.refused = not self._open()
@@ -83,10 +83,10 @@ class Exchange(Lifecycle):
         """The known facts of the action."""
         return self._audit
 
-    def _take_over(self, begun: UnrecordedRequest) -> None:
+    def _take_over(self, begun: DeferredRequest) -> None:
         """Go on where a request is under way: it has been routed, or answered."""
         if begun.inner_scope is not None:
-            self._account.enter_router(begun.inner_scope)
+            self._builder.enter_router(begun.inner_scope)
         if begun.start is not None:
             self.bodies.sent_inside(begun.start)
             self.bodies.started(begun.start)
@@ -107,7 +107,7 @@ class Exchange(Lifecycle):
         Returns:
             Whether it may go on; False where it could not be written down and so must not be.
         """
-        account, options = self._account, self._options
+        account, options = self._builder, self._options
         if not self._may_be_recorded():
             account.is_quiet = options.log is None
             return True
@@ -147,9 +147,9 @@ class Exchange(Lifecycle):
             self._parts.fail("bodies", error)
             return True
 
-    def _observe_bodies(self) -> Start:
+    def _observe_bodies(self) -> HeadAssessment:
         options = self._options
-        start = options.policy.at_start(self._account.head.method, self._account.head.path)
+        start = options.policy.assess_head(self._builder.head.method, self._builder.head.path)
         if self.bodies.copies:
             return start
         limit = max(options.body_limit, start.body_limit or 0)
@@ -199,7 +199,7 @@ class Exchange(Lifecycle):
 
     async def _admit(self, started: AuditRecord) -> bool:
         self._has_intent = True
-        account = self._account
+        account = self._builder
         bearer = account.read_bearer(self._scope)
         # before the application runs, a verified token is all that may say who it is
         known = bearer.claims is not None
@@ -231,12 +231,12 @@ class Exchange(Lifecycle):
 
     def routed(self, scope: MutableMapping[str, Any]) -> bool:
         """Note which scope the router works on; return whether it is the first one."""
-        first = self._account.inner_scope is None
+        first = self._builder.inner_scope is None
         if first and self._options.entered is not None:
             self._options.entered(scope)
         # a mounted application's own middleware may have passed on a copy
-        self._account.enter_router(scope)
-        if first and self._account.head.moved(scope):
+        self._builder.enter_router(scope)
+        if first and self._builder.head.moved(scope):
             # middleware has put another method or path in: what the router sees is what is done
             self.is_moved = True
             self.refused = not self._open()
@@ -283,7 +283,7 @@ class Exchange(Lifecycle):
                 self._answered()
             if kind in _WITH_HEADERS:
                 return with_request_id(
-                    message, self._options.request_id_header, self._account.head.id
+                    message, self._options.request_id_header, self._builder.head.id
                 )
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._count_failure(error)
@@ -293,21 +293,21 @@ class Exchange(Lifecycle):
         """The last chunk is about to be sent: enrich the server span, which ends with it."""
         if self._is_released:
             return  # sent after the application has returned: no server takes that
-        self._account.redact_span()
+        self._builder.redact_span()
         wrote = bool(self._audit.changes_pending or self._audit.transactions)
         decision = self._decided(wrote=wrote)
         if decision is None:
             return
         self._collect(decision)
-        self._account.enrich(decision)
+        self._builder.enrich(decision)
         self._spooled = True
-        known = self._account.record(decision, phase="completed", outcome="unknown")
-        self._answer = known, self._account.rests_on(decision, wrote=wrote)
+        known = self._builder.record(decision, phase="completed", outcome="unknown")
+        self._answer = known, self._builder.rests_on(decision, wrote=wrote)
         self._options.recorder.answered(known, self._audit.server_span)
 
     def failed(self, error: BaseException) -> None:
         """The application raised; an outer middleware makes the answer."""
-        self._account.error = error
+        self._builder.error = error
         self._has_raised = True
         if not isinstance(error, Exception):
             return
@@ -336,10 +336,10 @@ class Exchange(Lifecycle):
         if not self._is_released:
             super()._release()
             self._answer = None
-            self._account.release()
+            self._builder.release()
 
     def _close(self) -> None:
-        audit, account = self._audit, self._account
+        audit, account = self._audit, self._builder
         if self._is_released or audit.closed:
             return
         try:
@@ -367,24 +367,24 @@ class Exchange(Lifecycle):
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._count_failure(error)
 
-    def _decided(self, *, wrote: bool) -> Decision | None:
+    def _decided(self, *, wrote: bool) -> PolicyDecision | None:
         """Decide; what cannot be decided is recorded."""
         try:
-            return self._account.decide(wrote=wrote)
+            return self._builder.decide(wrote=wrote)
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._parts.fail("policy", error)
             return UNDECIDED
 
-    def _collect(self, decision: Decision) -> None:
+    def _collect(self, decision: PolicyDecision) -> None:
         try:
-            self._account.collect(decision)
+            self._builder.collect(decision)
             if self._parts.failed:
                 self._parts.succeed("record")
         except Exception as error:  # noqa: BLE001 - the fact is recorded, without its description
             self._parts.fail("record", error)
 
-    def _finish(self, decision: Decision) -> None:
-        account = self._account
+    def _finish(self, decision: PolicyDecision) -> None:
+        account = self._builder
         self._collect(decision)
         if self.socket is not None or not self.bodies.ended:
             # no last chunk has passed here: the handler raised, and who stands outside answers
@@ -396,7 +396,7 @@ class Exchange(Lifecycle):
 
         Then nothing is decided or described again.
         """
-        account, answer = self._account, self._answer
+        account, answer = self._builder, self._answer
         if answer is None:
             return False
         known, rested_on = answer
@@ -421,17 +421,17 @@ class Exchange(Lifecycle):
             self._count_failure(error)
 
     def _log_unrecorded(self) -> None:
-        log, decision = self._options.log, self._account.judgement
+        log, decision = self._options.log, self._builder.judgement
         if log is not None and decision is not None:
-            self._account.collect(decision)
+            self._builder.collect(decision)
             log(
-                self._account.record(decision, phase="completed"),
+                self._builder.record(decision, phase="completed"),
                 self._audit.server_span,
             )
 
     def _takes_long(self) -> None:
         """The action still runs: a record says so. Who it is may not be settled yet."""
-        audit, account = self._audit, self._account
+        audit, account = self._audit, self._builder
         settled = account.settled
         try:
             decision = account.decide(wrote=bool(audit.changes_pending or audit.transactions))
@@ -452,7 +452,7 @@ class Exchange(Lifecycle):
 
     def _records_at_commit(self, changes: SpilledChanges) -> Iterator[AuditRecord]:
         """As for any action; who it is may not be settled yet, and then is settled again later."""
-        audit, account = self._audit, self._account
+        audit, account = self._audit, self._builder
         settled = account.settled
         if account.decide(wrote=True) is not None:
             yield from super()._records_at_commit(changes)
@@ -462,10 +462,10 @@ class Exchange(Lifecycle):
     def _known(self, *, at_commit: bool) -> AuditRecord:
         """Make the record of what is known now."""
         # what wrote is recorded, whatever was decided before
-        decision = self._account.decide(wrote=True) or self._account.judgement
+        decision = self._builder.decide(wrote=True) or self._builder.judgement
         assert decision is not None  # noqa: S101 - made when the exchange began
-        request = self._account.describe_request() if at_commit else None
-        return self._account.record(decision, phase="changes", outcome="unknown", request=request)
+        request = self._builder.describe_request() if at_commit else None
+        return self._builder.record(decision, phase="changes", outcome="unknown", request=request)
 
 
 def _readable_twice(message: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -15,8 +15,9 @@ from opentelemetry import trace
 
 from otel_audit._util.ids import public_id
 from otel_audit.action.arguments import parse_event, parse_name
-from otel_audit.action.lifecycle import Parts
+from otel_audit.action.lifecycle import FailedParts
 from otel_audit.http.body_capture import BodyCapture
+from otel_audit.http.deferred import DeferredRequest
 from otel_audit.http.options import CaptureOptions
 from otel_audit.http.request_metadata import (
     RequestHead,
@@ -24,7 +25,6 @@ from otel_audit.http.request_metadata import (
     secret_parameters,
 )
 from otel_audit.http.routes import foresee, route_template
-from otel_audit.http.unrecorded import UnrecordedRequest
 from otel_audit.http.websocket import SocketTally
 from otel_audit.identity.actor import Bearer
 from otel_audit.identity.safe_access import identities_in
@@ -51,7 +51,7 @@ from otel_audit.scope import AuditScope, Origin
 
 if TYPE_CHECKING:
     from otel_audit.http.options import Claims
-    from otel_audit.policy import Decision
+    from otel_audit.policy import PolicyDecision
     from otel_audit.redaction import Redactor
 
 
@@ -84,7 +84,7 @@ class ExchangeFacts:
         self,
         options: CaptureOptions,
         scope: MutableMapping[str, Any],
-        begun: UnrecordedRequest | None = None,
+        begun: DeferredRequest | None = None,
     ) -> None:
         """Begin with what the server says.
 
@@ -100,10 +100,10 @@ class ExchangeFacts:
         self.routed = scope
         self.bodies = BodyCapture()
         self.error: BaseException | None = None
-        self.judgement: Decision | None = None
+        self.judgement: PolicyDecision | None = None
         self.judged: tuple[object, ...] | None = None
         self.resolved = self.is_quiet = False
-        self.parts = Parts(options.on_error)
+        self.parts = FailedParts(options.on_error)
         self._bearer: tuple[object, Bearer] | None = None
         self._secrets: frozenset[str] | None = frozenset()
         self._served: tuple[tuple[object, ...], str | None] | None = None
@@ -162,7 +162,7 @@ class ExchangeFacts:
             request_id=self.head.id,
         )
 
-    def decide(self, *, wrote: bool) -> Decision | None:
+    def decide(self, *, wrote: bool) -> PolicyDecision | None:
         """Decide by what is known now; None if the action is not recorded."""
         scope, audit = self.routed, self.audit
         # a record of audit() inside this request names it as its parent: so record it, too
@@ -321,7 +321,9 @@ class ExchangeFacts:
         )
         return self.audit.source if same else None
 
-    def judge(self, *, route: str | None, wrote: bool, scope: Mapping[str, Any] | None) -> Decision:
+    def judge(
+        self, *, route: str | None, wrote: bool, scope: Mapping[str, Any] | None
+    ) -> PolicyDecision:
         """Decide by the given facts, and remember what was decided. Never raises."""
         # determined again, whatever the result before
         if self.parts.failed:
@@ -350,13 +352,13 @@ class ExchangeFacts:
         self.judgement = decision
         return decision
 
-    def judge_head(self) -> Decision:
+    def judge_head(self) -> PolicyDecision:
         """Decide by what the request's head says, which is the same for all alike. Never raises."""
         audit = self.audit
         if audit.actor is not None or audit.tenant is not None:
             return self.judge(route=None, wrote=False, scope=None)
         try:
-            decision = self._options.policy.at_opening(self.head.method, self.head.path)
+            decision = self._options.policy.decide_by_head(self.head.method, self.head.path)
         except Exception as error:  # noqa: BLE001 - what cannot be decided is recorded
             self.parts.fail("policy", error)
             decision = UNDECIDED
@@ -399,7 +401,7 @@ class RequestedOperation(msgspec.Struct, frozen=True):
         answer, whole = bodies.answer_head
         return cls(operations, read_failure(answer, operations.system, whole=whole))
 
-    def renamed(self, decision: Decision, redactor: Redactor) -> Decision:
+    def renamed(self, decision: PolicyDecision, redactor: Redactor) -> PolicyDecision:
         """Name an action by its operation, unless a rule or the route has named it."""
         if not decision.is_derived:
             return decision

@@ -19,6 +19,7 @@ from otel_audit.action.compose import (
     with_scope_facts,
 )
 from otel_audit.action.error_info import describe_error
+from otel_audit.http.deferred import DeferredRequest
 from otel_audit.http.exchange_facts import ExchangeFacts
 from otel_audit.http.options import CaptureOptions
 from otel_audit.http.request_metadata import (
@@ -28,11 +29,10 @@ from otel_audit.http.request_metadata import (
     unless_token,
 )
 from otel_audit.http.server_span import enrich, redact_span_urls
-from otel_audit.http.unrecorded import UnrecordedRequest
 from otel_audit.http.websocket import SocketTally
 from otel_audit.identity.account_holder import named_in_answer, named_in_request
 from otel_audit.identity.safe_access import identifier, state_of
-from otel_audit.policy import is_unknown
+from otel_audit.policy import is_unidentified
 from otel_audit.record import (
     ACTOR_FAILED,
     ANONYMOUS,
@@ -50,7 +50,7 @@ from otel_audit.record import (
 from otel_audit.scope import AuditScope
 
 if TYPE_CHECKING:
-    from otel_audit.policy import Decision
+    from otel_audit.policy import PolicyDecision
     from otel_audit.policy.naming import Whom
     from otel_audit.redaction import Redactor
 
@@ -64,7 +64,7 @@ _WITH_REQUEST = frozenset({"request", "request_response"})
 _LOGS_IN = msgspec.structs.replace(ANONYMOUS, reason="login")
 
 
-class ExchangeRecord(ExchangeFacts):
+class ExchangeRecordBuilder(ExchangeFacts):
     """The record of an exchange.
 
     It is made of a bare core, which cannot fail, and of parts that describe it. Each part has a
@@ -75,7 +75,7 @@ class ExchangeRecord(ExchangeFacts):
         self,
         options: CaptureOptions,
         scope: MutableMapping[str, Any],
-        begun: UnrecordedRequest | None = None,
+        begun: DeferredRequest | None = None,
     ) -> None:
         """Begin with what the server says.
 
@@ -89,7 +89,7 @@ class ExchangeRecord(ExchangeFacts):
         self._shown_target: tuple[tuple[object, ...], Target | None] | None = None
         self._holder: str | None = None
 
-    def collect(self, decision: Decision) -> None:
+    def collect(self, decision: PolicyDecision) -> None:
         """Describe request and response, once: redacted, with bodies as far as wanted."""
         audit, options = self.audit, self._options
         if audit.response is not None:
@@ -142,12 +142,12 @@ class ExchangeRecord(ExchangeFacts):
         except Exception as error:  # noqa: BLE001 - it costs the target's id
             self.parts.fail("target", error)
 
-    def _body_limit(self, decision: Decision) -> int:
+    def _body_limit(self, decision: PolicyDecision) -> int:
         own = decision.body_limit
         return self._options.body_limit if own is None else own
 
     def _messages(
-        self, socket: SocketTally, decision: Decision, limit: int, *, received: bool
+        self, socket: SocketTally, decision: PolicyDecision, limit: int, *, received: bool
     ) -> Body | None:
         """Turn a WebSocket's messages of one direction into what is stored, where they are kept."""
         own, options = decision.messages, self._options
@@ -158,7 +158,7 @@ class ExchangeRecord(ExchangeFacts):
         )
         return into if received else out
 
-    def _request_body(self, decision: Decision, scope: Mapping[str, Any]) -> Body | None:
+    def _request_body(self, decision: PolicyDecision, scope: Mapping[str, Any]) -> Body | None:
         options, limit = self._options, self._body_limit(decision)
         if self.socket is not None:
             return self._messages(self.socket, decision, limit, received=True)
@@ -172,7 +172,7 @@ class ExchangeRecord(ExchangeFacts):
             lambda: self.audit.budget.request_body,
         )
 
-    def _response_body(self, decision: Decision) -> Body | None:
+    def _response_body(self, decision: PolicyDecision) -> Body | None:
         options, limit = self._options, self._body_limit(decision)
         if self.socket is not None:
             return self._messages(self.socket, decision, limit, received=False)
@@ -212,7 +212,7 @@ class ExchangeRecord(ExchangeFacts):
         failed = self._asked is not None and self._asked.failure is not None
         return "failure" if failed and found == "success" else found
 
-    def enrich(self, decision: Decision) -> None:
+    def enrich(self, decision: PolicyDecision) -> None:
         """Enrich the application's own span, if it is still recording. Never raises."""
         span = self.audit.server_span
         try:
@@ -249,7 +249,7 @@ class ExchangeRecord(ExchangeFacts):
 
     def record(
         self,
-        decision: Decision,
+        decision: PolicyDecision,
         *,
         phase: Phase,
         outcome: Outcome | None = None,
@@ -270,7 +270,7 @@ class ExchangeRecord(ExchangeFacts):
             self.parts.fail("record", error)
             return self._bare_record(decision, phase, outcome or "unknown")
 
-    def opened(self, decision: Decision) -> AuditRecord:
+    def opened(self, decision: PolicyDecision) -> AuditRecord:
         """Make what is written down when the action begins: no more than a crash should leave."""
         head = self.head
         return opened_record(
@@ -281,7 +281,7 @@ class ExchangeRecord(ExchangeFacts):
             request=Request(id=head.id, method=head.method, path=head.path_at_start(self.routed)),
         )
 
-    def rests_on(self, decision: Decision | None, *, wrote: bool) -> tuple[object, ...]:
+    def rests_on(self, decision: PolicyDecision | None, *, wrote: bool) -> tuple[object, ...]:
         """List the parts of the record that could change later.
 
         Args:
@@ -307,7 +307,7 @@ class ExchangeRecord(ExchangeFacts):
             and all(map(is_, before, self.rests_on(self.judgement, wrote=bool(audit.transactions))))
         )
 
-    def closed(self, answered: AuditRecord, decision: Decision) -> AuditRecord:
+    def closed(self, answered: AuditRecord, decision: PolicyDecision) -> AuditRecord:
         """Make the record of the end out of what was written down with the answer."""
         audit, known = self.audit, self._shown_target
         if known is not None and known[0][1] == len(audit.changes):
@@ -316,7 +316,7 @@ class ExchangeRecord(ExchangeFacts):
             target = self._target(decision)
         return as_closed(answered, audit, outcome=self.outcome(), target=target)
 
-    def _bare_record(self, decision: Decision, phase: Phase, outcome: Outcome) -> AuditRecord:
+    def _bare_record(self, decision: PolicyDecision, phase: Phase, outcome: Outcome) -> AuditRecord:
         """Make a record of nothing but what cannot fail."""
         audit = self.audit
         return action_record(
@@ -337,7 +337,7 @@ class ExchangeRecord(ExchangeFacts):
         )
 
     def _described_record(
-        self, decision: Decision, phase: Phase, outcome: Outcome, request: Request | None
+        self, decision: PolicyDecision, phase: Phase, outcome: Outcome, request: Request | None
     ) -> AuditRecord:
         audit = self.audit
         action = parse_action(audit.action) or decision.action
@@ -362,7 +362,7 @@ class ExchangeRecord(ExchangeFacts):
             metadata=self._metadata(decision),
         )
 
-    def _event_name(self, decision: Decision) -> str:
+    def _event_name(self, decision: PolicyDecision) -> str:
         name = self.audit.event_name
         if not name:
             return decision.event_name
@@ -372,7 +372,7 @@ class ExchangeRecord(ExchangeFacts):
             self.parts.fail("name", error)
             return decision.event_name
 
-    def _target(self, decision: Decision) -> Target | None:
+    def _target(self, decision: PolicyDecision) -> Target | None:
         audit = self.audit
         aimed = audit.target is not None or audit.aimed_at is not None
         named = (self._aimed() if aimed else None) or decision.target
@@ -411,7 +411,7 @@ class ExchangeRecord(ExchangeFacts):
     def _whom(self, whom: Whom, kind: str) -> str | None:
         """The owner of the account: the actor, or the person named in the request or its answer."""
         actor = self.audit.actor
-        acting = None if actor is None or is_unknown(actor) else actor.id
+        acting = None if actor is None or is_unidentified(actor) else actor.id
         if whom == "actor":
             return acting or self._holder
         named = self._holder or changed_id(kind, self.audit)
@@ -436,7 +436,7 @@ class ExchangeRecord(ExchangeFacts):
             return self._asked.error()
         return self._described
 
-    def _metadata(self, decision: Decision) -> dict[str, Any]:
+    def _metadata(self, decision: PolicyDecision) -> dict[str, Any]:
         found: dict[str, Any] = {}
         try:
             found = application_metadata(self.audit, self._options.redactor)

@@ -14,21 +14,21 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from otel_audit._util.ratelimited_log import log_limited
+from otel_audit.http.deferred import DeferredRequest
 from otel_audit.http.exchange import Exchange
 from otel_audit.http.health_endpoint import answer_health
 from otel_audit.http.request_metadata import method_of, path_below_root
-from otel_audit.http.unrecorded import UnrecordedRequest
 from otel_audit.policy.routes import routes_of
 
 if TYPE_CHECKING:
     from otel_audit.http.options import CaptureOptions
 
 
-Scope = MutableMapping[str, Any]
+AsgiScope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+ASGIApp = Callable[[AsgiScope, Receive, Send], Awaitable[None]]
 
 EXCHANGE = "otel_audit.exchange"
 """The ASGI scope's key of a weak reference to the exchange under way.
@@ -58,7 +58,7 @@ class Capture(Protocol):
     def refusal(self) -> str | None:
         """Why the application must not run as it is set up; None if it may."""
 
-    def open(self, scope: Scope, path: str) -> Exchange | UnrecordedRequest | None:
+    def open(self, scope: AsgiScope, path: str) -> Exchange | DeferredRequest | None:
         """Begin to observe a request; None if that is not possible. Never raises.
 
         Args:
@@ -95,7 +95,7 @@ class OuterMiddleware:
         self.app = app
         self._capture = capture
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """Handle one connection (ASGI 3)."""
         kind = scope["type"]
         if kind == "lifespan":
@@ -114,7 +114,7 @@ class OuterMiddleware:
                 return
             await self.app(scope, receive, send)
             return
-        if type(exchange) is UnrecordedRequest:
+        if type(exchange) is DeferredRequest:
             await self._let_pass(exchange, scope, receive, send)
             return
         if exchange.refused or (exchange.is_intended and not await exchange.admitted()):
@@ -139,7 +139,7 @@ class OuterMiddleware:
         await exchange.close_async()
 
     async def _let_pass(
-        self, request: UnrecordedRequest, scope: Scope, receive: Receive, send: Send
+        self, request: DeferredRequest, scope: AsgiScope, receive: Receive, send: Send
     ) -> None:
         async def observed_send(message: Message) -> None:
             message = request.sent(message)
@@ -160,7 +160,7 @@ class OuterMiddleware:
         if exchange is not None:
             await exchange.close_async()
 
-    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _lifespan(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         if EXCHANGE in scope:
             await self.app(scope, receive, send)
             return
@@ -188,11 +188,11 @@ class InnerMiddleware:
         """
         self.app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """Handle one connection (ASGI 3)."""
-        found: weakref.ref[Exchange | UnrecordedRequest] | None = scope.get(EXCHANGE)
+        found: weakref.ref[Exchange | DeferredRequest] | None = scope.get(EXCHANGE)
         exchange = None if found is None else found()
-        if type(exchange) is UnrecordedRequest:
+        if type(exchange) is DeferredRequest:
             exchange = exchange.routed(scope)
         if exchange is None or not exchange.routed(scope):
             await self.app(scope, receive, send)
@@ -260,7 +260,7 @@ _REFUSAL_HEADERS = [
 ]
 
 
-async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+async def refuse(scope: AsgiScope, receive: Receive, send: Send) -> None:
     """Answer that an action is not carried out, as it cannot be recorded."""
     prefix = ""
     if scope["type"] == "websocket":
@@ -282,7 +282,7 @@ class _Whole(Protocol):
 
     def open_with(
         self, options: CaptureOptions, scope: MutableMapping[str, Any], path: str, /
-    ) -> Exchange | UnrecordedRequest | None: ...
+    ) -> Exchange | DeferredRequest | None: ...
 
     def for_app(self, app: Any, /) -> Capture: ...
 
@@ -327,9 +327,7 @@ class RoutedCapture:
         self._health_path = whole.health_path
         self._known = -1
 
-    def open(
-        self, scope: MutableMapping[str, Any], path: str
-    ) -> Exchange | UnrecordedRequest | None:
+    def open(self, scope: MutableMapping[str, Any], path: str) -> Exchange | DeferredRequest | None:
         """Begin to observe a request. Never raises."""
         try:
             app = self._app()

@@ -11,7 +11,7 @@ from opentelemetry import trace
 from otel_audit.action.ports import Recorder
 from otel_audit.record import Actor, AuditRecord, Source, Tenant
 from otel_audit.redaction import Redactor
-from otel_audit.scope import AuditScope, Place
+from otel_audit.scope import AuditScope, Provenance
 
 if TYPE_CHECKING:
     from otel_audit.action.lifecycle import Watchdog
@@ -73,7 +73,7 @@ class CaptureOptions:
     watch: Watchdog | None
     log: Callable[[AuditRecord, trace.Span | None], None] | None
     on_error: Callable[[], None]
-    place: Callable[[trace.Span | None], Place] | None = None
+    place: Callable[[trace.Span | None], Provenance] | None = None
     durable: Callable[[], Awaitable[None]] | None = None
     intended: Callable[[AuditRecord, trace.Span | None], Awaitable[bool]] | None = None
     strict: bool = False

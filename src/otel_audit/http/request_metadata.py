@@ -17,7 +17,7 @@ from otel_audit.redaction.secret_urls import link_parameters
 from otel_audit.redaction.truncate import cut_path, cut_query, cut_text
 
 if TYPE_CHECKING:
-    from otel_audit.action.lifecycle import Parts
+    from otel_audit.action.lifecycle import FailedParts
     from otel_audit.redaction import Redactor
     from otel_audit.redaction.budget import Budget
 
@@ -69,7 +69,7 @@ class RequestHead:
         redactor: Redactor,
         keep: Collection[str],
         budget: Budget,
-        parts: Parts,
+        parts: FailedParts,
     ) -> None:
         """Keep the scope; nothing is read before it is needed.
 

@@ -19,7 +19,7 @@ from otel_audit.redaction.truncate import cut_query
 from otel_audit.scope import AuditScope
 
 if TYPE_CHECKING:
-    from otel_audit.policy import Decision
+    from otel_audit.policy import PolicyDecision
     from otel_audit.redaction import Redactor
     from otel_audit.redaction.budget import Budget
 
@@ -32,7 +32,7 @@ _MOST_ENTITIES = 100
 def enrich(  # noqa: C901, PLR0913 - one fact after another
     span: Span,
     audit: AuditScope,
-    decision: Decision,
+    decision: PolicyDecision,
     *,
     event_name: str,
     target: Target | None,

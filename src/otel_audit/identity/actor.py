@@ -17,9 +17,8 @@ from otel_audit.config import PREFIX, AuditConfig, check_words
 from otel_audit.errors import ConfigurationError
 from otel_audit.identity.certificate import certificate_subject, check_readable
 from otel_audit.identity.jwt import JwtVerifier, TokenError, TokenReader, VerifiedToken
-from otel_audit.identity.presented import presented, warn_once
 from otel_audit.identity.safe_access import (
-    Scope,
+    AsgiScope,
     claim,
     cookie_value,
     exact,
@@ -35,6 +34,7 @@ from otel_audit.identity.safe_access import (
     words,
 )
 from otel_audit.identity.source import Proxies
+from otel_audit.identity.unresolved_credential import unresolved_credential, warn_once
 from otel_audit.record import Actor, ActorType
 from otel_audit.redaction.hashing import KeyedHash
 
@@ -102,7 +102,7 @@ class ActorOptions:
     certificate_header: str | None = None
     proxies: Proxies = field(default_factory=Proxies)
     hash: KeyedHash = field(default_factory=KeyedHash)
-    resolver: Callable[[Scope], object] | None = None
+    resolver: Callable[[AsgiScope], object] | None = None
     named_by: Callable[[VerifiedToken], Actor | str] = field(init=False, repr=False, compare=False)
     """The actor of a token, or why there is none; cached, because tokens come again and again."""
 
@@ -205,14 +205,14 @@ NO_BEARER: Final = Bearer()
 class _Request(msgspec.Struct, frozen=True):
     """The input of the resolvers."""
 
-    asgi: Scope
+    asgi: AsgiScope
     scope: AuditScope
     options: ActorOptions
     bearer: Bearer
 
 
 def resolve_actor(
-    asgi_scope: Scope, audit_scope: AuditScope, options: ActorOptions, bearer: Bearer
+    asgi_scope: AsgiScope, audit_scope: AuditScope, options: ActorOptions, bearer: Bearer
 ) -> Actor:
     """Find out who does an action. Never raises for what a client or the application gives.
 
@@ -256,13 +256,13 @@ def resolve_actor(
                 return _finished(found, request)
             reason = reason or found
     if reason is None:
-        reason = presented(asgi_scope, reads_session=options.session_key is not None)
+        reason = unresolved_credential(asgi_scope, reads_session=options.session_key is not None)
         if reason is not None:
             warn_once(reason)
     return Actor(id="anonymous", type="user", verified=False, reason=reason)
 
 
-def read_bearer(asgi_scope: Scope, options: ActorOptions) -> Bearer:
+def read_bearer(asgi_scope: AsgiScope, options: ActorOptions) -> Bearer:
     """Read the request's bearer token. Never raises for what a client gives."""
     if options.verifier is None:
         return NO_BEARER
@@ -276,7 +276,7 @@ def read_bearer(asgi_scope: Scope, options: ActorOptions) -> Bearer:
         return Bearer(problem=problem.reason)
 
 
-def _token_of(asgi_scope: Scope, options: ActorOptions) -> str | None:
+def _token_of(asgi_scope: AsgiScope, options: ActorOptions) -> str | None:
     """The token in the header, else in the cookie that the settings name."""
     sent = headers_by_name(asgi_scope.get("headers") or ()).get(b"authorization")
     if sent is not None:
@@ -307,7 +307,7 @@ def note_session(asgi_scope: MutableMapping[str, Any], key: str) -> None:
         asgi_scope[_SESSION_BEFORE] = found
 
 
-def _named_by_session(asgi_scope: Scope, key: str) -> object:
+def _named_by_session(asgi_scope: AsgiScope, key: str) -> object:
     session = asgi_scope.get("session")
     return claim(session, key) if isinstance(session, Mapping) else None
 

@@ -26,7 +26,7 @@ from otel_audit.record import key_text
 LONGEST: Final = 256
 """Characters of an identifier, a name, or an address that are kept."""
 
-Scope = Mapping[str, Any]
+AsgiScope = Mapping[str, Any]
 """An ASGI scope."""
 
 _UNWANTED: Final = re.compile(f"{CONTROLS}+")
@@ -108,7 +108,7 @@ _NO_INDEX: Final[tuple[tuple[tuple[bytes, bytes], ...], dict[bytes, bytes]]] = (
 _indexes = _NO_INDEX, _NO_INDEX
 
 
-def header_values(scope: Scope, name: str) -> list[str]:
+def header_values(scope: AsgiScope, name: str) -> list[str]:
     """Return all values of a header, in order; ``name`` in any case."""
     headers = scope.get("headers") or ()
     wanted = _as_header(name)
@@ -117,13 +117,13 @@ def header_values(scope: Scope, name: str) -> list[str]:
     return [value.decode("latin-1") for key, value in headers if key.lower() == wanted]
 
 
-def first_header(scope: Scope, name: str) -> str | None:
+def first_header(scope: AsgiScope, name: str) -> str | None:
     """Return the first value of a header, which is what frameworks give to the application."""
     value = headers_by_name(scope.get("headers") or ()).get(_as_header(name))
     return None if value is None else value.decode("latin-1")
 
 
-def cookie_value(scope: Scope, name: str) -> str | None:
+def cookie_value(scope: AsgiScope, name: str) -> str | None:
     """Return a cookie's value as it was sent; of several the first one that is not empty."""
     pairs = (
         pair.strip().partition("=")
@@ -138,7 +138,7 @@ def _as_header(name: str) -> bytes:
     return name.lower().encode("latin-1", "replace")
 
 
-def state_of(scope: Scope) -> Mapping[str, Any]:
+def state_of(scope: AsgiScope) -> Mapping[str, Any]:
     """Return what ``request.state`` holds."""
     state = scope.get("state")
     if type(state) is dict or isinstance(state, Mapping):
@@ -264,7 +264,7 @@ _MOST_IDENTITIES = 50
 _PLAIN = frozenset({str, int, bool, dict, list, tuple, type(None)})
 
 
-def identities_in(scope: Scope) -> list[object]:
+def identities_in(scope: AsgiScope) -> list[object]:
     """Objects of the application from which it may be read who acts, and for whom."""
     found = [
         one

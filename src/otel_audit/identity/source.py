@@ -18,7 +18,7 @@ from otel_audit.config import PREFIX, AuditConfig
 from otel_audit.errors import ConfigurationError
 from otel_audit.identity.redact_identity import shown_source
 from otel_audit.identity.safe_access import (
-    Scope,
+    AsgiScope,
     claim,
     clean,
     cookie_value,
@@ -86,12 +86,12 @@ class Proxies:
             return self.unix
         return bool(self.networks) and any(address in network for network in self.networks)
 
-    def trusts_peer(self, scope: Scope) -> bool:
+    def trusts_peer(self, scope: AsgiScope) -> bool:
         """Return whether the request came straight from a proxy of ours."""
         name, address = peer(scope)
         return self.trusts(address) and (name is None) == (address is None)
 
-    def client(self, scope: Scope) -> str | None:
+    def client(self, scope: AsgiScope) -> str | None:
         """Find the client's address: from the right, as far as proxies of ours reach.
 
         The last entry was written by the peer itself, the one before it by the proxy before it,
@@ -116,7 +116,7 @@ class Proxies:
             address = hop
         return None if address is None else str(address)
 
-    def _hops(self, scope: Scope) -> Iterator[Address | None]:
+    def _hops(self, scope: AsgiScope) -> Iterator[Address | None]:
         entries = ",".join(header_values(scope, self.header)).rsplit(",", _HOPS)
         if len(entries) > _HOPS:
             entries = entries[1:]
@@ -128,7 +128,7 @@ class Proxies:
                 yield parse_address(entry)
 
 
-def peer(scope: Scope) -> tuple[str | None, Address | None]:
+def peer(scope: AsgiScope) -> tuple[str | None, Address | None]:
     """Return the name and, where it is one, the address of who is connected."""
     client: Any = scope.get("client")
     if not isinstance(client, (tuple, list)) or not client or not client[0]:
@@ -222,7 +222,7 @@ class SourceOptions:
 
 
 def resolve_source(
-    asgi_scope: Scope,
+    asgi_scope: AsgiScope,
     options: SourceOptions,
     claims: Mapping[str, Any] | None = None,
     known: Source | None = None,
@@ -246,7 +246,7 @@ def resolve_source(
     return msgspec.structs.replace(known, session_id=session)
 
 
-def _of_connection(asgi_scope: Scope, options: SourceOptions) -> Source:
+def _of_connection(asgi_scope: AsgiScope, options: SourceOptions) -> Source:
     """Say what all requests over one connection have alike."""
     address = options.proxies.client(asgi_scope)
     agent = first_header(asgi_scope, "user-agent")
@@ -276,7 +276,7 @@ class SourceReader:
         )
 
     def read(
-        self, asgi_scope: Scope, claims: Mapping[str, Any] | None, known: Source | None
+        self, asgi_scope: AsgiScope, claims: Mapping[str, Any] | None, known: Source | None
     ) -> Source:
         """Find out where an action came from; see `resolve_source`.
 
@@ -297,7 +297,7 @@ class SourceReader:
         found = resolve_source(asgi_scope, self._options, claims, known)
         return found if found is known else shown_source(found, self._redactor)
 
-    def _of_connection(self, asgi_scope: Scope) -> Source:
+    def _of_connection(self, asgi_scope: AsgiScope) -> Source:
         client: Any = asgi_scope.get("client")
         sent = headers_by_name(asgi_scope.get("headers") or ())
         agent = sent.get(b"user-agent")
@@ -325,7 +325,7 @@ def _user_agent(given: str) -> str | None:
 
 
 def request_id(
-    asgi_scope: Scope, header_name: str, is_safe: Callable[[str], bool] = bool
+    asgi_scope: AsgiScope, header_name: str, is_safe: Callable[[str], bool] = bool
 ) -> str | None:
     """Return the client's id of the request, if it is well-formed (`REQUEST_ID`).
 
@@ -344,7 +344,7 @@ def request_id(
 
 
 def _session(
-    asgi_scope: Scope, options: SourceOptions, claims: Mapping[str, Any] | None
+    asgi_scope: AsgiScope, options: SourceOptions, claims: Mapping[str, Any] | None
 ) -> str | None:
     named = state_of(asgi_scope).get("session_id")
     session = None if named is None else identifier(named)

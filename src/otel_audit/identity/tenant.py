@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.config import PREFIX, AuditConfig, check_words
 from otel_audit.identity.safe_access import (
-    Scope,
+    AsgiScope,
     claim,
     exact,
     first_header,
@@ -34,7 +34,7 @@ _NO_TENANTS: Final = frozenset({"www"})
 
 Claims = Mapping[str, Any]
 
-_Ask: TypeAlias = "Callable[[Scope, AuditScope, Claims, TenantOptions], Tenant | None]"
+_Ask: TypeAlias = "Callable[[AsgiScope, AuditScope, Claims, TenantOptions], Tenant | None]"
 _NO_CLAIMS: Final[Claims] = MappingProxyType({})
 
 
@@ -58,7 +58,7 @@ class TenantOptions:
     header: str | None = None
     path_parameter: str | None = None
     domain: str | None = None
-    resolver: Callable[[Scope], object] | None = None
+    resolver: Callable[[AsgiScope], object] | None = None
     asked: tuple[tuple[str, _Ask], ...] = field(init=False, repr=False, compare=False)
     """The sources that are not switched off."""
 
@@ -98,7 +98,7 @@ class TenantOptions:
 
 
 def resolve_tenant(
-    asgi_scope: Scope, audit_scope: AuditScope, claims: Claims | None, options: TenantOptions
+    asgi_scope: AsgiScope, audit_scope: AuditScope, claims: Claims | None, options: TenantOptions
 ) -> Tenant | None:
     """Find the tenant an action is done for. Never raises for what a client or the app gives.
 
@@ -153,13 +153,13 @@ def tenant_from(thing: object) -> Tenant | None:
 
 
 def _app(
-    _asgi: Scope, scope: AuditScope, _claims: Claims, _options: TenantOptions
+    _asgi: AsgiScope, scope: AuditScope, _claims: Claims, _options: TenantOptions
 ) -> Tenant | None:
     return None if scope.tenant is None else tenant_from(scope.tenant)
 
 
 def _state(
-    asgi: Scope, _scope: AuditScope, _claims: Claims, _options: TenantOptions
+    asgi: AsgiScope, _scope: AuditScope, _claims: Claims, _options: TenantOptions
 ) -> Tenant | None:
     state = state_of(asgi)
     given = state.get("tenant")
@@ -173,7 +173,9 @@ def _state(
     return Tenant(id=named, slug=identifier(state.get("tenant_slug")))
 
 
-def _jwt(_asgi: Scope, _scope: AuditScope, claims: Claims, options: TenantOptions) -> Tenant | None:
+def _jwt(
+    _asgi: AsgiScope, _scope: AuditScope, claims: Claims, options: TenantOptions
+) -> Tenant | None:
     found = identifier(claim(claims, options.claim)) if options.claim and claims else None
     if found is None:
         return None
@@ -182,13 +184,13 @@ def _jwt(_asgi: Scope, _scope: AuditScope, claims: Claims, options: TenantOption
 
 
 def _header(
-    asgi: Scope, _scope: AuditScope, _claims: Claims, options: TenantOptions
+    asgi: AsgiScope, _scope: AuditScope, _claims: Claims, options: TenantOptions
 ) -> Tenant | None:
     return tenant_from(first_header(asgi, options.header)) if options.header else None
 
 
 def _path(
-    asgi: Scope, _scope: AuditScope, _claims: Claims, options: TenantOptions
+    asgi: AsgiScope, _scope: AuditScope, _claims: Claims, options: TenantOptions
 ) -> Tenant | None:
     parameters = asgi.get("path_params")
     if options.path_parameter is None or not isinstance(parameters, Mapping):
@@ -198,7 +200,7 @@ def _path(
 
 
 def _subdomain(
-    asgi: Scope, _scope: AuditScope, _claims: Claims, options: TenantOptions
+    asgi: AsgiScope, _scope: AuditScope, _claims: Claims, options: TenantOptions
 ) -> Tenant | None:
     given = first_header(asgi, "host") if options.domain else None
     if given is None:
@@ -212,7 +214,7 @@ def _subdomain(
 
 
 def _callable(
-    asgi: Scope, _scope: AuditScope, _claims: Claims, options: TenantOptions
+    asgi: AsgiScope, _scope: AuditScope, _claims: Claims, options: TenantOptions
 ) -> Tenant | None:
     return None if options.resolver is None else tenant_from(options.resolver(asgi))
 

@@ -58,12 +58,21 @@ class Relations:
     """The association tables met so far."""
 
     def __init__(
-        self, plans: MapperInfoCache, masking: ColumnRedaction, places: SchemaQualifiers
+        self,
+        mapper_infos: MapperInfoCache,
+        column_redaction: ColumnRedaction,
+        qualifiers: SchemaQualifiers,
     ) -> None:
-        """Begin with none."""
-        self._plans = plans
-        self._places = places
-        self._masking = masking
+        """Start with no association table known.
+
+        Args:
+            mapper_infos: What is known of the mapped classes.
+            column_redaction: Redacts the values of columns.
+            qualifiers: Name the tables as the trail calls them.
+        """
+        self._mapper_infos = mapper_infos
+        self._qualifiers = qualifiers
+        self._column_redaction = column_redaction
         self._known: weakref.WeakKeyDictionary[Table, RelationInfo] = weakref.WeakKeyDictionary()
 
     def of(self, table: Any, mappers: Iterable[Mapper[Any]]) -> RelationInfo | None:
@@ -113,7 +122,7 @@ class Relations:
         earlier = self._row(row, sent, columns, _EARLIER)
         whole = now if operation != "update" else {**earlier, **now}
         key = {name: whole[name] for name in plan.key if name in whole}
-        naming = self._places.naming(place, plan.naming)
+        naming = self._qualifiers.naming(place, plan.naming)
         references = dict.fromkeys(
             one
             for row in (whole, earlier)
@@ -140,15 +149,17 @@ class Relations:
         found: dict[str, Any] = {}
         for key, column in columns.items():
             if prefix + key in row:
-                plan, value = self._plans.of_column(column), row[prefix + key]
+                plan, value = self._mapper_infos.of_column(column), row[prefix + key]
                 spell = plan.spelling if column.foreign_keys else None
                 if plan.stored is not None:
                     stored = sent.get(prefix + key, value)
                     stored = stored if spell is None else spell(stored)
-                    found[column.name] = self._masking.stored(plan.name, value, stored, plan.alias)
+                    found[column.name] = self._column_redaction.stored(
+                        plan.name, value, stored, plan.alias
+                    )
                     continue
                 value = value if spell is None else spell(value)
-                found[column.name] = self._masking.value(
+                found[column.name] = self._column_redaction.value(
                     plan.name, value, mark=plan.mark, alias=plan.alias
                 )
         return found
@@ -174,7 +185,7 @@ class Relations:
         )
 
     def _side(self, mapper: Mapper[Any], columns: Mapping[Any, Any]) -> Side | None:
-        plan = self._plans.of(mapper)
+        plan = self._mapper_infos.of(mapper)
         found = []
         for part in mapper.primary_key:
             name = next(
@@ -192,7 +203,7 @@ class Relations:
         found = []
         for side in plan.sides:
             if all(column in row for column in side.columns):
-                naming = self._places.naming(place, side.naming)
+                naming = self._qualifiers.naming(place, side.naming)
                 key = key_text(*(row[column] for column in side.columns))
                 found += [f"{name}:{key}" for name in (naming.own, *naming.also)]
         return found

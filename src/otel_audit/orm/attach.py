@@ -14,7 +14,7 @@ from sqlalchemy.pool import Pool
 
 from otel_audit.errors import InstrumentationError
 from otel_audit.orm.association_rows import Relations
-from otel_audit.orm.before_images import ImageListeners
+from otel_audit.orm.before_images import BeforeImageListeners
 from otel_audit.orm.bulk import BulkReader
 from otel_audit.orm.column_redaction import ColumnRedaction, Redactor
 from otel_audit.orm.flush import Fetching, OpenFlushes
@@ -163,27 +163,35 @@ def _build(
     options: OrmOptions,
     on_orphan: OrphanRecorder | None,
     transactional: Transactional | None,
-    faults: ErrorGuard,
+    guard: ErrorGuard,
 ) -> Attachment:
     on_recorded = (lambda: None) if transactional is None else transactional.committed
     on_beside = None if transactional is None else complain_beside
-    tracker = TransactionTracker(options, faults, on_orphan, on_recorded, on_beside)
+    tracker = TransactionTracker(options, guard, on_orphan, on_recorded, on_beside)
     selection = Selection(options)
-    masking = ColumnRedaction(redactor, options.max_value)
-    plans = MapperInfoCache(selection, masking.is_not_sensitive, options.entity_names)
-    tracker.mark = plans.personal.mark
-    places = SchemaQualifiers()
-    relations = Relations(plans, masking, places)
-    flushes = OpenFlushes(selection, plans, masking, relations, tracker, faults, places)
-    bulk = BulkReader(plans, selection, Parameters(plans, selection, masking, options, faults))
-    executions = EngineListeners(selection, tracker, flushes, bulk, faults)
+    column_redaction = ColumnRedaction(redactor, options.max_value)
+    mapper_infos = MapperInfoCache(
+        selection, column_redaction.is_not_sensitive, options.entity_names
+    )
+    tracker.mark = mapper_infos.personal.mark
+    qualifiers = SchemaQualifiers()
+    relations = Relations(mapper_infos, column_redaction, qualifiers)
+    flushes = OpenFlushes(
+        selection, mapper_infos, column_redaction, relations, tracker, guard, qualifiers
+    )
+    bulk = BulkReader(
+        mapper_infos,
+        selection,
+        Parameters(mapper_infos, selection, column_redaction, options, guard),
+    )
+    executions = EngineListeners(selection, tracker, flushes, bulk, guard)
     fetch = Fetching(options)
     heard: tuple[tuple[type, object, dict[str, bool]], ...] = (
         # raw: the state, not the object; retval: no wrapper of SQLAlchemy's around ours; insert:
         # before a listener of the application sets what is not written any more
         (
             Mapper,
-            MapperListeners(flushes, plans, fetch=fetch),
+            MapperListeners(flushes, mapper_infos, fetch=fetch),
             {"raw": True, "retval": True, "insert": True},
         ),
         (Session, SessionListeners(flushes, executions, tracker), {}),
@@ -191,10 +199,12 @@ def _build(
         (Pool, PoolListeners(tracker), {}),
     )
     if options.before_images:
-        images = ImageListeners(plans, selection, masking, executions, tracker, options, places)
+        images = BeforeImageListeners(
+            mapper_infos, selection, column_redaction, executions, tracker, options, qualifiers
+        )
         heard += ((Engine, images, {}),)
     listeners = [
-        _Listener(target, name, guarded(getattr(one, name), faults), how)
+        _Listener(target, name, guarded(getattr(one, name), guard), how)
         for target, one, how in heard
         for name in _events(one)
         if fetch.any or name != "before_delete"
@@ -205,8 +215,8 @@ def _build(
         listeners[:0] = [
             _Listener(Engine, name, getattr(promised, name), {}) for name in _events(promised)
         ]
-    settle = guarded(tracker.settle, faults)
-    return Attachment(redactor, options, settle, tracker, plans, masking, listeners)
+    settle = guarded(tracker.settle, guard)
+    return Attachment(redactor, options, settle, tracker, mapper_infos, column_redaction, listeners)
 
 
 def _events(listeners: object) -> list[str]:

@@ -74,26 +74,36 @@ class _Before:
     options: dict[str, Any]
 
 
-class ImageListeners:
+class BeforeImageListeners:
     """Listens to statements before and after their execution."""
 
     def __init__(  # noqa: PLR0913, PLR0917 - one for each part that it uses
         self,
-        plans: MapperInfoCache,
+        mapper_infos: MapperInfoCache,
         selection: Selection,
-        masking: ColumnRedaction,
+        column_redaction: ColumnRedaction,
         executions: Executions,
         tracker: TransactionTracker,
         options: OrmOptions,
-        places: SchemaQualifiers,
+        qualifiers: SchemaQualifiers,
     ) -> None:
-        """Take what reading and describing needs."""
-        self._plans = plans
+        """Hook into the review of executed statements.
+
+        Args:
+            mapper_infos: What is known of the mapped classes.
+            selection: What is recorded of which tables and columns.
+            column_redaction: Redacts the values of columns.
+            executions: Follows the statements of each connection.
+            tracker: Follows the transactions of each connection.
+            options: The options of ORM capture.
+            qualifiers: Name the tables as the trail calls them.
+        """
+        self._mapper_infos = mapper_infos
         self._selection = selection
-        self._masking = masking
+        self._column_redaction = column_redaction
         self._executions = executions
         executions.review = self._review
-        self._places = places
+        self._qualifiers = qualifiers
         self._tracker = tracker
         self._tables = frozenset(options.before_images)
         self._most = options.max_before_images
@@ -112,7 +122,7 @@ class ImageListeners:
         if not isinstance(statement, Update | Delete):
             return
         table = table_of(statement)
-        mapper = self._plans.mapper_of(table) if isinstance(table, Table) else None
+        mapper = self._mapper_infos.mapper_of(table) if isinstance(table, Table) else None
         if mapper is not None and mapper_of_flush(statement, execution_options, (mapper,)):
             return
         self._before.pop(connection, None)
@@ -199,7 +209,7 @@ class ImageListeners:
     ) -> dict[str, ColumnElement[Any]]:
         found: dict[str, ColumnElement[Any]] = {str(one.key): one for one in columns}
         for column in columns:
-            stored = self._plans.of_column(column).stored
+            stored = self._mapper_infos.of_column(column).stored
             below = None if stored is None else stored.below(dialect)
             if below is not None:
                 key = _stored_key(column)
@@ -220,10 +230,10 @@ class ImageListeners:
         self, connection: Connection, before: _Before, after: dict[tuple[Any, ...], _Row]
     ) -> Iterator[Change]:
         is_update = isinstance(before.statement, Update)
-        plan = self._plans.of_table(before.table)
+        plan = self._mapper_infos.of_table(before.table)
         declared = RowNaming.of_table(before.table) if plan is None else plan.naming
-        place = self._places.of_statement(connection, before.options)
-        naming = self._places.naming(place, declared)
+        place = self._qualifiers.of_statement(connection, before.options)
+        naming = self._qualifiers.naming(place, declared)
         read = functools.partial(self._read, dialect=connection.dialect)
         for row in before.rows:
             now = after.get(_key(row, before.table))
@@ -260,7 +270,7 @@ class ImageListeners:
     ) -> Any:
         if row is None:
             return None
-        info = self._plans.of_column(column)
+        info = self._mapper_infos.of_column(column)
         value = row[column.key]
         if info.stored is not None:
             stored = row.get(_stored_key(column), MISSING)
@@ -268,12 +278,12 @@ class ImageListeners:
                 stored = info.stored.of(value, dialect)
             if is_key and info.spelling is not None:
                 stored = info.spelling(stored)
-            return self._masking.stored(info.name, value, stored, info.alias)
+            return self._column_redaction.stored(info.name, value, stored, info.alias)
         if info.members is not None:
             value = info.members.of(value, dialect)
         if is_key and info.spelling is not None:
             value = info.spelling(value)
-        return self._masking.value(info.name, value, mark=info.mark, alias=info.alias)
+        return self._column_redaction.value(info.name, value, mark=info.mark, alias=info.alias)
 
 
 def _noted(change: Change, note: str) -> Change:

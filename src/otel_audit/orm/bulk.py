@@ -39,10 +39,16 @@ class BulkReader:
     """Describes executed statements."""
 
     def __init__(
-        self, plans: MapperInfoCache, selection: Selection, parameters: Parameters
+        self, mapper_infos: MapperInfoCache, selection: Selection, parameters: Parameters
     ) -> None:
-        """Take what describing needs."""
-        self._plans = plans
+        """Start with no text of a statement remembered.
+
+        Args:
+            mapper_infos: What is known of the mapped classes.
+            selection: What is recorded of which tables and columns.
+            parameters: Shows the parameters and texts of statements.
+        """
+        self._mapper_infos = mapper_infos
         self._selection = selection
         self._parameters = parameters
         self._texts: BoundedCache[tuple[Write, str, Style], tuple[int, Change | None]] = (
@@ -111,10 +117,10 @@ class BulkReader:
         """The constant facts of a text, the same for each execution; None if it is not captured."""
         key = write, statement, style
         found = self._texts.get(key)
-        if found is None or found[0] != self._plans.version:
+        if found is None or found[0] != self._mapper_infos.version:
             # what was met on the way may have changed what a name means
             change = self._describe_same(write, statement, style)
-            found = self._plans.version, change
+            found = self._mapper_infos.version, change
             if len(statement) <= LONGEST_PLACED:
                 self._texts.put(key, found)
         return found[1]
@@ -175,7 +181,7 @@ class BulkReader:
         table = table_of(element)
         if not isinstance(table, Table) or element.is_insert:
             return None
-        cascades = self._plans.cascades
+        cascades = self._mapper_infos.cascades
         if element.is_delete:
             return noted(cascades.of_delete([table]))
         watched = cascades.watched(table)
@@ -188,8 +194,8 @@ class BulkReader:
     def _cascading_text(self, write: Write, statement: str) -> str | None:
         if write.operation == "insert" or write.kind == "untracked" or write.empties:
             return None
-        cascades, found = self._plans.cascades, dict[str, None]()
-        for table in self._plans.tables_named(write.table):
+        cascades, found = self._mapper_infos.cascades, dict[str, None]()
+        for table in self._mapper_infos.tables_named(write.table):
             if write.operation == "delete":
                 found.update(dict.fromkeys(cascades.of_delete([table])))
             else:
@@ -200,24 +206,24 @@ class BulkReader:
     def _takes(self, write: Write, style: Style) -> bool:
         if write.kind == "untracked":
             return True
-        known = self._plans.tables_named(write.table)
+        known = self._mapper_infos.tables_named(write.table)
         if not known:
             return self._selection.takes_table_name(write.table, any_case=not style.folds)
         return any(self._takes_table(one) for one in known)
 
     def _takes_table(self, table: Table) -> bool:
-        plan = self._plans.of_table(table)
+        plan = self._mapper_infos.of_table(table)
         return self._selection.takes_table(table) and (plan is None or plan.captured)
 
     def _shown_name(self, write: Write) -> str:
         """The name of the table as its definition spells it, where that is known."""
-        spelled = {str(one.fullname) for one in self._plans.tables_named(write.table)}
+        spelled = {str(one.fullname) for one in self._mapper_infos.tables_named(write.table)}
         same = [one for one in spelled if one.lower() == write.table.lower()]
         return same[0] if len(same) == 1 else write.table
 
     def _mapped_to(self, table: str) -> MapperInfo | None:
         """The one class that is mapped to the table of a name, if it is unique."""
-        found = {self._plans.of_table(one) for one in self._plans.tables_named(table)}
+        found = {self._mapper_infos.of_table(one) for one in self._mapper_infos.tables_named(table)}
         return found.pop() if len(found) == 1 else None
 
     def _entry(self, element: UpdateBase, **parts: Any) -> Change | None:
@@ -227,7 +233,7 @@ class BulkReader:
             return Change(operation=operation, kind="bulk", entity=name, table=name, **parts)
         if not self._takes_table(table) or not self._takes_subject(element):
             return None
-        plan = self._plans.of_table(table)
+        plan = self._mapper_infos.of_table(table)
         return Change(
             operation=operation,
             kind="bulk",
@@ -241,7 +247,7 @@ class BulkReader:
         """Whether the class is captured that a statement names: several may share a table."""
         subject = element._propagate_attrs.get("plugin_subject")  # noqa: SLF001 - no public way
         mapper = getattr(subject, "mapper", None)
-        return mapper is None or self._plans.of(mapper).captured
+        return mapper is None or self._mapper_infos.of(mapper).captured
 
 
 def _notes(*notes: str | None) -> str | None:

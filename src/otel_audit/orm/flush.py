@@ -78,7 +78,7 @@ class Flush(msgspec.Struct, eq=False):
         number: Counts the flushes of the process.
         parts: What was written, by connection.
         before: Values about to be overwritten, by state.
-        plans: The plans of the mappers that have written.
+        mapper_infos: The plans of the mappers that have written.
         short: Operations and tables of which fewer rows were inserted or deleted than requested.
         last_context: The execution context of the statement whose values were noted last.
     """
@@ -89,7 +89,7 @@ class Flush(msgspec.Struct, eq=False):
     number: int
     parts: list[FlushPart] = msgspec.field(default_factory=list)
     before: dict[InstanceState[Any], dict[str, Any]] = msgspec.field(default_factory=dict)
-    plans: dict[Mapper[Any], MapperInfo] = msgspec.field(default_factory=dict)
+    mapper_infos: dict[Mapper[Any], MapperInfo] = msgspec.field(default_factory=dict)
     short: _Short = msgspec.field(default_factory=set)
     last_context: Any = None
 
@@ -162,7 +162,11 @@ class Fetching:
     """
 
     def __init__(self, options: OrmOptions) -> None:
-        """Take all, or those with configured before-images."""
+        """Choose the tables: all, or those with before-images.
+
+        Args:
+            options: The options of ORM capture.
+        """
         self._all = options.fetch_unknown
         self._tables = frozenset(options.before_images)
         self._known: weakref.WeakKeyDictionary[Mapper[Any], bool] = weakref.WeakKeyDictionary()
@@ -183,21 +187,31 @@ class OpenFlushes:
     def __init__(  # noqa: PLR0913, PLR0917 - one argument a part
         self,
         selection: Selection,
-        plans: MapperInfoCache,
-        masking: ColumnRedaction,
+        mapper_infos: MapperInfoCache,
+        column_redaction: ColumnRedaction,
         relations: Relations,
         tracker: TransactionTracker,
-        faults: ErrorGuard,
-        places: SchemaQualifiers,
+        guard: ErrorGuard,
+        qualifiers: SchemaQualifiers,
     ) -> None:
-        """Begin with none."""
+        """Start with no flush under way.
+
+        Args:
+            selection: What is recorded of which tables and columns.
+            mapper_infos: What is known of the mapped classes.
+            column_redaction: Redacts the values of columns.
+            relations: The association tables met so far.
+            tracker: Follows the transactions of each connection.
+            guard: Keeps errors of capture away from the application.
+            qualifiers: Name the tables as the trail calls them.
+        """
         self._selection = selection
-        self._plans = plans
-        self._masking = masking
+        self._mapper_infos = mapper_infos
+        self._column_redaction = column_redaction
         self._relations = relations
         self._tracker = tracker
-        self._faults = faults
-        self._places = places
+        self._guard = guard
+        self._qualifiers = qualifiers
         self._numbers = count()
 
     def begin(self, session: Session, context: UOWTransaction) -> None:
@@ -260,9 +274,9 @@ class OpenFlushes:
         flush = part.facts.flush
         if flush is None:
             return
-        plan = flush.plans.get(mapper)
+        plan = flush.mapper_infos.get(mapper)
         if plan is None:
-            plan = flush.plans[mapper] = self._plans.of(mapper)
+            plan = flush.mapper_infos[mapper] = self._mapper_infos.of(mapper)
         if not plan.captured:
             return
         fetches = fetch.any and fetch.takes(mapper)
@@ -287,12 +301,12 @@ class OpenFlushes:
         flush = part.facts.flush
         if flush is None:
             return
-        plan = flush.plans.get(mapper)
+        plan = flush.mapper_infos.get(mapper)
         if plan is None:
             try:
-                plan = flush.plans[mapper] = self._plans.of(mapper)
+                plan = flush.mapper_infos[mapper] = self._mapper_infos.of(mapper)
             except Exception as error:  # noqa: BLE001 - must not reach the application
-                self._faults.note("plan", error)
+                self._guard.note("plan", error)
                 table = str(mapper.local_table)
                 entry = untracked(operation, mapper.class_.__name__, table, type(error).__name__)
                 part.others.append(entry)
@@ -356,14 +370,14 @@ class OpenFlushes:
             return False
         part = self.part_of(flush, connection)
         part.note_fate()
-        operation, place = operation_of(context), self._places.at(connection)
+        operation, place = operation_of(context), self._qualifiers.at(connection)
         rows = context.compiled_parameters
-        sent = sent_parameters(context) if self._plans.stored_columns(table) else ()
+        sent = sent_parameters(context) if self._mapper_infos.stored_columns(table) else ()
         for row, values in zip_longest(rows, sent[: len(rows)], fillvalue=_NONE_SENT):
             try:
                 change = self._relations.describe(plan, operation, row, table, place, values)
             except Exception as error:  # noqa: BLE001 - must not reach the application
-                self._faults.note("relation", error)
+                self._guard.note("relation", error)
                 change = untracked(operation, plan.name, plan.naming.table, type(error).__name__)
             part.others.append(change)
         return True
@@ -378,7 +392,7 @@ class OpenFlushes:
         known: _OwnStatement | None = compiled.__dict__.get(_OWN)
         if (
             known is not None
-            and known.version == self._plans.version
+            and known.version == self._mapper_infos.version
             and known.cache is options.get("compiled_cache")
             and known.mapper in mappers
         ):
@@ -388,16 +402,16 @@ class OpenFlushes:
             return None
         table = table_of(compiled.statement)
         operation = operation_of(compiled)
-        plan = self._plans.of_table(table) if isinstance(table, Table) else None
+        plan = self._mapper_infos.of_table(table) if isinstance(table, Table) else None
         stores = isinstance(table, Table) and operation != "delete"
         known = compiled.__dict__[_OWN] = _OwnStatement(
-            version=self._plans.version,
+            version=self._mapper_infos.version,
             cache=options.get("compiled_cache"),
             mapper=mapper,
             operation=operation,
             table=table,
             captured=plan is not None and plan.captured,
-            stored=self._plans.stored_columns(table) if stores else (),
+            stored=self._mapper_infos.stored_columns(table) if stores else (),
         )
         return known
 
@@ -412,7 +426,7 @@ class OpenFlushes:
         if part.committed is None:
             part.committed = is_autocommit(connection)
         table = table_of(compiled_element(context))
-        plan = self._plans.of_table(table) if isinstance(table, Table) else None
+        plan = self._mapper_infos.of_table(table) if isinstance(table, Table) else None
         if plan is not None and plan.captured:
             part.sent[operation_of(context), table] = len(part.rows)
 
@@ -439,13 +453,13 @@ class OpenFlushes:
         """Describe the rows of mapped objects that were written on a connection."""
         connection = part.connection
         scope = self._tracker.owner(connection)
-        reader = ValueReader(self._masking, connection.dialect, part.values)
+        reader = ValueReader(self._column_redaction, connection.dialect, part.values)
         self._look_at(part.rows, reader)
         state = self._tracker.of(connection)
         placed = self._placed(part, session)
         batch = None
         number = 0
-        personal = self._plans.personal
+        personal = self._mapper_infos.personal
         for row in part.rows:
             plan = placed.get(row.plan, row.plan)
             try:
@@ -455,7 +469,7 @@ class OpenFlushes:
                 if short and _is_short(row, short):
                     change = _doubted(change)
             except Exception as error:  # noqa: BLE001 - must not reach the application
-                self._faults.note("describe", error)
+                self._guard.note("describe", error)
                 change = untracked(row.operation, plan.entity, plan.table, type(error).__name__)
             if batch is None:
                 batch = state.top.batch(scope)
@@ -469,12 +483,12 @@ class OpenFlushes:
         """Plans by which rows and tables are called as they are where they were written."""
         placed: dict[MapperInfo, MapperInfo] = {}
         try:
-            place = self._places.at(part.connection, session)
+            place = self._qualifiers.at(part.connection, session)
             for row in part.rows:
                 if row.plan not in placed:
-                    placed[row.plan] = self._places.plan(place, row.plan)
+                    placed[row.plan] = self._qualifiers.plan(place, row.plan)
         except Exception as error:  # noqa: BLE001 - must not reach the application
-            self._faults.note("place", error)
+            self._guard.note("place", error)
         return placed
 
     def has_tried(self, session: Session, connection: Connection) -> bool:
@@ -509,7 +523,7 @@ class OpenFlushes:
         for row in part.rows:
             yield _untold(row.operation, placed.get(row.plan, row.plan))
         for (operation, table), first in part.sent.items():
-            plan = self._plans.of_table(table)
+            plan = self._mapper_infos.of_table(table)
             # the mapper reports its rows when it has written all of them
             if plan is not None and not any(
                 _is_of(row, operation, table) for row in part.rows[first:]
@@ -528,7 +542,7 @@ class OpenFlushes:
                     gather_texts(row, texts)
                 reader.look_at(texts)
         except Exception as error:  # noqa: BLE001 - then each value is looked at alone
-            self._faults.note("look", error)
+            self._guard.note("look", error)
 
     def _note_values(self, part: FlushPart, own: _OwnStatement, context: Any) -> None:
         if part.values is None:
@@ -536,7 +550,7 @@ class OpenFlushes:
         try:
             part.values.gather(own.table, own.stored, context)
         except Exception as error:  # noqa: BLE001 - then the types are used again
-            self._faults.note("sent values", error)
+            self._guard.note("sent values", error)
 
 
 def _parted(flush: Flush) -> list[FlushPart]:

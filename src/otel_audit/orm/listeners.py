@@ -52,16 +52,18 @@ _OBSCURE = re.compile(r"\b(?:ROLLBACK|ABORT|PREPARE\s+TRANSACTION)\b", re.IGNORE
 class MapperListeners:
     """Listens to the rows that a flush writes."""
 
-    def __init__(self, flushes: OpenFlushes, plans: MapperInfoCache, *, fetch: Fetching) -> None:
+    def __init__(
+        self, flushes: OpenFlushes, mapper_infos: MapperInfoCache, *, fetch: Fetching
+    ) -> None:
         """Take what listening needs.
 
         Args:
             flushes: The flushes under way.
-            plans: What is known of mappers.
+            mapper_infos: What is known of mappers.
             fetch: Whose values that are not loaded may be read from the database.
         """
         self._flushes = flushes
-        self._plans = plans
+        self._mapper_infos = mapper_infos
         self._fetch = fetch
 
     def before_update(
@@ -96,7 +98,7 @@ class MapperListeners:
 
     def mapper_configured(self, _mapper: Mapper[Any], _class: type) -> None:
         """Learn that there are mappers which were not there before."""
-        self._plans.forget_tables()
+        self._mapper_infos.forget_tables()
 
 
 class SessionListeners:
@@ -105,7 +107,13 @@ class SessionListeners:
     def __init__(
         self, flushes: OpenFlushes, executions: Executions, tracker: TransactionTracker
     ) -> None:
-        """Take what listening needs."""
+        """Remember what the events are passed on to.
+
+        Args:
+            flushes: The flushes under way.
+            executions: Follows the statements of each connection.
+            tracker: Follows the transactions of each connection.
+        """
         self._flushes = flushes
         self._executions = executions
         self._tracker = tracker
@@ -149,18 +157,22 @@ class PoolListeners:
     """Listens to connections that return to the pool."""
 
     def __init__(self, tracker: TransactionTracker) -> None:
-        """Take what listening needs."""
+        """Remember what the events are passed on to.
+
+        Args:
+            tracker: Follows the transactions of each connection.
+        """
         self._tracker = tracker
 
     def reset(self, dbapi_connection: Any, _record: Any, state: Any) -> None:
         """Learn that a transaction was closed whose COMMIT was not answered, or not even sent."""
         if self._tracker.awaited:
-            self._tracker.given_back(dbapi_connection, unfinished=state.transaction_was_reset)
+            self._tracker.connection_reset(dbapi_connection, unfinished=state.transaction_was_reset)
 
     def checkin(self, dbapi_connection: Any, _record: Any) -> None:
         """Learn that the commit sent before has worked."""
         if self._tracker.awaited:
-            self._tracker.returned(dbapi_connection)
+            self._tracker.connection_checked_in(dbapi_connection)
 
 
 class _Last(NamedTuple):
@@ -195,14 +207,22 @@ class Executions:
         tracker: TransactionTracker,
         flushes: OpenFlushes,
         bulk: BulkReader,
-        faults: ErrorGuard,
+        guard: ErrorGuard,
     ) -> None:
-        """Take what following needs."""
+        """Start with no statement followed.
+
+        Args:
+            selection: What is recorded of which tables and columns.
+            tracker: Follows the transactions of each connection.
+            flushes: The flushes under way.
+            bulk: Describes executed statements.
+            guard: Keeps errors of capture away from the application.
+        """
         self._selection = selection
         self._tracker = tracker
         self._flushes = flushes
         self._bulk = bulk
-        self._faults = faults
+        self._guard = guard
         self.review: Review | None = None
         """Checks the description of a statement before it is noted."""
         # whether a statement was sent in batches that are committed one by one
@@ -220,7 +240,7 @@ class Executions:
                 self._end_statement_before(connection, context)
             flushing = self._follow(connection, cursor, statement, parameters, context)
         except Exception as error:  # noqa: BLE001 - must not reach the application
-            self._faults.note("statement", error)
+            self._guard.note("statement", error)
             self._tracker.write(connection, [untracked("update", "?", "?", type(error).__name__)])
             flushing = False
         if flushing:
@@ -259,7 +279,7 @@ class Executions:
                 lambda step: self._bulk.describe_text(step, context, statement, parameters, cursor),
             )
             if not text.controls and _OBSCURE.search(statement):
-                self._tracker.of(connection).obscure = True
+                self._tracker.of(connection).is_outcome_uncertain = True
             return flush is not None and not text.controls
         if not self._add_to_last(connection, cursor, context):
             entries = self._bulk.describe(context, statement, cursor)
@@ -336,7 +356,7 @@ class Executions:
         selection = self._selection
         return not selection.by_session or any(map(selection.takes_session, sessions))
 
-    def gives_up(self, connection: Connection) -> None:
+    def note_failed_flush(self, connection: Connection) -> None:
         """Something is rolled back: a flush that has failed half-way has tried to write."""
         for session in sessions_of(self._tracker.facts(connection)):
             if self._flushes.has_tried(session, connection):
@@ -346,7 +366,7 @@ class Executions:
         """Report at once what is committed already, as in autocommit mode."""
         state = self._tracker.find(connection)
         if state is not None and not state.prepared and is_committed(connection):
-            self._tracker.end(connection, "unknown" if state.obscure else "committed")
+            self._tracker.end(connection, "unknown" if state.is_outcome_uncertain else "committed")
 
     def _add_to_last(self, connection: Connection, cursor: Any, context: Any) -> bool:
         """One INSERT of many rows is sent in several batches: count them as one."""
@@ -433,7 +453,7 @@ class EngineListeners(Executions):
 
     def rollback_savepoint(self, connection: Connection, name: str, _context: Any) -> None:
         """Drop what the savepoint holds."""
-        self.gives_up(connection)
+        self.note_failed_flush(connection)
         self._tracker.undo_savepoint(connection, name)
 
     def release_savepoint(self, connection: Connection, name: str, _context: Any) -> None:
@@ -460,7 +480,7 @@ class EngineListeners(Executions):
         identities = identities_at_hand()
         if identities:
             remember_stored(identities)
-        self.gives_up(connection)
+        self.note_failed_flush(connection)
         self._tracker.rolled_back(connection)
 
     def prepare_twophase(self, connection: Connection, _xid: Any) -> None:
@@ -475,18 +495,18 @@ class EngineListeners(Executions):
 
     def rollback_twophase(self, connection: Connection, _xid: Any, _is_prepared: object) -> None:
         """Report what was written as rolled back."""
-        self.gives_up(connection)
+        self.note_failed_flush(connection)
         self._tracker.rolled_back(connection)
 
 
 def guarded(  # noqa: C901 - the same for each number of arguments
-    listener: Callable[..., None], faults: ErrorGuard
+    listener: Callable[..., None], guard: ErrorGuard
 ) -> Callable[..., None]:
     """Wrap a listener so that the application never sees its errors.
 
     Args:
         listener: A method of the classes above.
-        faults: Counts and logs them.
+        guard: Counts and logs them.
     """
     name = listener.__name__.strip("_")
 
@@ -495,19 +515,19 @@ def guarded(  # noqa: C901 - the same for each number of arguments
         try:
             listener(first)
         except Exception as error:  # noqa: BLE001 - must not reach the application
-            faults.note(name, error)
+            guard.note(name, error)
 
     def two(first: Any, second: Any) -> None:
         try:
             listener(first, second)
         except Exception as error:  # noqa: BLE001 - must not reach the application
-            faults.note(name, error)
+            guard.note(name, error)
 
     def three(first: Any, second: Any, third: Any) -> None:
         try:
             listener(first, second, third)
         except Exception as error:  # noqa: BLE001 - must not reach the application
-            faults.note(name, error)
+            guard.note(name, error)
 
     def six(  # noqa: PLR0913, PLR0917 - as many as SQLAlchemy gives
         first: Any, second: Any, third: Any, fourth: Any, fifth: Any, sixth: Any
@@ -515,13 +535,13 @@ def guarded(  # noqa: C901 - the same for each number of arguments
         try:
             listener(first, second, third, fourth, fifth, sixth)
         except Exception as error:  # noqa: BLE001 - must not reach the application
-            faults.note(name, error)
+            guard.note(name, error)
 
     def any_number(*args: Any) -> None:
         try:
             listener(*args)
         except Exception as error:  # noqa: BLE001 - must not reach the application
-            faults.note(name, error)
+            guard.note(name, error)
 
     number = len(inspect.signature(listener).parameters)
     fitting: dict[int, Callable[..., None]] = {1: one, 2: two, 3: three, 6: six}

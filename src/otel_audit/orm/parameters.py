@@ -91,17 +91,25 @@ class Parameters:
 
     def __init__(
         self,
-        plans: MapperInfoCache,
+        mapper_infos: MapperInfoCache,
         selection: Selection,
-        masking: ColumnRedaction,
+        column_redaction: ColumnRedaction,
         options: OrmOptions,
-        faults: ErrorGuard,
+        guard: ErrorGuard,
     ) -> None:
-        """Take what showing needs."""
-        self._faults = faults
-        self._plans = plans
+        """Start with no statement remembered.
+
+        Args:
+            mapper_infos: What is known of the mapped classes.
+            selection: What is recorded of which tables and columns.
+            column_redaction: Redacts the values of columns.
+            options: The options of ORM capture.
+            guard: Keeps errors of capture away from the application.
+        """
+        self._guard = guard
+        self._mapper_infos = mapper_infos
         self._selection = selection
-        self._masking = masking
+        self._column_redaction = column_redaction
         self._options = options
         self._compiled: weakref.WeakKeyDictionary[Any, tuple[int, Bindings, dict[str, Rule]]] = (
             weakref.WeakKeyDictionary()
@@ -158,12 +166,12 @@ class Parameters:
         longest = self._options.max_statement
         if len(text) > LONGEST_PLACED:
             masked = mask_literals(text[:_SHOWN], style, None)
-            return f"{self._masking.text(masked, longest)} [{len(text)} characters in all]"
+            return f"{self._column_redaction.text(masked, longest)} [{len(text)} characters in all]"
         read = self._read_text(text, style)
         found = self._shown_texts.get((text, style))
         if found is None or found[0] is not read:
             masked = mask_literals(text, style, read.numbers, read.columns)
-            found = read, self._masking.text(masked, longest)
+            found = read, self._column_redaction.text(masked, longest)
             self._shown_texts.put((text, style), found)
         return found[1]
 
@@ -172,7 +180,7 @@ class Parameters:
         # a hint or a prefix is text, too
         if self._read(compiled)[0].texts or "'" in text or "/*" in text or "--" in text:
             return self.text(text, style)
-        return self._masking.text(text, self._options.max_statement)
+        return self._column_redaction.text(text, self._options.max_statement)
 
     def _read(self, compiled: Any) -> tuple[Bindings, dict[str, Rule]]:
         found = self._compiled.get(compiled)
@@ -180,16 +188,16 @@ class Parameters:
             try:
                 bindings = bindings_of(compiled)
             except Exception as error:  # noqa: BLE001 - must not lose the entry: all is withheld
-                self._faults.note("parameters", error)
+                self._guard.note("parameters", error)
                 bindings = Bindings(texts=True)
-            self._compiled[compiled] = found = self._plans.version, bindings, {}
-        elif found[0] != self._plans.version:
-            self._compiled[compiled] = found = self._plans.version, found[1], {}
+            self._compiled[compiled] = found = self._mapper_infos.version, bindings, {}
+        elif found[0] != self._mapper_infos.version:
+            self._compiled[compiled] = found = self._mapper_infos.version, found[1], {}
         return found[1], found[2]
 
     def _read_text(self, text: str, style: Style) -> _Text:
         found = self._texts.get((text, style))
-        if found is not None and found.version == self._plans.version:
+        if found is not None and found.version == self._mapper_infos.version:
             return found
         placements = placements_in(text, style)
         rules = {
@@ -203,7 +211,7 @@ class Parameters:
         )
         quoted = style.dialect == "sqlite" and '"' in text
         columns = self._columns_of(placements.tables) if quoted else frozenset[str]()
-        found = _Text(self._plans.version, rules, numbers, columns)
+        found = _Text(self._mapper_infos.version, rules, numbers, columns)
         self._texts.put((text, style), found)
         return found
 
@@ -234,7 +242,11 @@ class Parameters:
             if not self._takes(column):
                 return Rule(str(column.name), taken=False)
             marks.add(mark_of(column))
-            plan = self._plans.of_table(column.table) if isinstance(column.table, Table) else None
+            plan = (
+                self._mapper_infos.of_table(column.table)
+                if isinstance(column.table, Table)
+                else None
+            )
             names[str(column.name)] = None
             if plan is not None:
                 names[plan.attribute_of(str(column.name)) or str(column.name)] = None
@@ -244,7 +256,9 @@ class Parameters:
         own = _COUNTER.sub("", parameter)
         further = [one for one in (*names, own) if one and not one.isdecimal()]
         sensitive = tuple(
-            one for one in dict.fromkeys(further) if not self._masking.is_not_sensitive(one)
+            one
+            for one in dict.fromkeys(further)
+            if not self._column_redaction.is_not_sensitive(one)
         )
         is_open = not marks and not sensitive and not owner.paths
         return Rule(
@@ -265,13 +279,15 @@ class Parameters:
         """The columns that a name in a text may mean."""
         candidates = _possible(wanted.table, tables)
         found = []
-        for table in dict.fromkeys(chain.from_iterable(map(self._plans.tables_named, candidates))):
+        for table in dict.fromkeys(
+            chain.from_iterable(map(self._mapper_infos.tables_named, candidates))
+        ):
             found += [one for one in table.columns if one.name.lower() == wanted.name.lower()]
         return found
 
     def _columns_of(self, tables: Mapping[str, Iterable[str]]) -> frozenset[str]:
         named = dict.fromkeys(chain.from_iterable(tables.values()))
-        found = chain.from_iterable(map(self._plans.tables_named, named))
+        found = chain.from_iterable(map(self._mapper_infos.tables_named, named))
         return frozenset(str(column.name).lower() for table in found for column in table.columns)
 
     def _takes_name(self, table: str, name: str, tables: Mapping[str, Iterable[str]]) -> bool:
@@ -282,7 +298,7 @@ class Parameters:
         table: Any = column.table
         if not self._selection.takes_column(column) or not isinstance(table, Table):
             return self._selection.takes_column(column)
-        plan = self._plans.of_table(table)
+        plan = self._mapper_infos.of_table(table)
         return self._selection.takes_table(table) and (plan is None or plan.captured)
 
     def _set(
@@ -319,19 +335,21 @@ class Parameters:
         if rule.name is None:
             return WITHHELD
         if rule.mark is not None:
-            return self._masking.redact(rule.name, self._masking.form(value), rule.mark, "")
+            return self._column_redaction.redact(
+                rule.name, self._column_redaction.form(value), rule.mark, ""
+            )
         if stored is not MISSING:
             shown = [
-                self._masking.stored(name, value, stored, "")
+                self._column_redaction.stored(name, value, stored, "")
                 for name in (*rule.sensitive, *self._path_names(rule, parameters), rule.name)
             ]
             return next((one for one in shown if one != shown[-1]), shown[-1])
-        form = self._masking.form(value)
+        form = self._column_redaction.form(value)
         for name in (*rule.sensitive, *self._path_names(rule, parameters)):
-            shown = self._masking.redact(name, form, None, "")
+            shown = self._column_redaction.redact(name, form, None, "")
             if shown != form:
                 return shown
-        return self._masking.redact(rule.name, form, None, "")
+        return self._column_redaction.redact(rule.name, form, None, "")
 
     def _path_names(self, rule: Rule, parameters: Mapping[str, Any]) -> list[str]:
         found: list[str] = []
@@ -340,7 +358,7 @@ class Parameters:
             for one in parts if isinstance(parts, list | tuple) else (parts,):
                 if isinstance(one, str) and len(one) <= _LONGEST_PATH:
                     found += re.findall(r"\w+", one)
-        return [one for one in found if not self._masking.is_not_sensitive(one)]
+        return [one for one in found if not self._column_redaction.is_not_sensitive(one)]
 
 
 class _Sent:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _PLAIN = frozenset(
     {str, int, float, bool, type(None), bytes, dict, list, Decimal, dt.datetime, dt.date, UUID}
 )
-"""Types that surely are no SQL expressions; others take longer to judge."""
+"""Types that surely are not SQL expressions; others take longer to judge."""
 
 _FEW = 24
 _GROUP = 64
@@ -118,16 +118,16 @@ class ValueReader:
     """Reads values of one database's columns into their redacted form."""
 
     def __init__(
-        self, masking: ColumnRedaction, dialect: Dialect, sent: SentValues | None = None
+        self, column_redaction: ColumnRedaction, dialect: Dialect, sent: SentValues | None = None
     ) -> None:
         """Take what reading needs.
 
         Args:
-            masking: Redacts.
+            column_redaction: Redacts.
             dialect: Needed by a `TypeDecorator`.
             sent: What was sent for values of the application's own types.
         """
-        self._masking = masking
+        self._column_redaction = column_redaction
         self._dialect = dialect
         self._sent = sent
         self._copies: dict[int, Any] = {}
@@ -148,7 +148,7 @@ class ValueReader:
                 documents += _documents_of(row)
         if documents:
             few = [*chain.from_iterable(texts.values())]
-            found = self._masking.clean_copy([few, documents])
+            found = self._column_redaction.clean_copy([few, documents])
             if found is not None:
                 self.clean.update(few)
                 for document, copy in zip(documents, found[1], strict=True):
@@ -164,13 +164,13 @@ class ValueReader:
             texts: By column, as a column with addresses, say, must not spoil the look at others.
         """
         few = [*chain.from_iterable(texts.values())]
-        if len(few) <= _FEW and self._masking.are_clean(few):
+        if len(few) <= _FEW and self._column_redaction.are_clean(few):
             self.clean.update(few)
             return
         for some in texts.values():
             rest = iter(some)
             while group := list(islice(rest, _GROUP)):
-                if self._masking.are_clean(group):
+                if self._column_redaction.are_clean(group):
                     self.clean.update(group)
 
     def read(self, column: ColumnInfo, value: Any) -> Any:
@@ -186,15 +186,17 @@ class ValueReader:
                 return self._read_stored(column, column.stored, value)
             if column.members is not None:
                 value = column.members.of(value, self._dialect)
-            form = self._masking.form(value)
+            form = self._column_redaction.form(value)
             if (
                 type(form) is dict
                 and is_described_type(form)
                 and isinstance(column.type, TypeDecorator)
             ):
                 # what the application's own type makes of it for the database is known better
-                form = self._masking.form(column.type.process_bind_param(value, self._dialect))
-            return self._masking.redact(column.name, form, column.mark, column.alias)
+                form = self._column_redaction.form(
+                    column.type.process_bind_param(value, self._dialect)
+                )
+            return self._column_redaction.redact(column.name, form, column.mark, column.alias)
         except Exception as error:  # noqa: BLE001 - one value must not lose the entry
             self.unread.append(f"{column.name} ({type(error).__name__})")
             return describe_type(type(value))
@@ -211,7 +213,7 @@ class ValueReader:
             # a copy that two rows have would change for both
             copy = self._copies.pop(id(value), None) if self._copies else None
             if copy is None:
-                copy = self._masking.clean_copy(value)
+                copy = self._column_redaction.clean_copy(value)
             return MISSING if copy is None else copy
         if kind is Decimal:
             amount = column_form(value)
@@ -228,15 +230,15 @@ class ValueReader:
                 return stored if convert is None else convert(stored)
             if type(stored) is str and type(value) is str and self._is_clean(value, stored):
                 return stored
-        return self._masking.stored(column.name, value, stored, column.alias)
+        return self._column_redaction.stored(column.name, value, stored, column.alias)
 
     def _is_clean(self, *texts: str) -> bool:
-        """Whether short texts, which are no UUIDs, hold nothing to redact."""
+        """Whether short texts, which are not UUIDs, hold nothing to redact."""
         if any(len(one) > _SHORTEST_UUID for one in texts):
             return False
         if self.clean.issuperset(texts):
             return True
-        if not self._masking.are_clean(list(texts)):
+        if not self._column_redaction.are_clean(list(texts)):
             return False
         self.clean.update(texts)
         return True
@@ -248,12 +250,12 @@ class ValueReader:
         try:
             if column.stored is not None:
                 stored = column.stored.of(value, self._dialect)
-                part = self._masking.stored(
+                part = self._column_redaction.stored(
                     column.name, value, column.spelling(stored), column.alias
                 )
             else:
-                form = self._masking.form(column.spelling(value))
-                part = self._masking.redact(column.name, form, column.mark, column.alias)
+                form = self._column_redaction.form(column.spelling(value))
+                part = self._column_redaction.redact(column.name, form, column.mark, column.alias)
         except Exception:  # noqa: BLE001 - it raises again where it is read, and is noted there
             return self.read(column, value)
         return part

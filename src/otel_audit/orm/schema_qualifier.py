@@ -43,14 +43,14 @@ class WriteLocation:
         default_schema: The one that tables without a schema are in, as the database says.
         database: Distinguishes its database from others.
         label: What the application calls its database, if it does.
-        plans: The facts about mappers as they are here, as far as they were asked for.
+        mapper_infos: The facts about mappers as they are here, as far as they were asked for.
     """
 
     schemas: Mapping[str | None, str | None] | None
     default_schema: str | None
     database: str
     label: str | None
-    plans: dict[MapperInfo, MapperInfo] = field(
+    mapper_infos: dict[MapperInfo, MapperInfo] = field(
         default_factory=dict, init=False, compare=False, repr=False
     )
 
@@ -71,7 +71,7 @@ class SchemaQualifiers:
     """
 
     def __init__(self) -> None:
-        """Begin with one database."""
+        """Start with no database known."""
         self._pools: weakref.WeakKeyDictionary[Pool, str] = weakref.WeakKeyDictionary()
         self._shards: weakref.WeakKeyDictionary[Pool, str] = weakref.WeakKeyDictionary()
         self._has_shards = False
@@ -129,15 +129,15 @@ class SchemaQualifiers:
 
     def plan(self, place: WriteLocation, plan: MapperInfo) -> MapperInfo:
         """The facts about a mapper, with its table and names at a place."""
-        found = place.plans.get(plan)
+        found = place.mapper_infos.get(plan)
         if found is None:
             naming = self.naming(place, plan.naming)
             found = plan
             if naming is not plan.naming:
                 found = replace(plan, naming=naming, table=naming.table)
-            if len(place.plans) >= _PLACED:
-                place.plans.clear()
-            place.plans[plan] = found
+            if len(place.mapper_infos) >= _PLACED:
+                place.mapper_infos.clear()
+            place.mapper_infos[plan] = found
         return found
 
     def naming(self, place: WriteLocation, naming: RowNaming) -> RowNaming:
@@ -161,7 +161,7 @@ class SchemaQualifiers:
         if first != place.database and key not in self._several:
             self._several.add(key)
             for other in list(self._plain.values()):
-                other.plans.clear()
+                other.mapper_infos.clear()
         if place.label:
             return str(place.label)
         return self._label(place.database) if key in self._several else None

@@ -114,7 +114,8 @@ class TransactionState(msgspec.Struct, eq=False):
         autocommitted: Whether all of it is committed already, though more batches of the last
             statement may follow.
         is_released: Whether a savepoint was released last, and none is open.
-        obscure: Whether a text of the application's may have undone it, or kept it for later.
+        is_outcome_uncertain: Whether a text of the application's may have undone it, or kept it
+            for later.
         engine: The connection's engine.
         connection: Refers to the connection; None in no tracker's hands.
     """
@@ -133,7 +134,7 @@ class TransactionState(msgspec.Struct, eq=False):
     prepared: bool = False
     autocommitted: bool = False
     is_released: bool = False
-    obscure: bool = False
+    is_outcome_uncertain: bool = False
     engine: Any = None
     connection: Any = None
 

@@ -63,7 +63,7 @@ class ConnectionFacts:
     __slots__ = ("began_in", "flush", "part", "sessions", "state")
 
     def __init__(self) -> None:
-        """Nothing is known of a connection that has only been made."""
+        """Start with nothing known: the connection has only been made."""
         self.state: TransactionState | None = None
         self.began_in: AuditScope | PendingScope | None = None
         self.sessions: tuple[weakref.ref[Session], ...] = ()
@@ -77,7 +77,7 @@ class TransactionTracker:
     def __init__(
         self,
         options: OrmOptions,
-        faults: ErrorGuard,
+        guard: ErrorGuard,
         on_orphan: OrphanRecorder | None,
         on_recorded: Callable[[], None] = lambda: None,
         on_beside: Callable[[TransactionState], None] | None = None,
@@ -86,18 +86,18 @@ class TransactionTracker:
 
         Args:
             options: Bounds, and whether undone changes are kept.
-            faults: Where errors of our own are counted.
+            guard: Where errors of our own are counted.
             on_orphan: Takes the changes of no action.
             on_recorded: Called when a transaction is over that holds records itself.
             on_beside: Called when one was committed without records of all its changes.
         """
         self._options = options
-        self._faults = faults
+        self._guard = guard
         self._room = SpillOptions(
             page=max(options.max_entries, 1),
             directory=options.aside,
             cipher=options.spill_cipher,
-            on_error=faults.tally,
+            on_error=guard.tally,
         )
         self._on_orphan = on_orphan
         self._on_recorded = on_recorded
@@ -274,7 +274,7 @@ class TransactionTracker:
             elif state.committing:
                 self._settle(state, connection)
 
-    def returned(self, driver_connection: object) -> None:
+    def connection_checked_in(self, driver_connection: object) -> None:
         """A connection came back to its pool, and so its COMMIT, if any, has been answered.
 
         It may come back from the garbage collector, which may run anywhere: then nothing can be
@@ -284,7 +284,7 @@ class TransactionTracker:
             if state.committing and state.driver_connection is driver_connection:
                 self._settle(state, state.connection())
 
-    def given_back(self, driver_connection: object, *, unfinished: bool) -> None:
+    def connection_reset(self, driver_connection: object, *, unfinished: bool) -> None:
         """A connection is about to come back: see whether its COMMIT, if any, was sent.
 
         Args:
@@ -419,7 +419,7 @@ class TransactionTracker:
             else:
                 self._on_orphan(outcome, changes, begun_in=begun_in)
         except Exception as error:  # noqa: BLE001 - must not reach the application
-            self._faults.note("on_orphan", error)
+            self._guard.note("on_orphan", error)
 
 
 def _is_over(state: TransactionState, connection: Connection | None) -> bool:

@@ -60,7 +60,7 @@ _NO_OVERRIDE: Final = Override()
 _replace: Final = msgspec.structs.replace
 
 
-class Start(msgspec.Struct, frozen=True):
+class HeadAssessment(msgspec.Struct, frozen=True):
     """Facts that may be needed of a request, judged by its head.
 
     Attributes:
@@ -81,7 +81,7 @@ class Start(msgspec.Struct, frozen=True):
     operations: bool = False
 
 
-class Decision(msgspec.Struct, frozen=True):
+class PolicyDecision(msgspec.Struct, frozen=True):
     """Decision of the policy on one request.
 
     Attributes:
@@ -114,7 +114,7 @@ class Decision(msgspec.Struct, frozen=True):
     is_derived: bool = False
 
 
-UNDECIDED: Final = Decision(
+UNDECIDED: Final = PolicyDecision(
     level="changes",
     event_name="http.request",
     action="EXECUTE",
@@ -131,7 +131,7 @@ class Policy:
 
     Attributes:
         rules: In the order of evaluation; the last one matches everything.
-        routes: What routes say about themselves, for `at_start`.
+        routes: What routes say about themselves, for `assess_head`.
         nouns: Derived nouns to those that are to be used.
     """
 
@@ -144,11 +144,11 @@ class Policy:
     _paths: BoundedCache[tuple[str, str], Naming] = field(
         default_factory=lambda: BoundedCache(_NAMES), repr=False, compare=False
     )
-    _starts: Memo[tuple[str, str], Start] = field(init=False, repr=False, compare=False)
-    _decisions: BoundedCache[tuple[Any, ...], tuple[Decision, Naming]] = field(
+    _starts: Memo[tuple[str, str], HeadAssessment] = field(init=False, repr=False, compare=False)
+    _decisions: BoundedCache[tuple[Any, ...], tuple[PolicyDecision, Naming]] = field(
         default_factory=lambda: BoundedCache(_NAMES), repr=False, compare=False
     )
-    _openings: Memo[tuple[str, str], Decision] = field(init=False, repr=False, compare=False)
+    _openings: Memo[tuple[str, str], PolicyDecision] = field(init=False, repr=False, compare=False)
     _index: PathIndex = field(init=False, repr=False, compare=False)
     _of_method: Mapping[str, tuple[CompiledRule, ...]] = field(
         init=False, repr=False, compare=False
@@ -188,7 +188,7 @@ class Policy:
     def with_routes(self, routes: Iterable[tuple[Iterable[str], str, Override]]) -> Policy:
         """Make a policy that knows beforehand what routes say about themselves.
 
-        `decide` needs no such help; `at_start` does, to know that a body will be needed.
+        `decide` needs no such help; `assess_head` does, to know that a body will be needed.
 
         Args:
             routes: Methods, template, and override of each route that has one; no methods: all.
@@ -209,7 +209,7 @@ class Policy:
         ]
         return Policy(self.rules, (*self.routes, *known), self.nouns)
 
-    def at_start(self, method: str, path: str) -> Start:
+    def assess_head(self, method: str, path: str) -> HeadAssessment:
         """Say what may be needed of a request, before anything but its head is known.
 
         Args:
@@ -222,7 +222,7 @@ class Policy:
         """
         return self._starts[method, path]
 
-    def at_opening(self, method: str, path: str) -> Decision:
+    def decide_by_head(self, method: str, path: str) -> PolicyDecision:
         """Decide on a request of which only the head is known; who it is, is not.
 
         Args:
@@ -234,7 +234,7 @@ class Policy:
         """
         return self._openings[method, path]
 
-    def _opening(self, pair: tuple[str, str]) -> Decision:
+    def _opening(self, pair: tuple[str, str]) -> PolicyDecision:
         return self.decide(
             method=pair[0],
             path=pair[1],
@@ -246,7 +246,7 @@ class Policy:
             reached=False,
         )
 
-    def _start(self, pair: tuple[str, str]) -> Start:
+    def _start(self, pair: tuple[str, str]) -> HeadAssessment:
         method, path = pair
         level: Level = "none"
         limits: list[int] = []
@@ -260,7 +260,7 @@ class Policy:
             messages = messages or compiled.rule.messages is True
             if compiled.is_certain:
                 break
-        return Start(
+        return HeadAssessment(
             level=level,
             request=_RANK[level] >= _RANK["request"],
             response=level == "request_response",
@@ -286,7 +286,7 @@ class Policy:
         name_all: bool = True,
         reached: bool = True,
         on_failure: Callable[[str, Exception], object] | None = None,
-    ) -> Decision:
+    ) -> PolicyDecision:
         """Decide on a request with the facts known so far; a later call may decide otherwise.
 
         Args:
@@ -336,7 +336,7 @@ class Policy:
                 tenant_id=None if tenant is None else tenant.id,
                 tenant_slug=None if tenant is None else tenant.slug,
                 wrote=wrote,
-                nobody=is_nobody(actor),
+                nobody=is_without_credential(actor),
             ),
             actor,
             override or _NO_OVERRIDE,
@@ -361,7 +361,7 @@ class Policy:
         name_all: bool,
         reached: bool,
         on_failure: Callable[[str, Exception], object] | None,
-    ) -> tuple[Decision, Naming | None]:
+    ) -> tuple[PolicyDecision, Naming | None]:
         """As `decide`; also gives the name that it rests on, None if a part was not found."""
         method, path, route = facts.method, facts.path, facts.route
         status, wrote = facts.status, facts.wrote
@@ -397,7 +397,7 @@ class Policy:
                 raise
             is_whole = False
             on_failure("target", error)
-        decision = Decision(
+        decision = PolicyDecision(
             level=level,
             event_name=override.event or rule.event or naming.event_name,
             action=override.action or rule.action or naming.action,
@@ -449,7 +449,7 @@ def _is_short(pair: tuple[str, str]) -> bool:
     return len(pair[1]) <= _CACHED_PATH
 
 
-def is_nobody(actor: Actor) -> bool:
+def is_without_credential(actor: Actor) -> bool:
     """Return whether an actor is anonymous.
 
     Somebody who only calls himself so is not, nor is who presented what could not be verified.
@@ -457,7 +457,7 @@ def is_nobody(actor: Actor) -> bool:
     return actor.id == "anonymous" and actor.reason is None and not actor.verified
 
 
-def is_unknown(actor: Actor) -> bool:
+def is_unidentified(actor: Actor) -> bool:
     """Return whether it is not known who an actor is."""
     return actor.id == "anonymous" and not actor.verified
 
@@ -501,7 +501,7 @@ def _target(
     value = naming.target_id
     if naming.target_parameter:
         value = _parameter(naming.target_parameter, parameters)
-    elif value is None and naming.whom == "actor" and not is_unknown(actor):
+    elif value is None and naming.whom == "actor" and not is_unidentified(actor):
         value = actor.id
     return Target(type=naming.target_type, id=value)
 

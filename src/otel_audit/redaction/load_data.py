@@ -16,7 +16,7 @@ class NameTable(NamedTuple):
 
     Attributes:
         anywhere: Sensitive anywhere in a name.
-        aligned: Sensitive as whole words of a name.
+        as_words: Sensitive as whole words of a name.
         whole: Sensitive as the whole name, or the last part of a path of names.
         opaque: Sensitive if the value looks like a generated identifier.
         owners: Words that a user glues before a short name (``userssn``).
@@ -32,7 +32,7 @@ class NameTable(NamedTuple):
     """
 
     anywhere: tuple[str, ...]
-    aligned: tuple[str, ...]
+    as_words: tuple[str, ...]
     whole: tuple[str, ...]
     opaque: tuple[str, ...]
     owners: tuple[str, ...]
@@ -97,7 +97,7 @@ def name_table() -> NameTable:
     made_codes = (f"{of}_{end}" for of in codes["of"].split() for end in codes["ends"].split())
     return NameTable(
         anywhere=_gathered(read["anywhere"]),
-        aligned=(*_gathered(read["aligned"]), *made_codes),
+        as_words=(*_gathered(read["aligned"]), *made_codes),
         whole=(
             *_gathered(read["whole"]),
             *(f"{owner}_pass" for owner in owners["pass"].split()),

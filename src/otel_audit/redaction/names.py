@@ -28,7 +28,7 @@ _TABLE: Final = name_table()
 PHRASES: Final = _TABLE.anywhere
 """Sensitive anywhere in a name, in any style: ``newPassword``, ``DB_PASSWD_OLD``."""
 
-WORDS: Final = _TABLE.aligned
+WORDS: Final = _TABLE.as_words
 """Sensitive as whole words of a name: ``user_otp``, ``csrfToken``, but not ``hotpot``."""
 
 EXACT: Final = _TABLE.whole

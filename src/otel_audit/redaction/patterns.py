@@ -277,7 +277,7 @@ _OF_NUMBERS: Final = r"[0-9A-Fa-f./+_|,:;\x{b7}\x{2022} \t\-\x{200b}]*"
 
 CARD: Final = ValueRule(
     "card",
-    # first what is no card though it has as many digits: a UUID, more digits, a fraction
+    # first what is not a card though it has as many digits: a UUID, more digits, a fraction
     LazyPattern(rf"{_UUID}|({_GROUPED})|[0-9]{{20,}}(?:\.[0-9]+)?|[0-9]+\.[0-9]+|({_SPACED})"),
     lambda match: _card(_group_as_first(match)) if _is_number(match) else (),
     shortest=checksums.CARD_DIGITS[0],

@@ -34,7 +34,7 @@ _SHORTEST_FIND = 9
 """Characters; no value rule matches a text of letters and digits below this."""
 
 _FEW_DIGITS = 10**9
-"""Below this a number is no card, account or social security number."""
+"""Below this a number is not a card, account or social security number."""
 
 # below the shortest key that letters alone can spell, which is AWS's: twenty
 # a segment that fits is never read again in the other way: that would be two ways for each
@@ -115,7 +115,7 @@ _NUMBERS: Final = (
 )
 
 
-class Scan:
+class Prefilter:
     """The search, compiled for one configuration."""
 
     def __init__(self, added_names: Iterable[str] = (), *, emails: bool = False) -> None:
@@ -331,7 +331,7 @@ class PrefilterResult:
 NOT_JUDGED = PrefilterResult(names_clean=False, values_clean=False)
 
 
-def prefilter(document: Any, scan: Scan, limits: Limits) -> PrefilterResult:
+def prefilter(document: Any, scan: Prefilter, limits: Limits) -> PrefilterResult:
     """Look at all keys and all strings of a document at once.
 
     Args:

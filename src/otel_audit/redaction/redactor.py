@@ -25,7 +25,7 @@ from otel_audit.redaction.number_spelling import encode, parse_exact
 from otel_audit.redaction.path_rules import path_rules
 from otel_audit.redaction.placeholders import REDACTED, WITHHELD, WITHHELD_FOR_WORK
 from otel_audit.redaction.prefilter import (
-    Scan,
+    Prefilter,
     is_clean,
     is_clean_json,
     is_plain,
@@ -97,7 +97,7 @@ class Redactor:
             on_error: Called with each value that was withheld because redacting it failed.
 
         Raises:
-            ConfigurationError: One of ``headers`` is no regular expression.
+            ConfigurationError: One of ``headers`` is not a regular expression.
         """
         self._on_error = on_error or _ignore_error
         self._header_pattern = _header_pattern([pattern for pattern in headers if pattern.strip()])
@@ -106,7 +106,7 @@ class Redactor:
             names=names,
             paths=path_rules(paths),
             text=TextRules(names, off=rules_off, emails=emails),
-            scan=Scan(names.added, emails=emails),
+            scan=Prefilter(names.added, emails=emails),
             hash=keyed_hash or KeyedHash(),
             mode=mode,
             limits=limits or Limits(),

@@ -33,7 +33,7 @@ from otel_audit.record import (
 )
 from otel_audit.redaction import Redactor
 from otel_audit.redaction.budget import SpanBudget
-from otel_audit.redaction.spans import Redacting
+from otel_audit.redaction.spans import SpanRedactor
 from otel_audit.server.credentials import Sender
 from otel_audit.server.items import TOO_LARGE, ReceivedItem, Resource
 from otel_audit.server.received_signal import Chains, exact_values, with_stream_id
@@ -107,7 +107,7 @@ class Converter:
             requires_signature: Whether what has no valid signature is refused: spans, too.
         """
         self._redactor = redactor
-        self._redacting = Redacting(redactor)
+        self._redacting = SpanRedactor(redactor)
         self._key = key
         self._largest = largest
         self._signers = signers
@@ -134,24 +134,24 @@ class Converter:
                 # else whoever cannot sign would send a span instead
                 why = "a span has none" if checked is None else f"it is not: {checked.verdict}"
                 reason = f"a valid signature is required, and {why}"
-                return self._unfit(item, sender, "unverified", reason, allowance)
+                return self._not_convertible(item, sender, "unverified", reason, allowance)
             return self._read(item, sender, allowance, checked)
         except InvalidAuditSpanError:
             what = "audit log record" if item.is_log else "audit span"
             reason = names.what_is_wrong(item.attributes, what)
-            return self._unfit(item, sender, "invalid", reason, allowance)
+            return self._not_convertible(item, sender, "invalid", reason, allowance)
         except Exception as error:  # noqa: BLE001 - one item must not cost its whole batch
             log_limited(_logger, "reading", "A record goes to quarantine unread", error=error)
             reason = f"it could not be read: {type(error).__name__}"
-            return self._unfit(item, sender, "invalid", reason, allowance)
+            return self._not_convertible(item, sender, "invalid", reason, allowance)
 
-    def put_aside(
+    def quarantine_undecodable(
         self, item: ReceivedItem, why: str, sender: Sender, allowance: RequestBudget | None = None
     ) -> NotConvertible:
         """Keep what is left of an item that cannot be decoded. Never raises."""
         allowance = _ample() if allowance is None else allowance
         kind = "too_large" if why == TOO_LARGE else "undecodable"
-        return self._unfit(item, sender, kind, why, allowance)
+        return self._not_convertible(item, sender, kind, why, allowance)
 
     def _read(
         self,
@@ -162,29 +162,29 @@ class Converter:
     ) -> AuditRecord | NotConvertible:
         if not 0 < item.start_time < _LATEST or item.end_time >= _LATEST:
             reason = "its time is missing, or beyond the year 2262"
-            return self._unfit(item, sender, "invalid", reason, allowance)
+            return self._not_convertible(item, sender, "invalid", reason, allowance)
         version = item.attributes.get(names.SCHEMA_VERSION, SCHEMA_VERSION)
         if version not in READABLE_VERSIONS:
             known = " or ".join(READABLE_VERSIONS)
             reason = f"its schema version is not {known}: this server knows no other"
-            return self._unfit(item, sender, "invalid", reason, allowance)
+            return self._not_convertible(item, sender, "invalid", reason, allowance)
         came = self._as_it_came(item)
         text = _received_json(came)
         allowance.came += len(text)
         if len(text) > self._largest:
             reason = f"it is larger than {self._largest} bytes"
-            return self._unfit(item, sender, "too_large", reason, allowance)
+            return self._not_convertible(item, sender, "too_large", reason, allowance)
         service = item.origin.attributes.get(_SERVICE_NAME)
         if sender.service is not None and service != sender.service:
             reason = f"{sender.identity} may not send for another service than its own"
-            return self._unfit(item, sender, "foreign_service", reason, allowance)
+            return self._not_convertible(item, sender, "foreign_service", reason, allowance)
         if (
             sender.tenant is not None
             and came.tenant is not None
             and came.tenant.id != sender.tenant
         ):
             reason = f"{sender.identity} may not send for another tenant than its own"
-            return self._unfit(item, sender, "foreign_tenant", reason, allowance)
+            return self._not_convertible(item, sender, "foreign_tenant", reason, allowance)
         redacted = self._redacted(
             item, came, SpanBudget(allowance.work, allowance.own_work(len(text)))
         )
@@ -285,7 +285,7 @@ class Converter:
             lean[LEFT_OUT] = left_out + len(full) - len(lean)
         return _Resource(full, size, lean)
 
-    def _unfit(
+    def _not_convertible(
         self, item: ReceivedItem, sender: Sender, kind: str, reason: str, allowance: RequestBudget
     ) -> NotConvertible:
         budget = SpanBudget(allowance.work, _UNFIT_WORK)

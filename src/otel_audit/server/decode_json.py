@@ -25,7 +25,7 @@ from otel_audit.server.items import (
     MOST_ITEMS,
     Batch,
     ItemDecoder,
-    Place,
+    ItemPath,
     ReceivedItem,
     Resource,
 )
@@ -155,7 +155,7 @@ def spans(text: bytes, allowance: RequestBudget | None = None) -> Iterator[Batch
         Batches of one scope each, and small, so that the reader can pause in between.
 
     Raises:
-        RequestError: It is no such message, and the message says where; or too much is in it.
+        RequestError: It is not such a message, and the message says where; or too much is in it.
     """
     return _read(text, scan_json.SPANS, allowance)
 
@@ -229,7 +229,7 @@ def _no_such(text: bytes, names: ListNames) -> Exception:
             why = _harmless(error)
         except (RecursionError, UnicodeDecodeError):
             why = "it is nested too deep, or is not UTF-8"
-    return undecodable(f"the body is no {what} in JSON: {why}")
+    return undecodable(f"the body is not a valid {what} in JSON: {why}")
 
 
 def _harmless(error: msgspec.MsgspecError) -> str:
@@ -268,9 +268,9 @@ def _scope_name(text: bytes, place: Range | None) -> str:
     return name
 
 
-def _add(batch: Batch, text: bytes, item: Range | None, place: Place, scope: _Shared) -> None:
+def _add(batch: Batch, text: bytes, item: Range | None, place: ItemPath, scope: _Shared) -> None:
     if item is None:
-        _break(batch, b"", place, scope, "it is no object")
+        _break(batch, b"", place, scope, "it is not an object")
         return
     _ITEMS.add(batch, text[slice(*item)], place, scope)
 
@@ -284,12 +284,12 @@ def _has_too_many_objects(raw: bytes) -> bool:
     """Bound what decoding makes, before it makes it: three bytes become a hundred and more."""
     if raw.count(b"{") + raw.count(b"[") <= _MOST_IN_ITEM:
         return False
-    # brackets in texts, such as captured bodies, are no objects
+    # brackets in texts, such as captured bodies, are not objects
     bare = _TEXTS.sub(b"", raw)
     return bare.count(b"{") + bare.count(b"[") > _MOST_IN_ITEM
 
 
-def _decode(batch: Batch, raw: bytes, place: Place, scope: _Shared) -> None:
+def _decode(batch: Batch, raw: bytes, place: ItemPath, scope: _Shared) -> None:
     try:
         found = _log(raw, place, scope) if scope.is_log else _span(raw, place, scope)
     except (*_NOT_STRICT, _FlawError):
@@ -304,7 +304,7 @@ def _decode(batch: Batch, raw: bytes, place: Place, scope: _Shared) -> None:
         batch.ignored += 1
 
 
-def _break(batch: Batch, raw: bytes, place: Place, scope: _Shared, why: str) -> None:
+def _break(batch: Batch, raw: bytes, place: ItemPath, scope: _Shared, why: str) -> None:
     attributes = {
         "undecodable.bytes": len(raw),
         "undecodable.sha256": hashlib.sha256(raw).hexdigest(),
@@ -316,7 +316,7 @@ def _break(batch: Batch, raw: bytes, place: Place, scope: _Shared, why: str) -> 
     batch.broken.append((left, why))
 
 
-def _span(raw: bytes, place: Place, scope: _Shared) -> ReceivedItem:
+def _span(raw: bytes, place: ItemPath, scope: _Shared) -> ReceivedItem:
     span = _decode_span(raw)
     return ReceivedItem(
         span.name,
@@ -332,7 +332,7 @@ def _span(raw: bytes, place: Place, scope: _Shared) -> ReceivedItem:
     )
 
 
-def _log(raw: bytes, place: Place, scope: _Shared) -> ReceivedItem:
+def _log(raw: bytes, place: ItemPath, scope: _Shared) -> ReceivedItem:
     record = _decode_log(raw)
     time = _time(record.time_unix_nano) or _time(record.observed_time_unix_nano)
     return ReceivedItem(
@@ -352,7 +352,7 @@ def _log(raw: bytes, place: Place, scope: _Shared) -> ReceivedItem:
     )
 
 
-def _leniently(raw: bytes, place: Place, scope: _Shared) -> ReceivedItem:
+def _leniently(raw: bytes, place: ItemPath, scope: _Shared) -> ReceivedItem:
     """Read what can be read of an item that is not as it should be."""
     read = Lenient(raw)
     if scope.is_log:

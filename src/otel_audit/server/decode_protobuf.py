@@ -18,7 +18,7 @@ from otel_audit.server.items import (
     MOST_ITEMS,
     Batch,
     ItemDecoder,
-    Place,
+    ItemPath,
     ReceivedItem,
     Resource,
 )
@@ -44,7 +44,7 @@ def spans(message: bytes, allowance: RequestBudget | None = None) -> Iterator[Ba
         Batches of one scope each, small or empty, so that whoever reads can pause in between.
 
     Raises:
-        RequestError: It is no such message, or too many are in it.
+        RequestError: It is not such a message, or too many are in it.
     """
     yield from _counted(message, "spans", allowance, ExportTraceServiceRequest)
     yield from _read(message, ExportTraceServiceRequest, _nodes(allowance), is_log=False)
@@ -81,7 +81,7 @@ def _counted(
 
 
 def _no_such(request: Any) -> Exception:
-    return undecodable(f"the body is no {request.DESCRIPTOR.name} in protobuf")
+    return undecodable(f"the body is not a valid {request.DESCRIPTOR.name} in protobuf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ def _read(message: bytes, request: Any, nodes: Nodes, *, is_log: bool) -> Iterat
             raise _no_such(request) from None
 
 
-def _decode(batch: Batch, raw: bytes, place: Place, scope: _Scope) -> None:
+def _decode(batch: Batch, raw: bytes, place: ItemPath, scope: _Scope) -> None:
     try:
         if scope.is_log:
             batch.items.append(_log(decode_protobuf_lazily.Log.FromString(raw), raw, place, scope))
@@ -134,14 +134,14 @@ def _decode(batch: Batch, raw: bytes, place: Place, scope: _Scope) -> None:
         _break(batch, raw, place, scope, recover_protobuf.NOT_UTF8)
 
 
-def _break(batch: Batch, raw: bytes, place: Place, scope: _Scope, why: str) -> None:
+def _break(batch: Batch, raw: bytes, place: ItemPath, scope: _Scope, why: str) -> None:
     left = recover_protobuf.recovered(
         raw, scope.name, scope.origin, is_log=scope.is_log, place=place
     )
     batch.broken.append((left, why))
 
 
-def _span(span: Any, pairs: list[bytes], place: Place, scope: _Scope) -> ReceivedItem:
+def _span(span: Any, pairs: list[bytes], place: ItemPath, scope: _Scope) -> ReceivedItem:
     return ReceivedItem(
         span.name,
         span.trace_id.hex(),
@@ -156,7 +156,7 @@ def _span(span: Any, pairs: list[bytes], place: Place, scope: _Scope) -> Receive
     )
 
 
-def _log(record: Any, raw: bytes, place: Place, scope: _Scope) -> ReceivedItem:
+def _log(record: Any, raw: bytes, place: ItemPath, scope: _Scope) -> ReceivedItem:
     time = record.time_unix_nano or record.observed_time_unix_nano
     return ReceivedItem(
         record.event_name,

@@ -27,7 +27,7 @@ MOST_ATTRIBUTES: Final = 256
 TOO_LARGE: Final = "it is too large, or has too many parts, to be decoded"
 """Why an item is set aside undecoded."""
 
-Place = tuple[int, int, int]
+ItemPath = tuple[int, int, int]
 """An item's place in its request: the indexes of its resource, its scope, and its own."""
 
 
@@ -76,7 +76,7 @@ class ReceivedItem(msgspec.Struct, frozen=True):
     origin: Resource
     is_log: bool = False
     body: Any = None
-    place: Place | None = None
+    place: ItemPath | None = None
     unreadable: tuple[str, ...] = ()
     raw: bytes = b""
     signal: Mapping[str, Any] = {}
@@ -143,15 +143,15 @@ class ItemDecoder(Generic[S]):
         may_be_flagged: Whether its bytes may hold the flag; a span that cannot is not decoded.
         has_too_many_parts: Whether decoding would make too much of its bytes.
         decode: Puts what it is into a batch.
-        put_aside: Puts into a batch what is left of it, and why it is not decoded.
+        quarantine_undecodable: Puts into a batch what is left of it, and why it is not decoded.
     """
 
     may_be_flagged: Callable[[bytes], bool]
     has_too_many_parts: Callable[[bytes], bool]
-    decode: Callable[[Batch, bytes, Place, S], None]
-    put_aside: Callable[[Batch, bytes, Place, S, str], None]
+    decode: Callable[[Batch, bytes, ItemPath, S], None]
+    quarantine_undecodable: Callable[[Batch, bytes, ItemPath, S, str], None]
 
-    def add(self, batch: Batch, raw: bytes, place: Place, scope: S) -> None:
+    def add(self, batch: Batch, raw: bytes, place: ItemPath, scope: S) -> None:
         """Decode an item into a batch, or leave a large one to be decoded in a thread."""
         if not scope.is_log and not self.may_be_flagged(raw):
             batch.ignored += 1
@@ -162,8 +162,8 @@ class ItemDecoder(Generic[S]):
         else:
             self.decode(batch, raw, place, scope)
 
-    def _decode_large(self, batch: Batch, raw: bytes, place: Place, scope: S) -> None:
+    def _decode_large(self, batch: Batch, raw: bytes, place: ItemPath, scope: S) -> None:
         if len(raw) > LARGEST or self.has_too_many_parts(raw):
-            self.put_aside(batch, raw, place, scope, TOO_LARGE)
+            self.quarantine_undecodable(batch, raw, place, scope, TOO_LARGE)
         else:
             self.decode(batch, raw, place, scope)

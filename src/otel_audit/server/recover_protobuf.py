@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope, KeyValue
 
 from otel_audit.server.decode_attributes import as_attributes
-from otel_audit.server.items import MOST_ATTRIBUTES, Place, ReceivedItem, Resource
+from otel_audit.server.items import MOST_ATTRIBUTES, ItemPath, ReceivedItem, Resource
 
 _VARINT, _FIXED64, _BYTES, _BEGIN, _END, _FIXED32 = range(6)
 _LONGEST_VARINT: Final = 10
@@ -158,7 +158,7 @@ def scope_name(scope: bytes) -> str:
 
 
 def recovered(
-    raw: bytes, scope: str, whence: Resource, *, is_log: bool, place: Place | None = None
+    raw: bytes, scope: str, whence: Resource, *, is_log: bool, place: ItemPath | None = None
 ) -> ReceivedItem:
     """Read what can be read of an item that cannot be decoded, for the quarantine.
 

@@ -216,7 +216,7 @@ class _Taking:
             self._take(item)
 
     def _put_aside(self, item: ReceivedItem, why: str) -> None:
-        unfit = self.reader.put_aside(item, why, self.sender, self._allowance)
+        unfit = self.reader.quarantine_undecodable(item, why, self.sender, self._allowance)
         self._refused.append(unfit)
         self._size += len(unfit.received)
 

@@ -118,7 +118,11 @@ class Server:
     """
 
     def __init__(self, dsn: str) -> None:
-        """Install the schema in a template database."""
+        """Install the schema in a template database.
+
+        Args:
+            dsn: A role of this server that may create databases.
+        """
         import otel_audit_postgres
 
         self.server_dsn = dsn

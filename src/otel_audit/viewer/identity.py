@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from otel_audit_postgres.query.grammar import Query, term
-from otel_audit_postgres.query.trail import Scope
+from otel_audit_postgres.query.trail import ReaderScope
 
 from otel_audit.errors import ConfigurationError
 
@@ -60,9 +60,9 @@ class Viewer:
             raise ConfigurationError(f"viewer {self.name}: a tenant's id is empty")
 
     @property
-    def scope(self) -> Scope:
+    def scope(self) -> ReaderScope:
         """The scope of the database session."""
-        return Scope(None if self.tenants is None else tuple(self.tenants))
+        return ReaderScope(None if self.tenants is None else tuple(self.tenants))
 
     @property
     def sees_bodies(self) -> bool:

@@ -186,7 +186,7 @@ async def record(site: Site, request: Request, viewer: Viewer) -> Response:
     tenant = request.query_params.get("tenant")
     parsed = _uuid(record_id)
     if parsed is None:
-        return await missing(request, viewer, f"{record_id} is no record's id, which is a UUID.")
+        return await missing(request, viewer, f"{record_id} is not a record's id, which is a UUID.")
 
     async def answer(connection: Connection[Any]) -> _RecordPage | str:
         found = await _read_record(site, viewer, connection, parsed, tenant)

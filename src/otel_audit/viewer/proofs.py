@@ -74,7 +74,7 @@ async def _proof(site: Site, request: Request, viewer: Viewer) -> RecordProof | 
 
 
 def _zipped(name: str, bundle: Mapping[str, Any]) -> bytes:
-    program = resources.files("otel_audit_postgres.ledger") / "evidence_check.py"
+    program = resources.files("otel_audit_postgres.ledger") / "verify_evidence.py"
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         text = json.dumps(bundle, ensure_ascii=False, separators=(",", ":"))

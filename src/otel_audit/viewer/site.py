@@ -46,7 +46,11 @@ class Site:
     """The viewer's state: the store, the tree, and the authentication."""
 
     def __init__(self, settings: ViewerSettings) -> None:
-        """Open nothing yet."""
+        """Make the state; the store is not opened yet.
+
+        Args:
+            settings: The viewer's settings.
+        """
         self.settings = settings
         self.tree = TreeCache()
         self.pool = TrailPool(

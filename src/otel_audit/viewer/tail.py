@@ -24,7 +24,7 @@ from otel_audit.errors import OtelAuditError
 from otel_audit.viewer.identity import Viewer
 from otel_audit.viewer.rendering import links_of, moment, render
 from otel_audit.viewer.site import Site, hide_own_events, parse_query, refused
-from otel_audit.viewer.tail_cursor import Place
+from otel_audit.viewer.tail_cursor import TailPosition
 
 MOST: Final = 20
 """Tails at once in one process."""
@@ -77,7 +77,7 @@ class _Tail:
     def __init__(self, site: Site, request: Request, viewer: Viewer, query: Query) -> None:
         self._site, self._request, self._viewer, self._query = site, request, viewer, query
         self._link = links_of(request)
-        self._place = Place()
+        self._place = TailPosition()
         self._is_behind = False
         self._recorded = self._asked = time.monotonic()
         self._names: dict[Key, DisplayNames] = {}
@@ -93,7 +93,7 @@ class _Tail:
             if position is None and record is not None:
                 position = await place_behind(connection, record)
             self._is_behind = lacked and position is None
-            self._place = Place(size if position is None else min(position, size), record)
+            self._place = TailPosition(size if position is None else min(position, size), record)
 
         async with self._site.trail(self._viewer) as trail:
             await trail.ask("tail", {"query": str(self._query)}, place, lambda _: 0)
@@ -150,7 +150,7 @@ class _Tail:
         if due:
             self._recorded = time.monotonic()
         found, position, size = answered
-        self._place = Place(position, found[-1].id if found else self._place.record)
+        self._place = TailPosition(position, found[-1].id if found else self._place.record)
         return found, position < size
 
     def _event(self, kind: str, data: object) -> bytes:

@@ -12,7 +12,7 @@ _LONGEST: Final = 300
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class TailPosition:
     """A position in the log, the last record shown, or both."""
 
     position: int | None = None
@@ -27,29 +27,29 @@ class TailCursors:
     """
 
     def __init__(self) -> None:
-        """Begin with a key of its own."""
+        """Make a new key: ids of another process are not readable here."""
         self._cipher = Fernet(Fernet.generate_key())
 
-    def make(self, place: Place, *, plain: bool) -> str:
+    def make(self, place: TailPosition, *, plain: bool) -> str:
         """The id of an event; a tail continues after it."""
         if plain:
             return str(place.position)
         token = self._cipher.encrypt(str(place.position).encode()).decode()
         return f"{token}.{'' if place.record is None else place.record}"
 
-    def read(self, text: str | None, *, plain: bool) -> Place:
+    def read(self, text: str | None, *, plain: bool) -> TailPosition:
         """The place of an id; an empty place if the id is not valid."""
         if not text or len(text) > _LONGEST:
-            return Place()
+            return TailPosition()
         if plain:
             is_number = text.isdecimal() and len(text) < 19  # noqa: PLR2004 - a bigint
-            return Place(int(text) if is_number else None)
+            return TailPosition(int(text) if is_number else None)
         token, _, last = text.partition(".")
         try:
             record = uuid.UUID(last) if last else None
         except ValueError:
             record = None
-        return Place(self._decrypted(token), record)
+        return TailPosition(self._decrypted(token), record)
 
     def _decrypted(self, token: str) -> int | None:
         try:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 from click.testing import CliRunner
-from otel_audit_postgres.ledger import evidence_check
+from otel_audit_postgres.ledger import verify_evidence
 from otel_audit_postgres.ledger.anchors import FileAnchor
 from otel_audit_postgres.ledger.health import inspect_key_file, inspect_ledger
 from otel_audit_postgres.ledger.keys import generate, write_key_files
@@ -191,11 +191,11 @@ class TestBadInput:
         write(await prove_record(sealed.dsn, row, [sealed.key.public]), tmp_path / "out")
         file = tmp_path / "out" / "evidence.json"
         mine = generate("audit.example.com/mine").public.text()
-        assert evidence_check.main([str(file), mine]) == 1
+        assert verify_evidence.main([str(file), mine]) == 1
         said = capsys.readouterr().out
         assert "not signed by a known key" in said
         assert sealed.key.name in said
         bundle = json.loads(file.read_text())
         file.write_text(json.dumps({**bundle, "format": "other"}))
-        assert evidence_check.main([str(file)]) == 1
+        assert verify_evidence.main([str(file)]) == 1
         assert "not an evidence bundle" in capsys.readouterr().out

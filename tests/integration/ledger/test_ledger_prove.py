@@ -11,7 +11,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 from ledger_store import Administrator
-from otel_audit_postgres.ledger import evidence_check
+from otel_audit_postgres.ledger import verify_evidence
 from otel_audit_postgres.ledger.keys import generate
 from otel_audit_postgres.ledger.prove import (
     ProofError,
@@ -27,8 +27,8 @@ from otel_audit.record import Target
 
 def holds(bundle, keys=()):
     try:
-        evidence_check.check(json.loads(json.dumps(bundle)), list(keys))
-    except (evidence_check.Bad, ValueError, KeyError, TypeError, AttributeError):
+        verify_evidence.check(json.loads(json.dumps(bundle)), list(keys))
+    except (verify_evidence.Bad, ValueError, KeyError, TypeError, AttributeError):
         return False
     return True
 
@@ -67,9 +67,9 @@ class TestProveRecord:
             bad = bytearray(good)
             bad[place] ^= 1 << place % 7
             file.write_bytes(bad)
-            assert evidence_check.main([str(file)]) == 1, (place, bad[place - 9 : place + 9])
+            assert verify_evidence.main([str(file)]) == 1, (place, bad[place - 9 : place + 9])
         file.write_bytes(good)
-        assert evidence_check.main([str(file)]) == 0
+        assert verify_evidence.main([str(file)]) == 0
 
     async def test_fails_under_another_key(self, log, known):
         """The key that the auditor holds decides, not the one in the bundle."""
@@ -177,7 +177,7 @@ class TestCommand:
         run("--entity", "order:123")
         run("--grown-from", str(tmp_path / "anchor"), "--out", "growth")
         for directory in (f"evidence-{known}", "evidence-order-123", "growth"):
-            assert evidence_check.main([str(tmp_path / directory / "evidence.json")]) == 0
+            assert verify_evidence.main([str(tmp_path / directory / "evidence.json")]) == 0
 
     def test_wants_one_thing(self, run):
         """Nothing, or two things, is wrong use."""
@@ -199,8 +199,8 @@ class TestCommand:
 
 def test_what_cannot_be_read_is_not_called_false(tmp_path, capsys):
     """Without its file the program has checked nothing: it says so, with a status of its own."""
-    assert evidence_check.main([str(tmp_path / "missing.json")]) == 2
-    assert evidence_check.main([str(tmp_path)]) == 2
+    assert verify_evidence.main([str(tmp_path / "missing.json")]) == 2
+    assert verify_evidence.main([str(tmp_path)]) == 2
     told = capsys.readouterr()
     assert told.err.startswith("cannot read ")
     assert "HOLD" not in told.out + told.err

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from ledger_store import Administrator
 from otel_audit_postgres import init, maintain
-from otel_audit_postgres.ledger import evidence_check
+from otel_audit_postgres.ledger import verify_evidence
 from otel_audit_postgres.ledger.prove import ProofError, prove_growth, prove_record
 from otel_audit_postgres.ledger.verify.findings import ProblemKind
 from otel_audit_postgres.retention import collapse, drop, retire
@@ -185,8 +185,8 @@ class TestCollapsing:
         await collapse(log.dsn)
         for row in await connection.fetch("SELECT id FROM audit.audit_logs"):
             bundle = await prove_record(log.dsn, str(row["id"]), [log.key.public])
-            assert evidence_check.check(dict(bundle), [])
-        assert evidence_check.check(dict(await prove_growth(log.dsn, later, [log.key.public])), [])
+            assert verify_evidence.check(dict(bundle), [])
+        assert verify_evidence.check(dict(await prove_growth(log.dsn, later, [log.key.public])), [])
         with pytest.raises(ProofError, match="pruned"):
             await prove_growth(log.dsn, early, [])
 

@@ -42,7 +42,7 @@ from sqlalchemy.types import TypeDecorator
 from sqlalchemy.util import greenlet_spawn
 
 from otel_audit.action.compose import changes_outside
-from otel_audit.action.lifecycle import Parts
+from otel_audit.action.lifecycle import FailedParts
 from otel_audit.orm import OrmOptions, Transactional
 from otel_audit.record import AuditRecord, Change
 from otel_audit.transactional import encode
@@ -534,7 +534,9 @@ class OutboxHistory(PostgresHistory):
     def listen(self):
         transactional = Transactional(
             compose=lambda _owner, changes: [
-                next(changes_outside("committed", changes, lambda: "test", Parts(lambda: None)))
+                next(
+                    changes_outside("committed", changes, lambda: "test", FailedParts(lambda: None))
+                )
             ],
             encode=encode,
             committed=lambda: None,

@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import (
 from sqlalchemy.orm import Session, sessionmaker
 
 from otel_audit.action.compose import changes_outside
-from otel_audit.action.lifecycle import Parts
+from otel_audit.action.lifecycle import FailedParts
 from otel_audit.orm import OrmOptions, Transactional, attach, detach
 from otel_audit.scope import AuditScope, enter, leave
 from otel_audit.transactional import encode
@@ -687,7 +687,9 @@ class TestTwoPhases:
         """In commit-atomic mode the entries are in the prepared transaction."""
         transactional = Transactional(
             compose=lambda _owner, changes: [
-                next(changes_outside("committed", changes, lambda: "test", Parts(lambda: None)))
+                next(
+                    changes_outside("committed", changes, lambda: "test", FailedParts(lambda: None))
+                )
             ],
             encode=encode,
             committed=lambda: None,

@@ -19,11 +19,11 @@ from otel_audit_postgres.archive.prove import prove_archived
 from otel_audit_postgres.archive.query import query_archives
 from otel_audit_postgres.archive.restore import end_restoration, restore_month
 from otel_audit_postgres.archive.search import archived_record, search_archives
-from otel_audit_postgres.ledger import evidence_check
+from otel_audit_postgres.ledger import verify_evidence
 from otel_audit_postgres.ledger.prove import write
 from otel_audit_postgres.query import queries
 from otel_audit_postgres.query.grammar import parse
-from otel_audit_postgres.query.trail import Scope, Trail
+from otel_audit_postgres.query.trail import ReaderScope, Trail
 from retention_trail import APRIL, JANUARY, MARCH, ids_of
 from strategies import a_record
 
@@ -92,9 +92,9 @@ class TestQuery:
             assert await archived_record(trail, retained.archive, hit.found.id) == [hit]
             theirs = uuid.UUID(ids_of(MARCH, 1)[0])
             assert await archived_record(trail, retained.archive, theirs) == []
-            narrowed = Trail(reading, scope=Scope(("acme",)))
+            narrowed = Trail(reading, scope=ReaderScope(("acme",)))
             assert await search_archives(narrowed, retained.archive, parse("")) == []
-            mine = Trail(reading, scope=Scope(("other", "acme")))
+            mine = Trail(reading, scope=ReaderScope(("other", "acme")))
             assert len(await search_archives(mine, retained.archive, parse(""))) == 9
         looks = await connection.fetchval(
             "SELECT count(*) FROM audit.audit_logs WHERE event_name = 'audit.viewed'"
@@ -181,7 +181,7 @@ class TestProve:
             for row in (found[0], found[-1]):
                 record_id = row.found.id
                 bundle = prove_archived(retained.archive, record_id, [retained.key.public])
-                assert evidence_check.check(dict(bundle), [])
+                assert verify_evidence.check(dict(bundle), [])
         write(bundle, tmp_path / "evidence")
         checked = subprocess.run(
             [sys.executable, "verify.py"], cwd=tmp_path / "evidence", check=False,

@@ -29,15 +29,15 @@ CLASSES: list[tuple[object, str, str]] = [
     (accounts, "outcome_of", "outcome"),
     (accounts, "with_scope_facts", "record"),
     (accounts, "enrich", "span"),
-    (accounts.ExchangeRecord, "collect", "record"),
-    (accounts.ExchangeRecord, "outcome", "record"),
-    (accounts.ExchangeRecord, "decide", "policy"),
+    (accounts.ExchangeRecordBuilder, "collect", "record"),
+    (accounts.ExchangeRecordBuilder, "outcome", "record"),
+    (accounts.ExchangeRecordBuilder, "decide", "policy"),
     (exchange_facts.BodyCapture, "request_body", "request.body"),
     (exchange_facts.BodyCapture, "response_body", "response.body"),
     (exchange_facts.BodyCapture, "copy", "bodies"),
     (request_metadata, "secret_parameters", "path"),
     (request_metadata.RequestHead, "_shown_host", "host"),
-    (Policy, "at_start", "bodies"),
+    (Policy, "assess_head", "bodies"),
     (Policy, "decide", "policy"),
     (engine, "override_of", "policy"),
     (engine, "name_action", "name"),
@@ -48,7 +48,7 @@ CLASSES: list[tuple[object, str, str]] = [
     (Redactor, "document", "metadata"),
 ]
 AGAIN = {
-    "at_start", "route_template", "parse_event", "shown_target", "with_new_id", "with_scope_facts", "collect", "decide", "override_of", "name_action",
+    "assess_head", "route_template", "parse_event", "shown_target", "with_new_id", "with_scope_facts", "collect", "decide", "override_of", "name_action",
     "_target", "is_plain_path", "document", "source",
 }  # fmt: skip
 """What is described anew: where it fails once alone, the record lacks nothing in the end."""
@@ -98,14 +98,14 @@ async def handler(scope: Any, receive: Any, send: Any) -> None:
 
 
 async def told(tapped: Tapped, path: str = "/orders/7") -> None:
-    opening = accounts.ExchangeRecord.__init__
+    opening = accounts.ExchangeRecordBuilder.__init__
 
     def with_span(self: Any, *args: Any) -> None:
         opening(self, *args)
         self.audit.server_span = Span()
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(accounts.ExchangeRecord, "__init__", with_span)
+        patched.setattr(accounts.ExchangeRecordBuilder, "__init__", with_span)
         given = [(b"content-type", b"application/json"), (b"x-request-id", b"given-id-1")]
         await tapped.ask(b'{"a": 1}', headers=given, path=path, query_string=b"a=1")
 
@@ -193,7 +193,9 @@ async def test_what_cannot_be_observed_is_refused(
     """The same where not even the core could be made; else that is a loss, and counted."""
     tapped = Tapped(handler)
     tapped.runtime._options = dataclasses.replace(tapped.runtime._options, refuses=refuses)
-    monkeypatch.setattr(exchange, "ExchangeRecord", Breaks(exchange.ExchangeRecord, once=False))
+    monkeypatch.setattr(
+        exchange, "ExchangeRecordBuilder", Breaks(exchange.ExchangeRecordBuilder, once=False)
+    )
     await tapped.ask()
     assert tapped.sent[0]["status"] == (503 if refuses else 200)
     assert tapped.runtime.counters.dropped == 1

@@ -110,7 +110,7 @@ class TestDelivering:
         counters = Counters()
         made = functools.partial(open_spool, tmp_path, service="shop")
         delivery = Delivery(lambda: shelf, counters, options, spool=made)
-        spool = delivery.backlog.spool
+        spool = delivery.queue.spool
         faults = [PermissionError(13, "Permission denied"), ValueError()]
 
         def sync() -> int:

@@ -58,7 +58,7 @@ class TestOpened:
         """A disk that takes nothing is like a full one: no action begins that would be lost."""
         home = tmp_path / "spools"
         recorder, counters = a_recorder(home, refuse=refuse)
-        recorder._delivery.backlog.rest()
+        recorder._delivery.queue.rest()
         shutil.rmtree(home)
         home.write_text("in the way")
         assert recorder.opened(a_record(), None) is not refuse
@@ -85,7 +85,7 @@ class TestOpened:
         record = a_record(producer_id=place.producer_id, trace_id="1" * 32, resource={"a": "b"})
         recorder.opened(record, None)
         recorder.closed(record, None)
-        (item,) = recorder._delivery.backlog._memory
+        (item,) = recorder._delivery.queue._memory
         assert item.entry.sequence_number == 1
         assert msgspec.structs.replace(item.entry, sequence_number=None) == record
 
@@ -93,7 +93,7 @@ class TestOpened:
         """A forked child that ends its parent's action is the producer of that record."""
         recorder, _ = a_recorder(tmp_path / "spools", refuse=True)
         recorder.closed(a_record(producer_id="parent", trace_id="1" * 32), None)
-        (item,) = recorder._delivery.backlog._memory
+        (item,) = recorder._delivery.queue._memory
         assert item.entry.producer_id == recorder.producer_id
         assert item.entry.trace_id is None
 

@@ -302,10 +302,10 @@ class TestRemovedSpool:
         records = [a_record(record_id=uuid7()) for _ in range(5)]
         for record in records:
             delivery.submit(record)
-        gone = delivery.backlog.spool
+        gone = delivery.queue.spool
         shutil.rmtree(gone.path)
         until = time.monotonic() + 60
-        while delivery.backlog.spool is gone:
+        while delivery.queue.spool is gone:
             assert time.monotonic() < until
             time.sleep(0.01)
         delivery.note(FrameKind.OPENED, a_record(record_id=uuid7()))

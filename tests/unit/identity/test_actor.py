@@ -31,8 +31,8 @@ from otel_audit.identity.actor import (
     resolve_actor,
 )
 from otel_audit.identity.certificate import certificate_subject
-from otel_audit.identity.presented import REMEDIES, UNCHECKED
-from otel_audit.identity.presented import forget as forget_warnings
+from otel_audit.identity.unresolved_credential import REMEDIES, UNCHECKED
+from otel_audit.identity.unresolved_credential import forget as forget_warnings
 from otel_audit.record import Actor
 from otel_audit.scope import AuditScope
 

@@ -8,7 +8,6 @@ from functools import cache
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from otel_audit_postgres.ledger.evidence_check import Bad, consistent
 from otel_audit_postgres.ledger.merkle import (
     EMPTY_ROOT,
     Frontier,
@@ -16,6 +15,7 @@ from otel_audit_postgres.ledger.merkle import (
     leaf_hash,
     verify_inclusion,
 )
+from otel_audit_postgres.ledger.verify_evidence import Bad, consistent
 
 LARGEST = 130
 ENTRIES = tuple(b"entry %d" % number for number in range(LARGEST))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
-from otel_audit.policy import Decision, Override, Policy, Rule, audit_route, engine
+from otel_audit.policy import Override, Policy, PolicyDecision, Rule, audit_route, engine
 from otel_audit.policy.rules import LEVELS
 from otel_audit.record import ANONYMOUS, Actor, Target, Tenant
 
@@ -24,7 +24,7 @@ def policy(*rules: Any, **settings: Any) -> Policy:
     return Policy.from_config(AuditConfig(policy_rules=rules, **settings))
 
 
-def decide(made: Policy, request: str = "POST /orders", **facts: Any) -> Decision:
+def decide(made: Policy, request: str = "POST /orders", **facts: Any) -> PolicyDecision:
     method, path = request.split(" ")
     given = {"route": path, "status": 200, "actor": ANN, "tenant": None, "wrote": False, **facts}
     return made.decide(method=method, path=path, **given)
@@ -77,7 +77,7 @@ class TestDefaults:
             assert level(policy(), f"POST {path}", route=route) == "request_response"
         made = policy({"level": "none", "paths": ["/docs/**", "/health/**", "/metrics/**"]})
         assert level(made, f"POST {path}", route=None) == "request_response"
-        assert made.at_start("POST", path).level == "request_response"
+        assert made.assess_head("POST", path).level == "request_response"
 
     @pytest.mark.parametrize(
         "somebody",
@@ -355,12 +355,12 @@ class TestStart:
             ("GET", "/orders", (False, False)),
             ("GET", "/patients", (False, False)),
         ):
-            start = made.at_start(method, path)
+            start = made.assess_head(method, path)
             assert (start.request, start.response) == expected
 
     def test_request_only(self) -> None:
         """The level `request` does not ask for the response's body."""
-        start = policy(Rule("request", body_limit=50)).at_start("POST", "/orders")
+        start = policy(Rule("request", body_limit=50)).assess_head("POST", "/orders")
         assert (start.level, start.request, start.response, start.body_limit) == (
             "request",
             True,
@@ -371,19 +371,19 @@ class TestStart:
     def test_what_may_still_come(self) -> None:
         """A rule that asks for what is not known yet is counted, and those after it as well."""
         made = policy(Rule("none", status=("200",)), Rule("request_response", status=("404",)))
-        assert made.at_start("GET", "/orders").response
+        assert made.assess_head("GET", "/orders").response
 
     def test_nothing(self) -> None:
         """What can never be recorded is known at once."""
-        assert policy(Rule("none")).at_start("POST", "/orders").level == "none"
+        assert policy(Rule("none")).assess_head("POST", "/orders").level == "none"
 
     def test_routes(self) -> None:
         """What routes say about themselves is known beforehand if it is told."""
         made = policy().with_routes(
             [(("GET",), "/orders/{id}", Override(level="request_response"))]
         )
-        assert made.at_start("GET", "/orders/7").response
-        assert not made.at_start("GET", "/orders").response
+        assert made.assess_head("GET", "/orders/7").response
+        assert not made.assess_head("GET", "/orders").response
 
     @given(
         st.lists(st.builds(
@@ -405,7 +405,7 @@ class TestStart:
         """No decision asks for more than the start foresaw, but that something was written."""
         made = policy(*rules)
         method, path = request.split(" ")
-        foreseen = LEVELS.index(made.at_start(method, path).level)
+        foreseen = LEVELS.index(made.assess_head(method, path).level)
         found = LEVELS.index(level(made, request, status=status, wrote=wrote))
         assert found <= max(foreseen, LEVELS.index("changes") if wrote else 0)
 
@@ -446,7 +446,7 @@ class TestTargets:
 
 
 class TestRoutesOwnWords:
-    def decide(self, endpoint: Any = None, route: Any = None, **facts: Any) -> Decision:
+    def decide(self, endpoint: Any = None, route: Any = None, **facts: Any) -> PolicyDecision:
         scope = {"endpoint": endpoint, "route": route, "path_params": {"order_id": 7}}
         return decide(policy(), "POST /orders/{order_id}/x", scope=scope, **facts)
 
@@ -456,7 +456,7 @@ class TestRoutesOwnWords:
         @audit_route("order.refund", target="order:{order_id}", action="REFUND", level="changes")
         async def refund() -> None: ...
 
-        assert self.decide(refund) == Decision(
+        assert self.decide(refund) == PolicyDecision(
             "changes", "order.refund", "REFUND", Target(type="order", id="7"), "route"
         )
 
@@ -626,10 +626,10 @@ class TestManyRoutes:
         """What may be needed of a request is the same as if every route were asked in turn."""
         indexed = policy().with_routes(routes)
         asked = Policy((*indexed.routes, *indexed.rules))
-        assert indexed.at_start(method, path) == asked.at_start(method, path)
+        assert indexed.assess_head(method, path) == asked.assess_head(method, path)
 
     def test_a_route_may_ask_for_messages(self) -> None:
         """Also without a level of its own."""
         made = policy().with_routes([(("WEBSOCKET",), "/feed/{id}", Override(messages=True))])
-        assert made.at_start("WEBSOCKET", "/feed/7").messages
-        assert not made.at_start("WEBSOCKET", "/other").messages
+        assert made.assess_head("WEBSOCKET", "/feed/7").messages
+        assert not made.assess_head("WEBSOCKET", "/other").messages

@@ -103,18 +103,18 @@ class TestReading:
     @pytest.mark.parametrize(
         ("text", "column", "said"),
         [
-            ("acter:ada", 1, "acter: is no field; did you mean actor:?"),
-            ("item:1", 1, "item: is no field; did you mean entity:item:1?"),
-            ("time:7d order:a-1 x", 9, "order: is no field; did you mean entity:order:a-1?"),
-            ("item:<1", 1, "item: is no field; there are "),
+            ("acter:ada", 1, "acter: is not a field; did you mean actor:?"),
+            ("item:1", 1, "item: is not a field; did you mean entity:item:1?"),
+            ("time:7d order:a-1 x", 9, "order: is not a field; did you mean entity:order:a-1?"),
+            ("item:<1", 1, "item: is not a field; there are "),
             ("x http://a", 3, "put text with a colon in quotes"),
             ("actor:", 7, "a value is missing: actor:ada@example.com"),
             ("event:a,,b", 9, "a value is missing"),
             ("event:a*b", 7, '* is allowed only at the end; for the character itself: "a*b"'),
             ("target:order*", 13, "target takes no *"),
-            ("status:9", 8, "'9' is no status: 404, 5xx, >=400 or 400..499"),
-            ("time:soon", 6, "'soon' is no time: expected 30s"),
-            ("time:>=999999999w", 6, "is no time"),
+            ("status:9", 8, "'9' is not a status: 404, 5xx, >=400 or 400..499"),
+            ("time:soon", 6, "'soon' is not a time: expected 30s"),
+            ("time:>=999999999w", 6, "is not a time"),
             ("time:..", 6, "a..b needs one end at least"),
             ("-", 1, "- is alone"),
             ('""', 1, "there is nothing between the quotes"),
@@ -174,7 +174,7 @@ class TestTimes:
     )
     def test_what_is_no_time_is_refused(self, text):
         """Also one that no calendar can tell."""
-        with pytest.raises(ValueError, match="is no time: expected"):
+        with pytest.raises(ValueError, match="is not a time: expected"):
             parse_span(text, NOW)
 
     @pytest.mark.parametrize(

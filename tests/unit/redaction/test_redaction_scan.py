@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from otel_audit.redaction import Redactor
 from otel_audit.redaction.names import EXACT, PHRASES, WORDS
-from otel_audit.redaction.prefilter import Scan
+from otel_audit.redaction.prefilter import Prefilter
 
 CANARY = "Xq7canary9Zt"
 FIELDS = ("employee_number", "tax-id", "*_steuer_nr", "größe_nr", "*Ref")
 
 
-class SuspectsAll(Scan):
+class SuspectsAll(Prefilter):
     """A search that sends everything to the rules."""
 
     def suspects(self, text: bytes) -> bool:
@@ -160,4 +160,4 @@ def test_hides_what_a_query_holds(query: str) -> None:
 )  # fmt: skip
 def test_suspects_no_ordinary_text(text: str) -> None:
     """What suspects everything would be right, and slow."""
-    assert not Scan().suspects_string(text)
+    assert not Prefilter().suspects_string(text)

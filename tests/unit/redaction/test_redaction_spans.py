@@ -17,7 +17,7 @@ from otel_audit.errors import InvalidAuditSpanError
 from otel_audit.record import Change
 from otel_audit.redaction import Redactor
 from otel_audit.redaction.hashing import KeyedHash
-from otel_audit.redaction.spans import Redacting
+from otel_audit.redaction.spans import SpanRedactor
 
 SECRETS = ["4111 1111 1111 1111", "sk_live_51H8abcdefghijklmnop", "AKIAIOSFODNN7EXAMPLE"]
 KEY = "hunter2-of-mine"
@@ -50,8 +50,8 @@ class Looking(Redactor):
 
 
 @pytest.fixture(scope="module")
-def redacting() -> Redacting:
-    return Redacting(Redactor())
+def redacting() -> SpanRedactor:
+    return SpanRedactor(Redactor())
 
 
 class TestSecrets:
@@ -160,7 +160,7 @@ class TestSecrets:
 
     def test_who_it_was_can_be_compared(self):
         """As capture does: equal ids that are secrets have equal hashes."""
-        redacting = Redacting(Redactor(keyed_hash=KeyedHash(key=b"k" * 32)))
+        redacting = SpanRedactor(Redactor(keyed_hash=KeyedHash(key=b"k" * 32)))
         told = {"audit.actor.id": f"a {SECRETS[1]}", "user.roles": ["admin", SECRETS[1]]}
         found = redacting.redact(told)
 
@@ -173,7 +173,7 @@ class TestSecrets:
         told = {"user.email": "ada@example.com", "audit.actor.id": "ada@example.com"}
 
         assert redacting.redact(told) is told
-        assert "ada" not in str(Redacting(Redactor(emails=True)).redact(told))
+        assert "ada" not in str(SpanRedactor(Redactor(emails=True)).redact(told))
 
 
 class TestClean:
@@ -209,7 +209,7 @@ class TestClean:
 
     def test_what_many_say_alike_is_looked_at_once(self):
         redactor = Looking()
-        redacting = Redacting(redactor)
+        redacting = SpanRedactor(redactor)
         told = {"audit.action": "order.read", "http.route": "/orders/{id}", "error.type": "a.B"}
         redacting.redact(told)
         assert redactor.looks == 3
@@ -233,7 +233,7 @@ class TestClean:
     @given(record=records())
     def test_twice_is_once(self, record):
         """What a sender of ours has redacted comes through unchanged by the second time."""
-        redacting = Redacting(Redactor())
+        redacting = SpanRedactor(Redactor())
         once = redacting.redact(to_attributes(record))
 
         assert redacting.redact(once) == once

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from otel_audit.redaction import Redactor
 from otel_audit.redaction.load_data import KeyShape, key_shapes
-from otel_audit.redaction.prefilter import Scan
+from otel_audit.redaction.prefilter import Prefilter
 from otel_audit.redaction.secret_urls import link_parameters
 
 redactor = Redactor()
-scan = Scan()
+scan = Prefilter()
 
 SECRETS = [
     "Your verification code is §48291.",

@@ -80,7 +80,7 @@ class Recovered(NamedTuple):
 
 
 class DamagedBytes(NamedTuple):
-    """Bytes of a segment that are no frame.
+    """Bytes of a segment that are not a frame.
 
     Attributes:
         file: The segment's name.

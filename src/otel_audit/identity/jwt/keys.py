@@ -166,7 +166,7 @@ def read_key_set(text: bytes, algorithms: frozenset[str]) -> tuple[VerificationK
         type is left out (RFC 7517, section 5).
 
     Raises:
-        UnusableKeyError: It is no JWK set, or has more than 100 keys.
+        UnusableKeyError: It is not a JWK set, or has more than 100 keys.
     """
     try:
         found = msgspec.json.decode(text)
@@ -243,7 +243,7 @@ def _for_secret(secret: bytes, algorithms: frozenset[str]) -> dict[str, Key]:
         return {name: CryptographyHMACKey(secret, name) for name in SYMMETRIC & algorithms}
     except JWKError:
         # otherwise everybody who knows a public key could sign
-        raise UnusableKeyError("a key in PEM, which is no secret for HS*") from None
+        raise UnusableKeyError("a key in PEM, which is not a secret for HS*") from None
 
 
 def _pss(key: rsa.RSAPublicKey, digest: hashes.HashAlgorithm) -> Key:

@@ -13,7 +13,7 @@ from typing import Final
 from urllib.parse import unquote_plus
 
 from otel_audit.config import PREFIX
-from otel_audit.identity.safe_access import Scope
+from otel_audit.identity.safe_access import AsgiScope
 
 _logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ _warned: Final[set[str]] = set()
 _lock = threading.Lock()
 
 
-def presented(asgi_scope: Scope, *, reads_session: bool = False) -> str | None:
+def unresolved_credential(asgi_scope: AsgiScope, *, reads_session: bool = False) -> str | None:
     """Say that a client has presented a credential, and of which kind.
 
     Args:
@@ -124,7 +124,7 @@ def forget() -> None:
         _warned.clear()
 
 
-def _has_session(asgi_scope: Scope) -> bool:
+def _has_session(asgi_scope: AsgiScope) -> bool:
     """Whether a middleware has read a session, and something is in it."""
     session = asgi_scope.get("session")
     # others may load theirs when they are asked

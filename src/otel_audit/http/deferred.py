@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from otel_audit.http.options import CaptureOptions
 
 
-Scope = MutableMapping[str, Any]
+AsgiScope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 
 if TYPE_CHECKING:
-    OpenExchange = Callable[[CaptureOptions, Scope, "UnrecordedRequest"], Exchange | None]
+    OpenExchange = Callable[[CaptureOptions, AsgiScope, "DeferredRequest"], Exchange | None]
 
 
 @final
-class UnrecordedRequest(PendingScope):
+class DeferredRequest(PendingScope):
     """An HTTP request that no answer could have recorded; what is written in it could.
 
     With the first write, or whatever else asks for the action, it becomes an `Exchange` that
@@ -54,7 +54,7 @@ class UnrecordedRequest(PendingScope):
     def __init__(
         self,
         options: CaptureOptions,
-        scope: Scope,
+        scope: AsgiScope,
         path: str,
         loop: asyncio.AbstractEventLoop,
         open_exchange: OpenExchange,
@@ -80,7 +80,7 @@ class UnrecordedRequest(PendingScope):
         self.id = (options.request_id(scope) if is_given else None) or public_id(now)
         self._context = context.get_current()
         self.exchange: Exchange | None = None
-        self.inner_scope: Scope | None = None
+        self.inner_scope: AsgiScope | None = None
         self.start: Message | None = None
         self.ended = self._is_routed = self._is_moved_on = False
         self._method = scope["method"]
@@ -96,7 +96,7 @@ class UnrecordedRequest(PendingScope):
         """The application's span of the request."""
         return trace.get_current_span(self._context)
 
-    def routed(self, scope: Scope) -> Exchange | None:
+    def routed(self, scope: AsgiScope) -> Exchange | None:
         """Learn which scope the router works on.
 
         Returns:
@@ -120,7 +120,7 @@ class UnrecordedRequest(PendingScope):
         self.inner_scope = scope
         return None
 
-    def _is_moved(self, scope: Scope) -> bool:
+    def _is_moved(self, scope: AsgiScope) -> bool:
         return scope["method"] != self._method or path_below_root(scope) != self._path
 
     def sent(self, message: Message) -> Message:
@@ -168,7 +168,7 @@ class UnrecordedRequest(PendingScope):
         return self.exchange.audit
 
 
-def _asks_for_record(scope: Scope) -> bool:
+def _asks_for_record(scope: AsgiScope) -> bool:
     """Return whether a route that nobody knew when the request began has a level of its own."""
     try:
         override = override_of(scope.get("endpoint"), scope.get("route"))

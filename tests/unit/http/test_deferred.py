@@ -221,7 +221,7 @@ async def test_what_cannot_be_observed_any_more_is_a_loss(monkeypatch: pytest.Mo
         assert current_scope() is None
         await answer(b"{}")(scope, receive, send)
 
-    monkeypatch.setattr(exchange, "ExchangeRecord", broken)
+    monkeypatch.setattr(exchange, "ExchangeRecordBuilder", broken)
     tapped = await ask(handler)
     assert tapped.sent[0]["status"] == 200
     assert tapped.runtime.counters.dropped == 1
