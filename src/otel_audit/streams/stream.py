@@ -88,7 +88,7 @@ class _Batch:
 
 
 @dataclass(slots=True)
-class Progress:
+class StreamProgress:
     """A stream's figures for metrics. Counters start with the process.
 
     Attributes:
@@ -143,7 +143,7 @@ class Stream:
         self._witness = witness
         self._interval = interval
         self._ahead: _Batch | None = None
-        self.progress = Progress()
+        self.progress = StreamProgress()
 
     @property
     def name(self) -> str:
