@@ -354,7 +354,7 @@ class Stream:
         if sent is None or sent.turn != at.turn or sent.next_leaf <= at.next_leaf:
             return
         if sent.next_leaf > size:
-            raise store.StreamPositionError(store.ahead(self.name, sent.next_leaf, size))
+            raise store.PositionError(store.ahead(self.name, sent.next_leaf, size))
         if sent.leaf_hash:
             await store.check_leaf(
                 connection, self.name, sent.next_leaf, bytes.fromhex(sent.leaf_hash)
