@@ -124,7 +124,9 @@ class SessionListeners:
         """Learn whose statements a connection runs."""
         facts = self._tracker.facts(connection)
         if not facts.sessions or not any(one() is session for one in facts.sessions):
-            facts.sessions = (*facts.sessions, weakref.ref(session))
+            # an application may keep one connection, and make a session on it for each request
+            still_used = (one for one in facts.sessions if one() is not None)
+            facts.sessions = (*still_used, weakref.ref(session))
 
     def before_flush(self, session: Session, context: UOWTransaction, _objects: Any) -> None:
         """Begin to gather."""

@@ -437,8 +437,9 @@ def describe_update(row: WrittenRow, plan: MapperInfo, reader: ValueReader) -> C
                 or (kind is int and -SMALL < new < SMALL and -SMALL < old < SMALL)
             )
         ):
-            # what `read` would find, without the calls
-            if old != new:
+            # what `read` would find, without the calls; what the type takes for equal, such as
+            # texts in another case, SQLAlchemy does not write
+            if old != new and column.same(new, old) is not True:
                 found.values[column.name] = [old, new]
         elif old is _UNKNOWN or new is _UNKNOWN or column.same(new, old) is not True:
             found.add(column, old, new)
