@@ -20,7 +20,12 @@ class CutOff:
     """
 
     def __init__(self, point: int, files: tuple[str, ...]) -> None:
-        """Choose the point, counted from 1, of all in the code whose file's path has one of these."""
+        """Choose the point.
+
+        Args:
+            point: Which one, counted from 1.
+            files: Parts of the paths of the files whose code counts.
+        """
         self.point = point
         self.files = files
         self.passed = 0

@@ -196,7 +196,12 @@ class Sql(variants.Dataquery):
     """A question to the store, as Grafana's PostgreSQL source has it."""
 
     def __init__(self, text: str, form: str = "time_series") -> None:
-        """Ask this."""
+        """Remember the question.
+
+        Args:
+            text: The statement.
+            form: How Grafana reads the rows.
+        """
         self._told = {
             "refId": "A",
             "format": form,

@@ -133,7 +133,12 @@ class ReportStore(Log):
     """A store whose every byte that a report shows is fixed."""
 
     def __init__(self, dsn: str, folder: Path) -> None:
-        """As any, but with a key that is the same each time: a checkpoint has its signature."""
+        """Make a store whose key is the same each time: a checkpoint has its signature.
+
+        Args:
+            dsn: The store's database.
+            folder: Where its key lies.
+        """
         super().__init__(dsn, folder)
         # ASCII as a seed: nobody takes it for a secret
         seed = base64.b64encode(b"\x01" + b"the seed of the tests, no secret").decode()

@@ -95,7 +95,7 @@ def to_span(record: AuditRecord) -> bytes:
         record: The record; its resource goes beside the span, see `to_request`.
 
     Raises:
-        ValueError: No span can carry it: a text that is no Unicode, ids that are no hex, a time
+        ValueError: No span can carry it: a text that is not Unicode, ids that are not hex, a time
             before 1970.
     """
     trace_id, parent = _place(record)

@@ -99,7 +99,9 @@ def _split(endpoint: str | None) -> SplitResult:
         parts = urlsplit((endpoint or "").strip())
         port = parts.port
     except ValueError:
-        raise ConfigurationError(f"{name}: this is no URL, such as http://127.0.0.1:4318") from None
+        raise ConfigurationError(
+            f"{name}: this is not a URL, such as http://127.0.0.1:4318"
+        ) from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigurationError(
             f"{name}: a URL with http:// or https:// and a host is needed, such as "
@@ -172,7 +174,7 @@ def _tls(config: AuditConfig, *, secure: bool) -> ssl.SSLContext | None:
             context.load_cert_chain(certificate, key, password=_no_password)
         except (ssl.SSLError, ValueError):
             raise ConfigurationError(
-                f"{PREFIX}OTLP_CLIENT_CERTIFICATE, {PREFIX}OTLP_CLIENT_KEY: these are no "
+                f"{PREFIX}OTLP_CLIENT_CERTIFICATE, {PREFIX}OTLP_CLIENT_KEY: these are not "
                 "certificate and its unencrypted key in PEM"
             ) from None
     return context

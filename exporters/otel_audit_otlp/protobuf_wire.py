@@ -87,7 +87,7 @@ def pairs(tag: bytes, attributes: Mapping[str, Any]) -> bytes:
     """Write attributes, a field each.
 
     Raises:
-        ValueError: A text is no Unicode, or an integer has more than 64 bits.
+        ValueError: A text is not Unicode, or an integer has more than 64 bits.
         TypeError: A value is of a type that OTLP does not know.
     """
     written: list[bytes] = []

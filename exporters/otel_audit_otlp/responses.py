@@ -91,7 +91,7 @@ def _in_its_words(answer: HttpResponse) -> str:
 
 
 def _read_into(message: Message, answer: HttpResponse) -> bool:
-    """Read the body, in the encoding that the answer names; False where it is no such message."""
+    """Read the body, in the encoding that the answer names; False if it is not such a message."""
     kind = _media_type(answer)
     try:
         if kind == _JSON:

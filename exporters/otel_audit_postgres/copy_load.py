@@ -100,7 +100,7 @@ class Loader:
             if self._insert is _INSERT_NEW and sqlstate(error) == _UNIQUE_VIOLATION:
                 self._insert = _INSERT
                 return None
-            # a table that cannot be made, such as where pages are smaller, is no record's fault
+            # a table that cannot be made, such as where pages are smaller, is not a record's fault
             if is_refusal(error) and self._is_prepared:
                 raise
             self._give_up(error)

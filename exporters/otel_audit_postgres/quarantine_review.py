@@ -79,7 +79,7 @@ async def retry(dsn: str, rows: list[QuarantinedRow]) -> list[QuarantinedRow]:
         rows: Which.
 
     Returns:
-        Those that are in the trail now. The others are no records, or are refused again.
+        Those that are in the trail now. The others are not records, or are refused again.
 
     Raises:
         StoreError: The store takes nothing now.

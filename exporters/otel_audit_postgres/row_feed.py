@@ -111,7 +111,11 @@ class RowPart:
     """As many rows as go into one statement; taken once."""
 
     def __init__(self, feed: RowParts) -> None:
-        """Begin; nothing is taken yet."""
+        """Start a part; no row is taken yet.
+
+        Args:
+            feed: The rows that are left.
+        """
         self._rows: list[Row] = []
         self._rest = feed.take(self._rows)
 

@@ -169,7 +169,13 @@ class UnstorableRecordError(ValueError):
     """
 
     def __init__(self, reason: str, record_id: str, received: bytes) -> None:
-        """Keep what the quarantine needs."""
+        """Keep what the quarantine stores.
+
+        Args:
+            reason: Why no row can hold the record.
+            record_id: Its id.
+            received: The record as it came.
+        """
         super().__init__(reason)
         self.reason = reason
         self.record_id = record_id
@@ -190,8 +196,8 @@ def to_row(record: AuditRecord, *, to_copy: bool = True) -> Row:
         Its row.
 
     Raises:
-        UnstorableRecordError: The record's id is no UUID, or its text is no JSON; or it is to be
-            copied, and a field has a type that its class does not allow.
+        UnstorableRecordError: The record's id is not a UUID, or its text is not JSON; or it is to
+            be copied, and a field has a type that its class does not allow.
     """
     record, payload = _written_down(record)
     try:
@@ -222,7 +228,7 @@ def record_from_payload(text: str | bytes) -> AuditRecord:
         The record.
 
     Raises:
-        msgspec.DecodeError: The text is no JSON, or no record (`msgspec.ValidationError`).
+        msgspec.DecodeError: The text is not JSON, or no record (`msgspec.ValidationError`).
 
     Example::
 
@@ -502,7 +508,7 @@ def _fitting(number: int | None, bits: int) -> int | None:
 
 
 def _whole(number: int) -> int:
-    """Refuse what is no whole number, such as 1.5 and True, before a column makes one of it."""
+    """Refuse what is not a whole number, such as 1.5 and True, before a column makes one of it."""
     if isinstance(number, bool):
         raise TypeError
     return operator.index(number)

@@ -193,7 +193,7 @@ async def wait_for_receipt(
     Raises:
         StoreUnavailableError: The store does not have it in time; it is kept until it has.
         ConfigurationError: Nothing is audited in this process, or not to a store.
-        ValueError: The id is no UUID, or none is given and nothing was recorded by hand before.
+        ValueError: The id is not a UUID, or none is given and nothing was recorded by hand before.
 
     Example::
 

@@ -642,7 +642,7 @@ def decode_changes(text: str | bytes) -> tuple[Change, ...]:
 
     Raises:
         msgspec.MsgspecError: They are none.
-        TypeError: It is no text.
+        TypeError: It is not a text.
     """
     if len(text) <= _LONG_CHANGES:
         return _decode_changes(text)

@@ -655,7 +655,11 @@ class AuditConfig(BaseSettings):
     )  # fmt: skip
 
     def __init__(self, **values: Any) -> None:
-        """Collect the settings from arguments, environment and file, in this order."""
+        """Read the settings from arguments, environment and file, in this order.
+
+        Args:
+            **values: Settings by name; they win over environment and file.
+        """
         _refuse_unknown_variables(os.environ)
         try:
             super().__init__(**values)
@@ -882,7 +886,7 @@ def _expanded(setting: str, path: str) -> Path:
 
 
 def _unreadable(value: object, *, secret: bool) -> str | None:
-    """Say what no setting may hold: what is no Unicode, and control characters."""
+    """Say what no setting may hold: what is not Unicode, and control characters."""
     if isinstance(value, Mapping):
         both = (*value.keys(), *value.values())
         return next((why for one in both if (why := _unreadable(one, secret=secret))), None)

@@ -127,6 +127,11 @@ class StoreUnavailableError(StoreError):
     """
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
-        """Say what happened, and when to come again if that is known."""
+        """Make the error.
+
+        Args:
+            message: What happened.
+            retry_after: Seconds after which to try again, if the store said so.
+        """
         super().__init__(message)
         self.retry_after = retry_after

@@ -212,7 +212,7 @@ class Runtime:
     def _unrecorded(
         self, options: CaptureOptions, scope: MutableMapping[str, Any], path: str
     ) -> DeferredRequest | None:
-        """Let a request pass that nothing but a write could have recorded; None: it is no such."""
+        """Let a request pass that nothing but a write could have recorded; None: it is not one."""
         try:
             method = scope.get("method")
             if not isinstance(method, str) or len(method) > LONGEST_METHOD:

@@ -565,7 +565,7 @@ def add_metadata(**values: Any) -> None:
 
 
 def _leave_requests() -> None:
-    """A forked child is no part of the request in which it was forked; the parent answers that."""
+    """A forked child is not part of the request in which it was forked: the parent answers it."""
     scope = _current.get()
     if isinstance(scope, PendingScope):
         scope.is_over = True

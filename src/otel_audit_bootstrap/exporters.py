@@ -93,5 +93,5 @@ def _entry_point(name: str, signal: str, environment: Mapping[str, str]) -> str:
         or environment.get("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
         or "grpc"
     ).strip()
-    # an unknown protocol is refused as well; it is no entry point's name
+    # an unknown protocol is refused as well; it is not an entry point's name
     return _BY_PROTOCOL.get(protocol, protocol)

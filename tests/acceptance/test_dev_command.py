@@ -204,7 +204,7 @@ def test_a_folder_that_cannot_be_used_is_said_in_one_line(project):
     folder = project / ".otel-audit"
     folder.touch()
     (line,) = run_dev(project).stderr.splitlines()
-    assert "is no directory" in line
+    assert "is not a directory" in line
     folder.unlink()
     folder.mkdir()
     program = "import os; os.geteuid = lambda: 0 if os.getuid() else 1"

@@ -91,7 +91,7 @@ def fault(setting: str, value: str, monkeypatch: pytest.MonkeyPatch) -> str | No
                 if CANARY in told and setting not in SHOWN:
                     return f"shows the value: {told}"
                 if not told.isprintable() or len(told) > 1000:
-                    return f"is no line to read: {told[:200]!r}"
+                    return f"is not a line to read: {told[:200]!r}"
                 if PREFIX not in told:
                     return f"names no setting: {told}"
             except Exception as error:

@@ -230,7 +230,7 @@ def test_hostile_text_is_only_text(shape):
 def test_what_is_no_record_has_no_shape(shape):
     """It is parked by the stream, with this reason; our own shape takes it as it is."""
     event = read_event('{"hello": 1}', leaf=1, log="l", content_hash=HASH)
-    with pytest.raises(UnshapeableError, match="no record of otel-audit's"):
+    with pytest.raises(UnshapeableError, match="not a record of otel-audit's"):
         shape_named(shape)(event)
     assert shape_named("native")(event)["record"] == {"hello": 1}
 
@@ -238,7 +238,7 @@ def test_what_is_no_record_has_no_shape(shape):
 @pytest.mark.parametrize("payload", ["[1]", "7", "not json", '{"a": '])
 def test_what_is_no_object_is_no_event(payload):
     """The message says so, without the text."""
-    with pytest.raises(UnshapeableError, match="the payload is no JSON"):
+    with pytest.raises(UnshapeableError, match="the payload is not JSON"):
         read_event(payload, leaf=1, log="l", content_hash=HASH)
 
 
@@ -269,5 +269,5 @@ def test_a_changed_row_says_so_in_every_shape():
 @pytest.mark.parametrize("name", ["", "cef", "ocsf-9.9.9", "OCSF"])
 def test_an_unknown_shape_is_refused(name):
     """The error lists those that there are."""
-    with pytest.raises(ConfigurationError, match=r"is no shape: one of native, ocsf, ecs"):
+    with pytest.raises(ConfigurationError, match=r"is not a shape: one of native, ocsf, ecs"):
         shape_named(name)

@@ -48,7 +48,7 @@ class ArchiveStore(Protocol):
         """The URL of an object; of the archive for an empty name."""
 
     def put(self, key: str, file: Path, sha256: str, retain_until: date | None) -> None:
-        """Write an object, if it is not there; the same content is no error, another one is."""
+        """Write an object, if it is not there; the same content is not an error, another one is."""
 
     @contextmanager
     def fetch(self, key: str) -> Iterator[Path]:
@@ -69,7 +69,7 @@ class ArchiveStore(Protocol):
         """The names of all objects, sorted."""
 
     def remove(self, key: str) -> None:
-        """Delete an object; it is no error if it is gone."""
+        """Delete an object; it is not an error if it is gone."""
 
     def hold(self, key: str, *, on: bool) -> None:
         """Put a legal hold on an object, or take it off, where the store knows them."""
@@ -118,7 +118,11 @@ class FolderArchive:
     """A folder. Files are made read-only; what more protects them is the volume's business."""
 
     def __init__(self, folder: Path) -> None:
-        """Remember the folder; it is made when something is written."""
+        """Remember the folder.
+
+        Args:
+            folder: Where the objects lie; made with the first write.
+        """
         self._folder = folder
 
     @property

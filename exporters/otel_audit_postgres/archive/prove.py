@@ -52,7 +52,7 @@ def month_of(record_id: uuid.UUID) -> date:
     """The month of an id, by its first 48 bits.
 
     Raises:
-        ArchiveError: It has none: it is no UUIDv7, so no record of the trail has it.
+        ArchiveError: It has none: it is not a UUIDv7, so no record of the trail has it.
     """
     try:
         moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=record_id.int >> 80)

@@ -66,7 +66,10 @@ class RowFile:
     """
 
     def __init__(self, path: Path) -> None:
-        """Open the file.
+        """Open the file for writing.
+
+        Args:
+            path: The Parquet file.
 
         Raises:
             MissingExtraError: `pyarrow` is not installed.
@@ -136,7 +139,8 @@ def read_batches(path: Path, columns: Sequence[str] = NAMES) -> Iterator[Any]:
     A file that is older than a column (`ADDED_IN`) has no such column: it is read as NULL.
 
     Raises:
-        ArchiveError: It is no such file, or it lacks a column that its rows have by their version.
+        ArchiveError: It is not such a file, or it lacks a column that its rows have by their
+            version.
     """
     arrow, files = parquet()
     try:
@@ -176,7 +180,7 @@ def read_rows(path: Path, columns: Sequence[str] = NAMES) -> Iterator[Mapping[st
     """The rows of a file, in its order, few at a time; ``recorded_at`` in microseconds since 1970.
 
     Raises:
-        ArchiveError: It is no such file.
+        ArchiveError: It is not such a file.
     """
     arrow, _ = parquet()
     for batch in read_batches(path, columns):
@@ -194,6 +198,6 @@ def read_leaves(path: Path) -> dict[int, bytes]:
     """The leaf hashes of a file by their places.
 
     Raises:
-        ArchiveError: It is no such file.
+        ArchiveError: It is not such a file.
     """
     return {row["leaf"]: row["leaf_hash"] for row in read_rows(path, ("leaf", "leaf_hash"))}

@@ -65,7 +65,7 @@ class SparseTree:
         """The text of the note.
 
         Raises:
-            ArchiveError: It is no checkpoint.
+            ArchiveError: It is not a checkpoint.
         """
         try:
             return read_checkpoint(self.note)

@@ -23,7 +23,7 @@ FORMAT: Final = "otel-audit export 3"
 
 
 class ExportError(OtelAuditError, ValueError):
-    """A file is no export, or its manifest names another file."""
+    """A file is not an export, or its manifest names another file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +135,9 @@ def read_manifest(path: Path) -> ExportManifest:
     except FileNotFoundError:
         raise ExportError(f"{beside} is not there: without it nothing can be checked") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise ExportError(f"{beside} is no manifest of an export: {type(error).__name__}") from None
+        raise ExportError(
+            f"{beside} is not a manifest of an export: {type(error).__name__}"
+        ) from None
     if found.format != FORMAT:
         raise ExportError(f"{beside} is of another version of otel-audit")
     return found
@@ -154,7 +156,7 @@ def read_proof(path: Path) -> tuple[Iterator[ProvedRow], SparseTree]:
                 last = line
         return _rows(path), read_tree(last.decode())
     except (OSError, EOFError, ValueError, ArchiveError) as error:
-        raise ExportError(f"{path} is no proof of an export: {type(error).__name__}") from None
+        raise ExportError(f"{path} is not a proof of an export: {type(error).__name__}") from None
 
 
 def _rows(path: Path) -> Iterator[ProvedRow]:
@@ -166,4 +168,4 @@ def _rows(path: Path) -> Iterator[ProvedRow]:
                     return
                 yield ProvedRow(*decode(line))
     except (OSError, EOFError, ValueError) as error:
-        raise ExportError(f"{path} is no proof of an export: {type(error).__name__}") from None
+        raise ExportError(f"{path} is not a proof of an export: {type(error).__name__}") from None

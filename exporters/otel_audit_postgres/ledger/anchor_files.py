@@ -27,7 +27,7 @@ def read_file(path: Path) -> str | None:
 
     Raises:
         OSError: It cannot be read.
-        UnicodeDecodeError: It is no text.
+        UnicodeDecodeError: It is not a text.
     """
     try:
         return path.read_text("utf-8")

@@ -74,7 +74,12 @@ class FileAnchor:
     """
 
     def __init__(self, path: Path, *, directory: bool) -> None:
-        """Take the path; nothing is opened yet."""
+        """Remember the path; nothing is opened yet.
+
+        Args:
+            path: The file, or the directory.
+            directory: Whether each checkpoint is kept in a file of its own in `path`.
+        """
         self._path = path
         self._directory = directory
 
@@ -129,7 +134,11 @@ class HttpAnchor:
     """
 
     def __init__(self, url: str) -> None:
-        """Take the address; nothing is opened yet."""
+        """Remember the address; nothing is opened yet.
+
+        Args:
+            url: What is read with GET and written with PUT.
+        """
         self._url = url
 
     @property

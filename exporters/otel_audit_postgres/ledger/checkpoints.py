@@ -26,7 +26,7 @@ _CONTROLS: Final = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 
 
 class NoteError(OtelAuditError, ValueError):
-    """A text that is no signed note, no checkpoint, or whose signature does not hold."""
+    """A text that is not a signed note, no checkpoint, or whose signature does not hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ def read_note(note: str) -> Note:
         Its parts.
 
     Raises:
-        NoteError: It is no note.
+        NoteError: It is not a note.
     """
     text, separator, rest = note.rpartition("\n\n")
     if not separator or len(note) > LONGEST_NOTE or _CONTROLS.search(note):
@@ -141,7 +141,7 @@ def read_checkpoint(note: str) -> Checkpoint:
         The checkpoint; extension lines are passed over.
 
     Raises:
-        NoteError: It is no note, or no checkpoint.
+        NoteError: It is not a note, or no checkpoint.
     """
     origin, *rest = read_note(note).text.split("\n")
     if not origin or len(rest) < 3 or not _SIZE.fullmatch(rest[0]):  # noqa: PLR2004 - lines

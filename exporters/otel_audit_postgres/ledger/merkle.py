@@ -60,7 +60,7 @@ class Frontier:
             count: Its leaves: a power of two that divides ``size``.
 
         Raises:
-            ValueError: It is no complete subtree at this place.
+            ValueError: It is not a complete subtree at this place.
         """
         if count < 1 or count & (count - 1) or self.size % count:
             raise ValueError(f"no subtree of {count} leaves after {self.size}")

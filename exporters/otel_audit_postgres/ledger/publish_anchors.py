@@ -39,7 +39,11 @@ class Publishing:
     """
 
     def __init__(self, anchors: Sequence[Anchor]) -> None:
-        """Take the anchors; none is read yet."""
+        """Start without calls; no anchor is read yet.
+
+        Args:
+            anchors: Where checkpoints are published.
+        """
         self.anchors = tuple(anchors)
         self.failures = 0
         self._published: dict[int, int] = {}

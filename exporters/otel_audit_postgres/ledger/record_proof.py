@@ -139,7 +139,7 @@ async def _was_inserted_so(
 ) -> bool:
     """Whether columns that do not follow from the text were inserted so, as the verification asks.
 
-    Whoever may insert can insert such a row: that is no tampering.
+    Whoever may insert can insert such a row: that is not tampering.
     """
     if block is None:
         found = await connection.fetchval(_IS_AS_INSERTED, row["id"], row["tenant_id"])
@@ -147,7 +147,7 @@ async def _was_inserted_so(
     note = await store.flaws(connection, block.first)
     origin = await store.origin(connection)
     flaws = frozenset() if note is None else read_flaws(note, origin, block.first, keys)
-    # the leaf covers the text: a text that is no record now was none when it was inserted
+    # the leaf covers the text: a text that is not a record now was none when it was inserted
     if is_no_record(row):
         return not any(record_id == row["id"].bytes for record_id, _ in flaws)
     hashes = await store.column_hashes(connection, [row["id"]])

@@ -103,7 +103,7 @@ class SealedRow:
         leaf_hash: Of the leaf, as it was sealed, 32 bytes.
         is_as_sealed: Whether the row, hashed afresh, is what was sealed.
         columns: More columns, if requested.
-        recorded_us: When the database took it, Unix microseconds; -1 if that is no time.
+        recorded_us: When the database took it, Unix microseconds; -1 if that is not a time.
     """
 
     leaf: int

@@ -26,7 +26,7 @@ def chosen_signer(config: AuditConfig, key_file: Path | None = None) -> Signer |
     """Take the signer of the argument, else of the settings; None if there is none.
 
     Raises:
-        ConfigurationError: It cannot be read or made, or is no key.
+        ConfigurationError: It cannot be read or made, or is not a key.
     """
     if key_file is not None:
         return read_key_file(key_file, "--key-file")
@@ -57,7 +57,7 @@ def chosen_public_keys(config: AuditConfig, keys: Sequence[str] = ()) -> list[Pu
         keys: Keys in their text form, or files that hold one.
 
     Raises:
-        ConfigurationError: One is no key.
+        ConfigurationError: One is not a key.
     """
     if keys:
         return [_public_key(key, "--key") for key in keys]

@@ -31,7 +31,7 @@ class DamagedLedgerError(StoreError):
     """The blocks are not a log without gaps."""
 
     def __init__(self) -> None:
-        """Say what to do."""
+        """Make the message; it names `otel-audit verify`."""
         super().__init__("the ledger is damaged: run `otel-audit verify`")
 
 
@@ -39,7 +39,7 @@ class TreeCache:
     """The upper part of one log's tree; it follows as the log grows."""
 
     def __init__(self) -> None:
-        """Begin with nothing; the first proof reads all leaf hashes once."""
+        """Start empty; the first proof reads all leaf hashes."""
         self._reset()
         self._turn = asyncio.Lock()
 

@@ -138,7 +138,11 @@ class FileWrapper:
     """A key-encryption key from a file: 32 bytes in hex, readable for its owner alone."""
 
     def __init__(self, key: bytes) -> None:
-        """Take the key: 32 random bytes."""
+        """Derive the two keys for wrapping and for the names of subjects.
+
+        Args:
+            key: The 32 random bytes of the file.
+        """
         self._aead, self._invalid = aead(_derived(key, b"wrap"))
         self._hash = _derived(key, b"subject")
 

@@ -97,7 +97,12 @@ class Protector:
     """Encrypts personal values of records, before they are hashed and stored."""
 
     def __init__(self, keys: KeyStore, fields: PersonalFields) -> None:
-        """Use a store of keys."""
+        """Remember the keys and the fields.
+
+        Args:
+            keys: The store of the subjects' keys.
+            fields: Which fields of a record are encrypted.
+        """
         self._keys, self._fields = keys, fields
 
     async def protect(self, records: Sequence[AuditRecord]) -> list[AuditRecord]:
@@ -291,7 +296,7 @@ def _encrypted(key: SubjectKey | None, value: str, record_id: str, path: str) ->
 
 
 def _text(value: Any) -> str:
-    """A value as text: what is no text itself as JSON."""
+    """A value as text: what is not a text itself as JSON."""
     return value if isinstance(value, str) else written_down(value).decode()
 
 

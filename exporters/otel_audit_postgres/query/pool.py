@@ -38,7 +38,11 @@ class TookTooLongError(StoreError):
     """A statement took longer than it may."""
 
     def __init__(self, seconds: float) -> None:
-        """Say what to do."""
+        """Make the message; it says how to ask for less.
+
+        Args:
+            seconds: The limit that was exceeded.
+        """
         super().__init__(
             f"this takes longer than {seconds:g} s: ask for less, such as time:7d, one actor: or "
             "one event:"

@@ -23,7 +23,7 @@ from otel_audit_postgres.connection import (
 )
 from otel_audit_postgres.errors import as_store_error
 from otel_audit_postgres.query.conditions import EITHER, READABLE, conditions_of
-from otel_audit_postgres.query.grammar import Query, Term, Value, term
+from otel_audit_postgres.query.grammar import Query, QueryValue, Term, term
 from otel_audit_postgres.query.pagination import (
     WINDOW,
     Order,
@@ -129,9 +129,9 @@ class Criteria:
         )  # fmt: skip
         terms = [term(name, text) for name, text in texts if text is not None]
         if self.since is not None:
-            terms.append(Term("time", (Value(self.since.isoformat(), ">="),)))
+            terms.append(Term("time", (QueryValue(self.since.isoformat(), ">="),)))
         if self.until is not None:
-            terms.append(Term("time", (Value(self.until.isoformat(), "<"),)))
+            terms.append(Term("time", (QueryValue(self.until.isoformat(), "<"),)))
         return Query(tuple(terms))
 
 
@@ -364,7 +364,7 @@ async def show(connection: Connection[Any], record_id: str) -> tuple[Shown, ...]
         The record; none if there is none, several only where tenants share an id.
 
     Raises:
-        ConfigurationError: ``record_id`` is no UUID.
+        ConfigurationError: ``record_id`` is not a UUID.
     """
     try:
         wanted = uuid.UUID(record_id)
@@ -385,7 +385,7 @@ async def full_id(connection: Connection[Any], beginning: str) -> uuid.UUID:
             given back as it is, whether there is such a record or not.
 
     Raises:
-        InvalidInputError: It is no beginning of an id.
+        InvalidInputError: It is not a beginning of an id.
         ConfigurationError: There is no such record, or there are several.
     """
     digits = beginning.replace("-", "").lower()
@@ -480,7 +480,7 @@ async def resolved(connection: Connection[Any], query: Query) -> tuple[Query, st
     return Query(tuple(terms)), notice
 
 
-def _is_address(value: Value) -> bool:
+def _is_address(value: QueryValue) -> bool:
     return value.operator == "=" and "@" in value.text
 
 

@@ -46,7 +46,7 @@ def parse_span(text: str, now: datetime | None = None) -> tuple[datetime, dateti
         begin = begin.astimezone(UTC)
         return begin, _after(begin, _ONE_DAY if _DAY.fullmatch(text) else _precision(text))
     except (ValueError, OverflowError):
-        raise ValueError(f"{text[:40]!r} is no time: expected {EXPECTED}") from None
+        raise ValueError(f"{text[:40]!r} is not a time: expected {EXPECTED}") from None
 
 
 def parse_time(text: str, now: datetime | None = None) -> datetime:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from otel_audit_postgres.reports.snapshot import Snapshot
 
 Cell = str | int | None
-Row = tuple[Cell, ...]
+ReportRow = tuple[Cell, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +68,14 @@ class Definition:
         nothing: What it means that there is no row.
         needs: Options that it cannot do without: ``subject``, ``query``.
         is_deep: Whether it is about the evidence itself, month by month.
-        of_the_store: Whether it is of what the store itself records, which is no tenant's.
+        of_the_store: Whether it is of what the store itself records, which is not a tenant's.
     """
 
     name: str
     title: str
     about: str
     columns: tuple[str, ...]
-    rows: Callable[[Snapshot], AsyncIterator[Row]]
+    rows: Callable[[Snapshot], AsyncIterator[ReportRow]]
     controls: tuple[Control, ...]
     nothing: str
     needs: tuple[Literal["subject", "query"], ...] = field(default=())

@@ -16,7 +16,7 @@ async def policy_in_force(snapshot: Snapshot) -> tuple[str, int | None]:
         return "not shown: counts the whole store", None
     found: tuple[str, int | None] = ("none was ever set", None)
     condition = f"event_name = 'audit.retention.changed' AND {OF_THE_STORE}"
-    # a policy is no tenant's, and no query asks for it
+    # a policy is not a tenant's, and no query asks for it
     async for row, record in snapshot.whole().records(condition, in_period=False):
         policy = part(record, "metadata", "policy")
         rules = part(policy, "rules")

@@ -72,7 +72,12 @@ class RetentionWatch:
     """Reads the state periodically, so that collecting metrics needs no query."""
 
     def __init__(self, dsn: str, every: float = ASKED_EVERY) -> None:
-        """Take the store's DSN; nothing is read yet."""
+        """Remember the store; nothing is read yet.
+
+        Args:
+            dsn: The audit store.
+            every: Seconds between two reads.
+        """
         self._dsn, self._every = dsn, every
         self.state: RetentionState | None = None
 

@@ -170,7 +170,7 @@ def read_policy(text: str, place: str = "retention policy") -> RetentionPolicy:
         place: Where it came from, for messages.
 
     Raises:
-        PolicyError: It is no TOML, has an unknown key or a wrong value, or contradicts itself; the
+        PolicyError: It is not TOML, has an unknown key or a wrong value, or contradicts itself; the
             message names the key, or both rules.
     """
     try:

@@ -28,7 +28,7 @@ _RECORDED: Final = (
 _PATIENCE: Final = "SET LOCAL lock_timeout = '30s'"
 _LOCK: Final = "SELECT pg_advisory_xact_lock($1)"
 _MAY_READ_QUARANTINE: Final = "SELECT has_table_privilege('audit.quarantine', 'SELECT')"
-# as JSON has it; a text that is no JSON at all may have it, too
+# as JSON has it; a text that is not JSON at all may have it, too
 _QUARANTINED: Final = "SELECT count(*) FROM audit.quarantine WHERE strpos(received, $1) > 0"
 _VIEW: Final = "SELECT audit.record_view('subject export', $1::text::jsonb, $2)"
 _ROWS: Final = (

@@ -1,6 +1,6 @@
 """Asyncio and Trio: whichever of them runs the application, what is ours runs on asyncio.
 
-Trio is no dependency: it is looked at only where the application has imported it.
+Trio is not a dependency: it is looked at only where the application has imported it.
 """
 
 from __future__ import annotations

@@ -27,7 +27,11 @@ class BoundedCache(dict[K, V]):
     __slots__ = ("_old", "_size")
 
     def __init__(self, size: int) -> None:
-        """Take the size of one generation."""
+        """Start empty.
+
+        Args:
+            size: Entries of one generation: half of the most that are kept.
+        """
         super().__init__()
         self._size = size
         self._old: dict[K, V] = {}

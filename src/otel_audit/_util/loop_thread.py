@@ -356,7 +356,7 @@ class WorkerLoop(asyncio.SelectorEventLoop):
     """
 
     def __init__(self) -> None:
-        """Start nothing yet.
+        """Make the loop; no thread is started yet.
 
         Raises:
             OSError: There are no file descriptors left; nothing of this loop is open then.

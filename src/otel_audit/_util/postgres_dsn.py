@@ -79,7 +79,7 @@ _REFUSED: Final = {
     "servicefile": "name the file in PGSERVICEFILE",
     "requirepeer": "the driver (asyncpg) does not check the peer",
     "require_auth": "the driver (asyncpg) does not refuse methods of authentication",
-    "replication": "the audit store is no replication connection",
+    "replication": "the audit store is not a replication connection",
     "sslkeylogfile": "set SSLKEYLOGFILE instead",
     "timeout": "set OTEL_AUDIT_CONNECT_TIMEOUT instead",
     "command_timeout": "statements have limits of their own",
@@ -157,7 +157,9 @@ def read_dsn(dsn: str) -> PostgresDsn:
     try:
         given = parse_qsl(parts.query, strict_parsing=True) if parts.query else []
     except ValueError:
-        raise ValueError("what stands after the question mark is no list of name=value") from None
+        raise ValueError(
+            "what stands after the question mark is not a list of name=value"
+        ) from None
     parameters = dict(given)
     _refuse_unfit_ports(parts.netloc, parameters.get("port", ""))
     found = PostgresDsn()
@@ -184,7 +186,7 @@ def _ends_too_early(parts: SplitResult) -> bool:
 
 
 def _refuse_unfit_ports(netloc: str, named: str) -> None:
-    """Refuse ports that are no numbers, of one host or several."""
+    """Refuse ports that are not numbers, of one host or several."""
     hosts = unquote(netloc.rpartition("@")[2]).split(",")
     ports = [host.rpartition(":")[2] for host in hosts if ":" in host and not host.endswith("]")]
     for port in (*ports, *named.split(",")):

@@ -95,7 +95,7 @@ def parse_parent(parent: object) -> ActionReference:
         pass
     log_limited(
         _logger, "parent",
-        "The parent of an audit event is no reference: give what otel_audit.current_action() "
+        "The parent of an audit event is not a reference: give what otel_audit.current_action() "
         "returned, or its to_json()",
     )  # fmt: skip
     return ActionReference(action_id="", actor=_NOBODY_READ)
@@ -194,7 +194,7 @@ def _kind(of: type) -> str:
 
 
 def parse_metadata(metadata: object) -> dict[str, Any]:
-    """Copy metadata, so that it may be added to; what is no mapping stands under ``value``."""
+    """Copy metadata, so that it may be added to; what is not a mapping stands under ``value``."""
     if metadata is None:
         return {}
     if isinstance(metadata, Mapping):

@@ -128,7 +128,7 @@ def made_folder(project: Path) -> Path:
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except FileExistsError:
-        raise StoreError(f"{folder} is no directory: move it away") from None
+        raise StoreError(f"{folder} is not a directory: move it away") from None
     except OSError as error:
         raise StoreError(
             f"{folder} cannot be written ({error.strerror}): run `otel-audit dev` in a directory "

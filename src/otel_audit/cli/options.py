@@ -48,7 +48,7 @@ def seconds(context: click.Context, parameter: click.Parameter, text: str) -> fl
     found = _DURATION.fullmatch(text.strip())
     if found is None:
         raise click.BadParameter(
-            f"{text!r} is no duration: expected 30s, 15m, 12h or 7d", context, parameter
+            f"{text!r} is not a duration: expected 30s, 15m, 12h or 7d", context, parameter
         )
     return float(found[1]) * _SECONDS[found[2]]
 

@@ -308,7 +308,7 @@ def _day(text: str | None) -> date | None:
     try:
         return None if text is None else date.fromisoformat(text)
     except ValueError:
-        raise click.BadParameter(f"{text!r} is no day: 2027-01-31") from None
+        raise click.BadParameter(f"{text!r} is not a day: 2027-01-31") from None
 
 
 def _print_plan(found: RetentionPlan) -> None:

@@ -31,7 +31,7 @@ def _named(_context: click.Context, _parameter: click.Parameter, name: str) -> s
     from otel_audit.streams.settings import NAME
 
     if not NAME.fullmatch(name):
-        raise click.BadParameter(f"{name!r} is no stream's name: a-z, 0-9, . _ -")
+        raise click.BadParameter(f"{name!r} is not a stream's name: a-z, 0-9, . _ -")
     return name
 
 
@@ -272,7 +272,9 @@ def _confirmed_start(dsn: str, begin: str, *, yes: bool, as_json: bool) -> int:
     from otel_audit_postgres.ledger.sealed_rows import horizon
 
     if begin != "start" and not (begin.isascii() and begin.isdigit()):
-        raise click.BadParameter(f"{begin!r} is no leaf's number, nor 'start'", param_hint="--from")
+        raise click.BadParameter(
+            f"{begin!r} is not a leaf's number, nor 'start'", param_hint="--from"
+        )
     start = 0 if begin == "start" else int(begin)
     size = _ask(dsn, horizon).size
     if start > size:

@@ -17,14 +17,14 @@ class ConsoleSink:
         """Standard output is always there."""
 
     async def write(self, records: Sequence[AuditRecord]) -> Written:
-        """Print a batch, a line a record; of one that is no JSON only that there was one."""
+        """Print a batch, a line a record; of one that is not JSON only that there was one."""
         lines, refused = [], 0
         for record in records:
             try:
                 lines.append(_line(record))
             except (ValueError, TypeError, RecursionError) as error:
                 refused += 1
-                lines.append(_refusal(record.record_id, f"it is no JSON ({type(error).__name__})"))
+                lines.append(_refusal(record.record_id, f"it is not JSON ({type(error).__name__})"))
         sys.stdout.write("".join(lines))
         sys.stdout.flush()
         return Written(stored=len(records) - refused, quarantined=refused)

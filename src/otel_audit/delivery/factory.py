@@ -116,7 +116,7 @@ def spool_encryption(config: AuditConfig) -> Encryption | None:
     """Make what encrypts the spool, if it is to be encrypted.
 
     Raises:
-        ConfigurationError: The key is no key.
+        ConfigurationError: The key is not a key.
         MissingExtraError: The package for it is missing.
     """
     if config.spool_key is None:

@@ -131,7 +131,7 @@ def _refused(
         "span_id": span_id,
         "start_time": start,
         "end_time": span.end_time,
-        # what is no attribute of a record has not been looked at yet
+        # what is not an attribute of a record has not been looked at yet
         "attributes": redacting.redactor.document(dict(attributes)),
         "resource": names.plain_values(span.resource.attributes),
     }

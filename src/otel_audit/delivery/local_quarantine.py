@@ -16,9 +16,10 @@ from typing import Final, NamedTuple
 import msgspec
 
 from otel_audit._util.durable_file import write_durably
+from otel_audit._util.spill import Cipher
 from otel_audit.delivery.queue_entries import read_back
 from otel_audit.delivery.sink import Refused
-from otel_audit.delivery.spool import Cipher, Encryption, EncryptionError
+from otel_audit.delivery.spool import Encryption, EncryptionError
 from otel_audit.delivery.spool.damaged import quarantine_in
 from otel_audit.delivery.spool.directory import (
     OWNER,

@@ -111,7 +111,12 @@ class PostponedError(StoreError):
     """
 
     def __init__(self, why: str, taken: int) -> None:
-        """Say why, and how many records there were."""
+        """Make the error.
+
+        Args:
+            why: The store's reason.
+            taken: How many records were looked at.
+        """
         super().__init__(why)
         self.taken = taken
 
@@ -197,7 +202,7 @@ def _read(waiting: Sequence[Waiting]) -> tuple[list[AuditRecord], list[Refused]]
             refused.append(Refused(one.record_id, one.text.encode("utf-8", "replace"), reason))
     if refused:
         log_limited(
-            _logger, "outbox", "%d entries of the outbox are no audit records; put aside",
+            _logger, "outbox", "%d entries of the outbox are not audit records; put aside",
             len(refused),
         )  # fmt: skip
     return records, refused

@@ -52,7 +52,7 @@ async def await_receipt(
         is stored, and ``conflict_of``.
 
     Raises:
-        ValueError: The id is no UUID.
+        ValueError: The id is not a UUID.
         StoreUnavailableError: The store does not have it in time.
     """
     record_id = str(uuid.UUID(record_id))

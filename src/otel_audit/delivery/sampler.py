@@ -23,7 +23,11 @@ class AuditSampler(Sampler):
     """
 
     def __init__(self, inner: Sampler) -> None:
-        """Take the wrapped sampler."""
+        """Wrap a sampler.
+
+        Args:
+            inner: The sampler that decides about other spans.
+        """
         self.inner = inner
 
     def should_sample(  # noqa: PLR0913, PLR0917 - the SDK's signature

@@ -31,7 +31,7 @@ class HeaderNames(Collection[str]):
             patterns: Regular expressions that match a whole name, without regard to case.
 
         Raises:
-            ConfigurationError: A pattern is no regular expression.
+            ConfigurationError: A pattern is not a regular expression.
         """
         self._names = frozenset(name.lower() for name in names)
         joined = "|".join(f"(?:{pattern})" for pattern in patterns)
@@ -64,7 +64,7 @@ def kept_headers(names: Iterable[str]) -> Collection[str]:
         Their names in lower case, for ``in``; a plain set if no variable adds any.
 
     Raises:
-        ConfigurationError: A variable holds something that is no regular expression.
+        ConfigurationError: A variable holds something that is not a regular expression.
     """
     patterns = [
         pattern.strip()

@@ -116,7 +116,7 @@ def install(app: Any, capture: Capture) -> None:
         capture: What the middleware reports to.
 
     Raises:
-        InstrumentationError: It is no such application, or it has already started.
+        InstrumentationError: It is not such an application, or it has already started.
     """
     if not hasattr(app, _METHOD) or not hasattr(app, "user_middleware"):
         raise InstrumentationError(
@@ -315,7 +315,7 @@ def _with_middleware(app: Any, stack: Any, capture: Capture) -> Any:
     if isinstance(layer, OuterMiddleware):
         return stack
     if not callable(layer):
-        raise InstrumentationError(f"a {type(layer).__name__} is no ASGI application")
+        raise InstrumentationError(f"a {type(layer).__name__} is not an ASGI application")
     if not _holds_middleware(layer):
         _logger.info("%s builds its middleware stack itself; it is audited all the same",
                      type(app).__name__)  # fmt: skip

@@ -42,7 +42,11 @@ class IdentityPropagator(TextMapPropagator):
     """Adds the actor and the tenant of the action under way to what another propagator sends."""
 
     def __init__(self, inner: TextMapPropagator) -> None:
-        """Wrap a propagator; it decides whether baggage is sent at all."""
+        """Wrap a propagator.
+
+        Args:
+            inner: Decides whether baggage is sent at all.
+        """
         self.inner = inner
         self.active = True
 

@@ -63,7 +63,13 @@ class Relations:
         column_redaction: ColumnRedaction,
         qualifiers: SchemaQualifiers,
     ) -> None:
-        """Begin with none."""
+        """Start with no association table known.
+
+        Args:
+            mapper_infos: What is known of the mapped classes.
+            column_redaction: Redacts the values of columns.
+            qualifiers: Name the tables as the trail calls them.
+        """
         self._mapper_infos = mapper_infos
         self._qualifiers = qualifiers
         self._column_redaction = column_redaction

@@ -87,7 +87,17 @@ class BeforeImageListeners:
         options: OrmOptions,
         qualifiers: SchemaQualifiers,
     ) -> None:
-        """Take what reading and describing needs."""
+        """Hook into the review of executed statements.
+
+        Args:
+            mapper_infos: What is known of the mapped classes.
+            selection: What is recorded of which tables and columns.
+            column_redaction: Redacts the values of columns.
+            executions: Follows the statements of each connection.
+            tracker: Follows the transactions of each connection.
+            options: The options of ORM capture.
+            qualifiers: Name the tables as the trail calls them.
+        """
         self._mapper_infos = mapper_infos
         self._selection = selection
         self._column_redaction = column_redaction

@@ -41,7 +41,13 @@ class BulkReader:
     def __init__(
         self, mapper_infos: MapperInfoCache, selection: Selection, parameters: Parameters
     ) -> None:
-        """Take what describing needs."""
+        """Start with no text of a statement remembered.
+
+        Args:
+            mapper_infos: What is known of the mapped classes.
+            selection: What is recorded of which tables and columns.
+            parameters: Shows the parameters and texts of statements.
+        """
         self._mapper_infos = mapper_infos
         self._selection = selection
         self._parameters = parameters

@@ -34,7 +34,7 @@ class Cascades:
     """The foreign keys of all tables met so far."""
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Start with no foreign key known."""
         self._known: weakref.WeakKeyDictionary[
             MetaData, tuple[int, dict[str, list[_Reference]]]
         ] = weakref.WeakKeyDictionary()

@@ -30,7 +30,7 @@ def enlist(
         Something to await, for an asynchronous session or connection; else None.
 
     Raises:
-        ConfigurationError: It is no session.
+        ConfigurationError: It is not a session.
         StoreError: The outbox does not take it.
     """
     if isinstance(session, AsyncSession | async_scoped_session | AsyncConnection):

@@ -28,7 +28,7 @@ _ELEMENT: Final = "_otel_audit_element"
 """Key of the element that was sent, in the dictionary of what it was compiled to."""
 
 _WRITES: Final = "_otel_audit_writes"
-"""Key, there too, of whether a statement that is no plain INSERT, UPDATE or DELETE may write."""
+"""Key, there too, of whether a statement that is not a plain INSERT, UPDATE or DELETE may write."""
 
 _UNREAD: Final = object()
 

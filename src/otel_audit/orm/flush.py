@@ -162,7 +162,11 @@ class Fetching:
     """
 
     def __init__(self, options: OrmOptions) -> None:
-        """Take all, or those with configured before-images."""
+        """Choose the tables: all, or those with before-images.
+
+        Args:
+            options: The options of ORM capture.
+        """
         self._all = options.fetch_unknown
         self._tables = frozenset(options.before_images)
         self._known: weakref.WeakKeyDictionary[Mapper[Any], bool] = weakref.WeakKeyDictionary()
@@ -190,7 +194,17 @@ class OpenFlushes:
         guard: ErrorGuard,
         qualifiers: SchemaQualifiers,
     ) -> None:
-        """Begin with none."""
+        """Start with no flush under way.
+
+        Args:
+            selection: What is recorded of which tables and columns.
+            mapper_infos: What is known of the mapped classes.
+            column_redaction: Redacts the values of columns.
+            relations: The association tables met so far.
+            tracker: Follows the transactions of each connection.
+            guard: Keeps errors of capture away from the application.
+            qualifiers: Name the tables as the trail calls them.
+        """
         self._selection = selection
         self._mapper_infos = mapper_infos
         self._column_redaction = column_redaction

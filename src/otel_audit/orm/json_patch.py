@@ -28,7 +28,7 @@ def patch_between(before: Any, after: Any) -> list[dict[str, Any]] | None:
         after: A redacted JSON value.
 
     Returns:
-        The operations; None if one of the two is no object or list, where they are too large
+        The operations; None if one of the two is not an object or list, where they are too large
         for the time a flush may take, or where the library is not installed.
     """
     if _jsonpatch is None or not (

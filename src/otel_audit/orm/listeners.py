@@ -24,7 +24,7 @@ from otel_audit.orm.bulk import BulkReader, text_of
 from otel_audit.orm.executed import compiled_element, driver_row_count, may_write
 from otel_audit.orm.flush import OpenFlushes, untracked
 from otel_audit.orm.schema_qualifier import placed
-from otel_audit.orm.sql_statements import Control, SqlText, Write
+from otel_audit.orm.sql_statements import SqlText, TransactionControl, Write
 from otel_audit.orm.transaction_state import commit_failure, dooms_transaction, is_committed
 from otel_audit.record import Change
 from otel_audit.scope import identities_at_hand
@@ -107,7 +107,13 @@ class SessionListeners:
     def __init__(
         self, flushes: OpenFlushes, executions: Executions, tracker: TransactionTracker
     ) -> None:
-        """Take what listening needs."""
+        """Remember what the events are passed on to.
+
+        Args:
+            flushes: The flushes under way.
+            executions: Follows the statements of each connection.
+            tracker: Follows the transactions of each connection.
+        """
         self._flushes = flushes
         self._executions = executions
         self._tracker = tracker
@@ -118,7 +124,9 @@ class SessionListeners:
         """Learn whose statements a connection runs."""
         facts = self._tracker.facts(connection)
         if not facts.sessions or not any(one() is session for one in facts.sessions):
-            facts.sessions = (*facts.sessions, weakref.ref(session))
+            # an application may keep one connection, and make a session on it for each request
+            still_used = (one for one in facts.sessions if one() is not None)
+            facts.sessions = (*still_used, weakref.ref(session))
 
     def before_flush(self, session: Session, context: UOWTransaction, _objects: Any) -> None:
         """Begin to gather."""
@@ -149,7 +157,11 @@ class PoolListeners:
     """Listens to connections that return to the pool."""
 
     def __init__(self, tracker: TransactionTracker) -> None:
-        """Take what listening needs."""
+        """Remember what the events are passed on to.
+
+        Args:
+            tracker: Follows the transactions of each connection.
+        """
         self._tracker = tracker
 
     def reset(self, dbapi_connection: Any, _record: Any, state: Any) -> None:
@@ -197,7 +209,15 @@ class Executions:
         bulk: BulkReader,
         guard: ErrorGuard,
     ) -> None:
-        """Take what following needs."""
+        """Start with no statement followed.
+
+        Args:
+            selection: What is recorded of which tables and columns.
+            tracker: Follows the transactions of each connection.
+            flushes: The flushes under way.
+            bulk: Describes executed statements.
+            guard: Keeps errors of capture away from the application.
+        """
         self._selection = selection
         self._tracker = tracker
         self._flushes = flushes
@@ -373,7 +393,7 @@ class Executions:
     ) -> None:
         """Note what a text writes, and what it does to the transaction, in its order."""
         for step in text.steps:
-            if isinstance(step, Control):
+            if isinstance(step, TransactionControl):
                 self._control(connection, step)
             else:
                 self._tracker.write(connection, describe(step))
@@ -387,7 +407,7 @@ class Executions:
         amended = msgspec.structs.replace(last.entry, rows=last.sent, note=_PART_WAY)
         state.replace_last(self._tracker.owner(connection), last.entry, amended)
 
-    def _control(self, connection: Connection, control: Control) -> None:
+    def _control(self, connection: Connection, control: TransactionControl) -> None:
         """Follow an application that controls its transaction by texts of its own."""
         if control.verb == "begin":
             self._tracker.has_begun(connection)

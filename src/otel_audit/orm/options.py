@@ -38,7 +38,7 @@ class OrmOptions:
         include_models: Only these models.
         exclude_models: Not these models.
         include_columns: Only these columns' values.
-        exclude_columns: Not these columns' values; a change of nothing else is no change.
+        exclude_columns: Not these columns' values; a change of nothing else is not a change.
         keep_rolled_back: Keep what was rolled back, marked so, rather than only count it.
         max_entries: Changes in one record, and in memory; more go into further records.
         aside: Directory of the private files in which large transactions are kept until they

@@ -77,11 +77,16 @@ class Transactional:
 class OutboxListeners:
     """Listens for transactions about to be committed. Its errors do reach the application.
 
-    Listens before all others of ours, so that a failed write is no failed COMMIT yet.
+    Listens before all others of ours, so that a failed write is not a failed COMMIT yet.
     """
 
     def __init__(self, transactional: Transactional, tracker: TransactionTracker) -> None:
-        """Take what writing needs."""
+        """Start with no connection's role known.
+
+        Args:
+            transactional: Writes records in the application's own transaction.
+            tracker: Follows the transactions of each connection.
+        """
         self._transactional = transactional
         self._tracker = tracker
         self._roles: weakref.WeakKeyDictionary[Connection, str] = weakref.WeakKeyDictionary()

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _PLAIN = frozenset(
     {str, int, float, bool, type(None), bytes, dict, list, Decimal, dt.datetime, dt.date, UUID}
 )
-"""Types that surely are no SQL expressions; others take longer to judge."""
+"""Types that surely are not SQL expressions; others take longer to judge."""
 
 _FEW = 24
 _GROUP = 64
@@ -233,7 +233,7 @@ class ValueReader:
         return self._column_redaction.stored(column.name, value, stored, column.alias)
 
     def _is_clean(self, *texts: str) -> bool:
-        """Whether short texts, which are no UUIDs, hold nothing to redact."""
+        """Whether short texts, which are not UUIDs, hold nothing to redact."""
         if any(len(one) > _SHORTEST_UUID for one in texts):
             return False
         if self.clean.issuperset(texts):
@@ -437,8 +437,9 @@ def describe_update(row: WrittenRow, plan: MapperInfo, reader: ValueReader) -> C
                 or (kind is int and -SMALL < new < SMALL and -SMALL < old < SMALL)
             )
         ):
-            # what `read` would find, without the calls
-            if old != new:
+            # what `read` would find, without the calls; what the type takes for equal, such as
+            # texts in another case, SQLAlchemy does not write
+            if old != new and column.same(new, old) is not True:
                 found.values[column.name] = [old, new]
         elif old is _UNKNOWN or new is _UNKNOWN or column.same(new, old) is not True:
             found.add(column, old, new)

@@ -71,7 +71,7 @@ class SchemaQualifiers:
     """
 
     def __init__(self) -> None:
-        """Begin with one database."""
+        """Start with no database known."""
         self._pools: weakref.WeakKeyDictionary[Pool, str] = weakref.WeakKeyDictionary()
         self._shards: weakref.WeakKeyDictionary[Pool, str] = weakref.WeakKeyDictionary()
         self._has_shards = False

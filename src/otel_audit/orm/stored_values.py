@@ -85,7 +85,11 @@ class StoredValues:
     """Finds what an application's own type stores of its values."""
 
     def __init__(self, kind: TypeEngine[Any]) -> None:
-        """Take the type."""
+        """Start with no dialect known.
+
+        Args:
+            kind: The application's own type.
+        """
         self._kind = kind
         self._steps: weakref.WeakKeyDictionary[Dialect, _Steps | None] = weakref.WeakKeyDictionary()
         self._steady: bool | None = None
@@ -208,7 +212,7 @@ class SentValues:
     __slots__ = ("_found",)
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Start with no statement's parameters."""
         self._found: dict[tuple[str, str, int], tuple[Any, list[Any]]] = {}
 
     def gather(self, table: Table, columns: Sequence[Column[Any]], context: Any) -> None:

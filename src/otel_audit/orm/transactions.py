@@ -63,7 +63,7 @@ class ConnectionFacts:
     __slots__ = ("began_in", "flush", "part", "sessions", "state")
 
     def __init__(self) -> None:
-        """Nothing is known of a connection that has only been made."""
+        """Start with nothing known: the connection has only been made."""
         self.state: TransactionState | None = None
         self.began_in: AuditScope | PendingScope | None = None
         self.sessions: tuple[weakref.ref[Session], ...] = ()

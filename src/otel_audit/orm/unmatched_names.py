@@ -27,7 +27,7 @@ def names_nothing(config: AuditConfig) -> Iterator[tuple[str, str, str]]:
     """Look for names that fit no mapped class.
 
     Call it when the application's models have been imported. A table that only SQL texts name is
-    not known here: so what is found is worth a warning, and is no error.
+    not known here: so what is found is worth a warning, and is not an error.
 
     Args:
         config: The settings.

@@ -524,7 +524,7 @@ def _read(text: str, *, is_template: bool) -> list[_Segment]:
             return [_Segment((), parameter=parameter[1])]
     elif _LOOKS_LIKE_ID.fullmatch(text) and not _PREFIX.fullmatch(text):
         return [_Segment((), value=text)]
-    # a file's extension is no part of the name; of chat.postMessage the second word is the verb
+    # a file's extension is not a part of the name; of chat.postMessage the second word is the verb
     stem, _, behind = text.rpartition(".")
     if stem and behind.lower() in _EXTENSIONS:
         text = stem

@@ -44,7 +44,7 @@ def _walk(routes: Any, prefix: str, depth: int) -> Iterator[KnownRoute]:
     for route in routes if depth else ():
         included = getattr(route, "effective_route_contexts", None)
         if callable(included):  # FastAPI >= 0.137 keeps included routers apart
-            # what is no route of FastAPI's own is wrapped once more
+            # what is not a route of FastAPI's own is wrapped once more
             contexts = [getattr(one, "starlette_route", None) or one for one in included()]
             yield from _walk(contexts, prefix, depth - 1)
         elif getattr(route, "routes", None):

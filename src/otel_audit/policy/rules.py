@@ -243,7 +243,7 @@ def rules_from_file(path: Path, where: str) -> tuple[CompiledRule, ...]:
     """Read rules from a TOML file: an array of tables ``[[rule]]``.
 
     Raises:
-        ConfigurationError: It cannot be read, is no TOML, or a rule in it is wrong.
+        ConfigurationError: It cannot be read, is not TOML, or a rule in it is wrong.
     """
     try:
         found = tomllib.loads(path.read_text("utf-8"))

@@ -193,7 +193,12 @@ class SpanBudget:
     __slots__ = ("_shares", "own", "pool")
 
     def __init__(self, pool: WorkBudget | None = None, own: float = 0.0) -> None:
-        """Begin."""
+        """Start with no share given out.
+
+        Args:
+            pool: What all shares are taken from; None if they are not shared.
+            own: Units that the span has beside the pool.
+        """
         self.pool = pool
         self.own = own
         self._shares: dict[str, WorkBudget] = {}

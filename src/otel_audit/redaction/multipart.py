@@ -128,7 +128,7 @@ def _text(value: Any) -> str:
 def describe_part(part: Part) -> Any:
     """Spell a part as a value still to be redacted: a text, or what a file is.
 
-    A value that was cut, or is no text, is described and never quoted; one without a name is
+    A value that was cut, or is not a text, is described and never quoted; one without a name is
     withheld, for the name may be what says that it is a secret.
     """
     if part.filename is None:

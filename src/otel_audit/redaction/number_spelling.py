@@ -59,7 +59,7 @@ def parse_exact(text: str | bytes) -> Any:
     """Parse JSON as `walk.parse_json` does, but so that `encode` gives each number back as it was.
 
     Raises:
-        NotUnderstoodError: It is no JSON, or too deep, or holds a number too long to read.
+        NotUnderstoodError: It is not JSON, or too deep, or holds a number too long to read.
     """
     try:
         return _decode(text)

@@ -17,7 +17,11 @@ class PathRules:
     """
 
     def __init__(self, patterns: Iterable[str] = ()) -> None:
-        """Split the patterns at their dots."""
+        """Split the patterns at their dots.
+
+        Args:
+            patterns: Such as ``items[*].price`` or ``**.note``.
+        """
         self._patterns = [
             (pattern, [_step(part) for part in pattern.replace("[", ".").split(".")])
             for pattern in patterns

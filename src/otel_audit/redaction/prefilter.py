@@ -34,7 +34,7 @@ _SHORTEST_FIND = 9
 """Characters; no value rule matches a text of letters and digits below this."""
 
 _FEW_DIGITS = 10**9
-"""Below this a number is no card, account or social security number."""
+"""Below this a number is not a card, account or social security number."""
 
 # below the shortest key that letters alone can spell, which is AWS's: twenty
 # a segment that fits is never read again in the other way: that would be two ways for each

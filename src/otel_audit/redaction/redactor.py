@@ -97,7 +97,7 @@ class Redactor:
             on_error: Called with each value that was withheld because redacting it failed.
 
         Raises:
-            ConfigurationError: One of ``headers`` is no regular expression.
+            ConfigurationError: One of ``headers`` is not a regular expression.
         """
         self._on_error = on_error or _ignore_error
         self._header_pattern = _header_pattern([pattern for pattern in headers if pattern.strip()])

@@ -49,7 +49,11 @@ class SpanRedactor:
     """Redaction of attributes by one configuration; remembers short texts that are clean."""
 
     def __init__(self, redactor: Redactor) -> None:
-        """Name the rules."""
+        """Start with no text known to be clean.
+
+        Args:
+            redactor: The rules.
+        """
         self.redactor: Final = redactor
         # user agents, paths, headers: the same few come all the time
         self._clean: BoundedCache[tuple[str, str], bool] = BoundedCache(_MOST_CLEAN)
@@ -246,7 +250,7 @@ def _choose(name: str) -> Treatment | None:
 
 def _header(redactor: Redactor, header: str, value: Any, work: WorkBudget) -> Any:
     if len(header) > _LONGEST_HEADER_NAME or _is_token(header) is None:
-        return _LEFT_OUT  # its name is no name, and may be what is secret
+        return _LEFT_OUT  # its name is not a name, and may be what is secret
     if redactor.text(header, work) != header:
         return _LEFT_OUT
     if not isinstance(value, list | tuple):

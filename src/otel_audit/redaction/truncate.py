@@ -8,8 +8,8 @@
 | ``_sha256`` | of the redacted (JSON) text, where all of it was read |
 
 Text is cut before it is looked at: looking first would cost what the sender likes. Where a cut goes
-through a secret, half of it is no secret to any rule; so the cut is moved back to where a word, a
-parameter, a segment or a JSON value ends.
+through a secret, half of it is not a secret to any rule; so the cut is moved back to where a word,
+a parameter, a segment or a JSON value ends.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ class Rules:
             return WITHHELD_FOR_WORK
 
     def identifier(self, text: str, work: WorkBudget | None = None) -> str:
-        """Redact what names somebody or something: a number in one piece is no card's there."""
+        """Redact what names somebody or something: a number in one piece is not a card's there."""
         text = storable(text)
         if not self.scan.suspects_string(text):
             return text
@@ -237,7 +237,7 @@ class Walk:
         return self.value(shape, step, depth + 1, allowed=allowed)
 
     def named(self, name: str, value: Any, step: Step, depth: int = 0) -> Any:
-        """Redact the value under a name; None stays None, because absence is no secret."""
+        """Redact the value under a name; None stays None, because absence is not a secret."""
         if value is None:
             return None
         verdict = self._rules.names.judge(name)

@@ -26,7 +26,7 @@ MOST_RATIO: Final = 100
 CREDIT: Final = 64 << 20
 """Bytes beyond that a sender may have decompressed at once, and"""
 _CREDIT_A_SECOND: Final = 1 << 20
-"""how many of them come back each second. What is repetitive is no attack, and must not be lost."""
+"""How many of them come back each second. Repetitive data is no attack: it must not be lost."""
 
 _TOO_MUCH: Final = "too much is under way; try again"
 _INFLATED: Final = (
@@ -44,7 +44,11 @@ class MemoryBudget:
     """
 
     def __init__(self, limit: int) -> None:
-        """Take the bound, in bytes."""
+        """Start with nothing taken.
+
+        Args:
+            limit: The most bytes of all requests together.
+        """
         self._limit = limit
         self.taken = 0
         self._held: Counter[str] = Counter()
@@ -134,7 +138,12 @@ class MemoryLease:
     """One request's part of a budget."""
 
     def __init__(self, budget: MemoryBudget, sender: str) -> None:
-        """Hold nothing yet."""
+        """Start with no byte taken.
+
+        Args:
+            budget: What the bytes are taken from.
+            sender: Whose request it is.
+        """
         self._budget = budget
         self._sender = sender
         self.held = 0

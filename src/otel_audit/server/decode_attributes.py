@@ -52,7 +52,11 @@ class Nodes:
     __slots__ = ("left",)
 
     def __init__(self, left: int = _MOST_NODES) -> None:
-        """Begin."""
+        """Start a count for one request.
+
+        Args:
+            left: How many elements it may have.
+        """
         self.left = left
 
 
@@ -68,7 +72,7 @@ def as_attributes(pairs: Iterable[bytes], nodes: Nodes | None = None) -> dict[st
         shared with other spans, and are not to be changed.
 
     Raises:
-        DecodeError: One is no ``KeyValue``.
+        DecodeError: One is not a ``KeyValue``.
     """
     nodes = Nodes() if nodes is None else nodes
     found: dict[str, Any] = {}

@@ -155,7 +155,7 @@ def spans(text: bytes, allowance: RequestBudget | None = None) -> Iterator[Batch
         Batches of one scope each, and small, so that the reader can pause in between.
 
     Raises:
-        RequestError: It is no such message, and the message says where; or too much is in it.
+        RequestError: It is not such a message, and the message says where; or too much is in it.
     """
     return _read(text, scan_json.SPANS, allowance)
 
@@ -229,7 +229,7 @@ def _no_such(text: bytes, names: ListNames) -> Exception:
             why = _harmless(error)
         except (RecursionError, UnicodeDecodeError):
             why = "it is nested too deep, or is not UTF-8"
-    return undecodable(f"the body is no {what} in JSON: {why}")
+    return undecodable(f"the body is not a valid {what} in JSON: {why}")
 
 
 def _harmless(error: msgspec.MsgspecError) -> str:
@@ -270,7 +270,7 @@ def _scope_name(text: bytes, place: Range | None) -> str:
 
 def _add(batch: Batch, text: bytes, item: Range | None, place: ItemPath, scope: _Shared) -> None:
     if item is None:
-        _break(batch, b"", place, scope, "it is no object")
+        _break(batch, b"", place, scope, "it is not an object")
         return
     _ITEMS.add(batch, text[slice(*item)], place, scope)
 
@@ -284,7 +284,7 @@ def _has_too_many_objects(raw: bytes) -> bool:
     """Bound what decoding makes, before it makes it: three bytes become a hundred and more."""
     if raw.count(b"{") + raw.count(b"[") <= _MOST_IN_ITEM:
         return False
-    # brackets in texts, such as captured bodies, are no objects
+    # brackets in texts, such as captured bodies, are not objects
     bare = _TEXTS.sub(b"", raw)
     return bare.count(b"{") + bare.count(b"[") > _MOST_IN_ITEM
 

@@ -44,7 +44,7 @@ def spans(message: bytes, allowance: RequestBudget | None = None) -> Iterator[Ba
         Batches of one scope each, small or empty, so that whoever reads can pause in between.
 
     Raises:
-        RequestError: It is no such message, or too many are in it.
+        RequestError: It is not such a message, or too many are in it.
     """
     yield from _counted(message, "spans", allowance, ExportTraceServiceRequest)
     yield from _read(message, ExportTraceServiceRequest, _nodes(allowance), is_log=False)
@@ -81,7 +81,7 @@ def _counted(
 
 
 def _no_such(request: Any) -> Exception:
-    return undecodable(f"the body is no {request.DESCRIPTOR.name} in protobuf")
+    return undecodable(f"the body is not a valid {request.DESCRIPTOR.name} in protobuf")
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,15 @@ class RequestError(Exception):
     def __init__(
         self, status: int, code: Code, kind: str, message: str, *, retry_after: int | None = None
     ) -> None:
-        """Take the fields of the answer."""
+        """Make the error from the fields of the answer.
+
+        Args:
+            status: The HTTP status.
+            code: The gRPC status code.
+            kind: One word for the counter of refused requests.
+            message: What is wrong, for the sender.
+            retry_after: Seconds after which to send again.
+        """
         super().__init__(message)
         self.status = status
         self.code = code

@@ -21,7 +21,7 @@ class FairTurns:
     """Gives senders turns to work; used from one event loop only."""
 
     def __init__(self) -> None:
-        """Begin without senders."""
+        """Start with no sender waiting."""
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
         self._used: dict[str, float] = {}
         self._least = 0.0
@@ -81,7 +81,12 @@ class Turn:
     """One request's turns, one after another."""
 
     def __init__(self, turns: FairTurns, sender: str) -> None:
-        """Name the sender."""
+        """Start without a turn.
+
+        Args:
+            turns: What gives the turns.
+            sender: Whose request it is.
+        """
         self._turns = turns
         self._sender = sender
         self._began = 0.0

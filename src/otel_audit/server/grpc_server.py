@@ -50,7 +50,11 @@ class GrpcServer:
     """The server; runs in the event loop of the HTTP one."""
 
     def __init__(self, service: Service, listening: GrpcListening) -> None:
-        """Take the service; nothing is opened yet.
+        """Read the certificates; no port is opened yet.
+
+        Args:
+            service: Takes the requests, as for HTTP.
+            listening: Address and certificates.
 
         Raises:
             ConfigurationError: A certificate cannot be read.

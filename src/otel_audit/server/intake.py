@@ -344,7 +344,7 @@ def _own(one: _Waiting, became: Accepted, receipts: dict[str, Receipt]) -> Store
 
 
 async def _receipts(store: Store, record_ids: Sequence[str]) -> dict[str, Receipt]:
-    """Read receipts, by ids as their senders wrote them; an id that is no UUID has none."""
+    """Read receipts, by ids as their senders wrote them; an id that is not a UUID has none."""
     spelled = {}
     for record_id in record_ids:
         with contextlib.suppress(ValueError):

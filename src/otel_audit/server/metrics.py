@@ -13,7 +13,7 @@ class ServerMetrics:
     """Counts since the process began; used from one event loop only."""
 
     def __init__(self) -> None:
-        """Begin at 0."""
+        """Start all counters at 0."""
         self.counts: Counter[str] = Counter()
         self.requests: Counter[tuple[str, int]] = Counter()
         self.refused: Counter[str] = Counter()

@@ -1,7 +1,7 @@
 """The answer of ``/v1/audit``: receipts in addition to OTLP's fields.
 
 The draft of the audit signal asks for a receipt of each record: its id, its hash, the sink's time.
-The draft is no standard and names no shape, so this one is ours. In JSON:
+The draft is not a standard and names no shape, so this one is ours. In JSON:
 
 .. code-block:: json
 

@@ -125,7 +125,7 @@ class Chains:
     """Compares each record with the previous one, if this process has received both."""
 
     def __init__(self) -> None:
-        """Know nothing yet."""
+        """Start with no stream known."""
         self._streams: BoundedCache[tuple[str, str], _Last] = BoundedCache(_STREAMS)
         self._stored: BoundedCache[str, str] = BoundedCache(_STREAMS)
 

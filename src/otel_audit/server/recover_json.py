@@ -37,15 +37,18 @@ class Lenient:
     def __init__(self, raw: bytes) -> None:
         """Parse the item.
 
+        Args:
+            raw: Its text in JSON.
+
         Raises:
-            UnreadableError: It is no JSON.
+            UnreadableError: It is not JSON.
         """
         self.notes: list[str] = []
         try:
             text = raw.decode()
         except UnicodeDecodeError:
             text = raw.decode("utf-8", "replace")
-            self._note("the item", "is not UTF-8; what is no character was replaced")
+            self._note("the item", "is not UTF-8; what is not a character was replaced")
         try:
             self.item: dict[str, Any] = json.loads(text, parse_int=_integer, strict=False)
         except RecursionError:
@@ -74,7 +77,7 @@ class Lenient:
             found = int(found)
         if type(found) is int and 0 <= found < _UINT64:
             return found
-        self._note(name, "is no time in nanoseconds; left out")
+        self._note(name, "is not a time in nanoseconds; left out")
         return 0
 
     def attributes(self, name: str = "attributes") -> dict[str, Any]:
@@ -88,12 +91,12 @@ class Lenient:
     def _pairs(self, pairs: Any, place: str, depth: int) -> dict[str, Any]:
         found: dict[str, Any] = {}
         if not isinstance(pairs, list):
-            self._note(place, "is no list; left out")
+            self._note(place, "is not a list; left out")
             return found
         for number, pair in enumerate(pairs):
             here = f"{place}[{number}]"
             if not isinstance(pair, dict) or not isinstance(pair.get("key", ""), str):
-                self._note(here, "is no attribute; left out")
+                self._note(here, "is not an attribute; left out")
                 continue
             key = self._text(pair.get("key", ""), f"{here}.key")
             found[key] = self._value(pair.get("value"), f"{here}.value", depth)
@@ -103,7 +106,7 @@ class Lenient:
         if value is None or depth > DEEPEST:
             return None
         if not isinstance(value, dict):
-            self._note(place, 'is no value such as {"stringValue": …}; taken for what it is')
+            self._note(place, 'is not a value such as {"stringValue": …}; taken for what it is')
             return self._plain(value, place)
         kinds = {
             "stringValue": self._string, "boolValue": self._boolean, "intValue": self._integer,
@@ -122,7 +125,7 @@ class Lenient:
     def _boolean(self, value: Any, place: str, _: int) -> Any:
         if isinstance(value, bool):
             return value
-        self._note(place, "is no boolean")
+        self._note(place, "is not a boolean")
         word = value.lower() if isinstance(value, str) else value
         return _BOOLEANS.get(word, None) if isinstance(word, str | int) else None
 
@@ -131,14 +134,14 @@ class Lenient:
             value = int(value)
         if type(value) is int and -_INT64 <= value < _INT64:
             return value
-        self._note(place, "is no integer of 64 bits; kept as a text")
+        self._note(place, "is not an integer of 64 bits; kept as a text")
         return self._spelled(value)
 
     def _double(self, value: Any, place: str, _: int) -> Any:
         try:
             return float(value)
         except (ValueError, TypeError, OverflowError):
-            self._note(place, "is no number; kept as a text")
+            self._note(place, "is not a number; kept as a text")
             return self._spelled(value)
 
     def _list(self, value: Any, place: str, depth: int) -> Any:
@@ -164,7 +167,7 @@ class Lenient:
 
     def _text(self, value: Any, place: str) -> str:
         if not isinstance(value, str):
-            self._note(place, "is no text; kept as one")
+            self._note(place, "is not a text; kept as one")
             return self._spelled(value)
         if value.isascii() or _HALVES.search(value) is None:
             return value

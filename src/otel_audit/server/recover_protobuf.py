@@ -39,7 +39,7 @@ _SCOPED = _ITEMS = 2
 
 NOT_UTF8: Final = "it cannot be decoded: a text in it is not UTF-8, or it is cut"
 
-Field = tuple[int, Any]
+WireField = tuple[int, Any]
 Range = tuple[int, int]
 
 
@@ -235,7 +235,7 @@ def _found(message: bytes, wanted: int) -> Iterator[Any]:
         return
 
 
-def _fields(message: bytes) -> Iterator[Field]:
+def _fields(message: bytes) -> Iterator[WireField]:
     for number, kind, start, stop in _places(message, 0, len(message)):
         if kind == _VARINT:
             yield number, _varint(message, start)[0]

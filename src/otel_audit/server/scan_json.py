@@ -32,7 +32,7 @@ _PAUSE: Final = 1_000
 
 
 class StructureError(ValueError):
-    """It is no JSON object, or it is cut."""
+    """It is not JSON object, or it is cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ LOGS: Final = ListNames(b"resourceLogs", b"scopeLogs", b"logRecords", "log recor
 
 @dataclass(slots=True)
 class Scoped:
-    """The data of one scope: the place of the scope and of each item; None if it is no object."""
+    """The data of one scope: the place of the scope and of each item; None: it is not an object."""
 
     scope: Range | None = None
     items: list[Range | None] = field(default_factory=list)
@@ -87,7 +87,14 @@ class Splitter:
     """Goes through one text; what it has found is in `found` once it has ended."""
 
     def __init__(self, text: bytes, names: ListNames, most_items: int, most_objects: int) -> None:
-        """Take the text, and how much may be in it."""
+        """Start before the text's first byte.
+
+        Args:
+            text: The body of the request, in JSON.
+            names: What the lists of this signal are called.
+            most_items: The most items that are taken.
+            most_objects: The most objects and lists in all.
+        """
         self.found = ScannedRequest()
         self._text = text
         self._names = names
@@ -99,7 +106,7 @@ class Splitter:
         """Go through the text, and yield now and then.
 
         Raises:
-            StructureError: It is no JSON object.
+            StructureError: It is not JSON object.
             RequestError: 413, there is too much in it.
         """
         text = self._text

@@ -36,7 +36,7 @@ _BYTES_AT_ONCE: Final = 4_000_000
 
 
 @dataclass(slots=True)
-class Outcome:
+class RequestResult:
     """The result of one request.
 
     Attributes:
@@ -91,7 +91,7 @@ class Service:
         allowance: RequestBudget | None = None,
         *,
         receipts: bool = False,
-    ) -> Outcome:
+    ) -> RequestResult:
         """Store what a request holds; return only after it is committed.
 
         Args:
@@ -106,7 +106,7 @@ class Service:
         allowance = RequestBudget.of_message(1 << 30) if allowance is None else allowance
         taking = _Taking(await self._ready(), sender, allowance)
         turn = self.turns.of(sender.identity)
-        outcome = Outcome()
+        outcome = RequestResult()
         is_left = True
         while is_left:
             async with turn:
@@ -116,7 +116,7 @@ class Service:
         self.meters.counts["chains.broken"] += taking.broken
         return outcome
 
-    async def _store(self, taking: _Taking, outcome: Outcome, *, receipts: bool) -> None:
+    async def _store(self, taking: _Taking, outcome: RequestResult, *, receipts: bool) -> None:
         records, refused, size = taking.give()
         sender = taking.sender
         stored = await self.intake.store(

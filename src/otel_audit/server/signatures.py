@@ -78,7 +78,11 @@ class TrustedSigners:
     """Checks signatures by the certificates and secrets of a file."""
 
     def __init__(self, signers: Sequence[_Signer]) -> None:
-        """Trust these; see `read_trust_file`."""
+        """Index the signers by fingerprint and certificate.
+
+        Args:
+            signers: Those of the trust file; see `read_trust_file`.
+        """
         self._secrets = [one for one in signers if not one.certificate]
         self._named: dict[str, _Signer] = {}
         for one in signers:
@@ -171,7 +175,7 @@ def _signer(path: Path, entry: _Entry) -> _Signer:
         certificate = x509.load_pem_x509_certificate(text)
         key = certificate.public_key()
     except ValueError:
-        raise ConfigurationError(f"{where}: {file} is no certificate in PEM") from None
+        raise ConfigurationError(f"{where}: {file} is not a certificate in PEM") from None
     fitting = _fitting(key)
     if not fitting.issuperset(entry.algorithms):
         raise ConfigurationError(

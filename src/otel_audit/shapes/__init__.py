@@ -46,5 +46,7 @@ def shape_named(name: str, entities: Entities = DEFAULT_ENTITIES) -> Shape:
     found = _SHAPES.get(name)
     if found is None:
         versions = (f"ocsf-{one}" for one in OCSF_VERSIONS)
-        raise ConfigurationError(f"{name!r} is no shape: one of {', '.join((*SHAPES, *versions))}")
+        raise ConfigurationError(
+            f"{name!r} is not a shape: one of {', '.join((*SHAPES, *versions))}"
+        )
     return found

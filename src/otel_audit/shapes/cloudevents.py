@@ -19,7 +19,7 @@ def to_cloudevent(event: Event) -> dict[str, Any]:
         event: An event of ours.
 
     Raises:
-        UnshapeableError: The payload is no record of ours.
+        UnshapeableError: The payload is not a record of ours.
     """
     record = event.typed()
     target = record.target

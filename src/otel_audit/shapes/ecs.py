@@ -36,7 +36,7 @@ def to_ecs(event: Event) -> dict[str, Any]:
         event: An event of ours.
 
     Raises:
-        UnshapeableError: The payload is no record of ours.
+        UnshapeableError: The payload is not a record of ours.
     """
     record = event.typed()
     found = {

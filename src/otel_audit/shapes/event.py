@@ -71,7 +71,7 @@ class Event:
 
     @cached_property
     def record(self) -> AuditRecord | None:
-        """The document, typed, which not every shape needs; None where it is no record of ours."""
+        """The document, typed, which not every shape needs; None if it is not a record of ours."""
         try:
             return msgspec.json.decode(self.text, type=AuditRecord)
         except (msgspec.MsgspecError, ValueError, RecursionError):
@@ -81,10 +81,10 @@ class Event:
         """The record.
 
         Raises:
-            UnshapeableError: The payload is no record of ours.
+            UnshapeableError: The payload is not a record of ours.
         """
         if self.record is None:
-            raise UnshapeableError("the payload is no record of otel-audit's")
+            raise UnshapeableError("the payload is not a record of otel-audit's")
         return self.record
 
 
@@ -108,7 +108,7 @@ def read_event(  # noqa: PLR0913 - what an event is
         recorded_ns: When the store took it.
 
     Raises:
-        UnshapeableError: The text is no JSON object.
+        UnshapeableError: The text is not JSON object.
     """
     document, text = _document(payload)
     return Event(
@@ -129,9 +129,9 @@ def _document(payload: str) -> tuple[dict[str, Any], bytes]:
             text = mended.encode("utf-8", "replace")
             found = msgspec.json.decode(text)
         except (msgspec.MsgspecError, ValueError, RecursionError):
-            raise UnshapeableError("the payload is no JSON that can be read") from None
+            raise UnshapeableError("the payload is not JSON that can be read") from None
     if not isinstance(found, dict):
-        raise UnshapeableError("the payload is no JSON object")
+        raise UnshapeableError("the payload is not JSON object")
     return found, text
 
 

@@ -39,7 +39,7 @@ def to_fhir(event: Event) -> dict[str, Any]:
         event: An event of ours.
 
     Raises:
-        UnshapeableError: The payload is no record of ours.
+        UnshapeableError: The payload is not a record of ours.
     """
     record = event.typed()
     found: dict[str, Any] = {

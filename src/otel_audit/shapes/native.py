@@ -11,7 +11,7 @@ def to_native(event: Event) -> dict[str, Any]:
     """Show an event in our own shape.
 
     Args:
-        event: Any event, also one whose payload is no record of ours.
+        event: Any event, also one whose payload is not a record of ours.
     """
     return {
         "id": event.id,

@@ -84,7 +84,7 @@ def to_ocsf(
         entities: Which targets are users, groups, or administered otherwise.
 
     Raises:
-        UnshapeableError: The payload is no record of ours.
+        UnshapeableError: The payload is not a record of ours.
     """
     record = event.typed()
     number = _class_of(record, version, entities)

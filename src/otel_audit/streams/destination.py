@@ -61,7 +61,12 @@ class DestinationError(OtelAuditError):
     """
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
-        """Take the message; control characters in it are made visible."""
+        """Make the error; control characters in its message are made visible.
+
+        Args:
+            message: What failed.
+            retry_after: Seconds after which to try again, if the destination said so.
+        """
         super().__init__(visible(message))
         self.retry_after = retry_after
 

@@ -22,13 +22,18 @@ _TAIL: Final = 1 << 16
 class FileDestination:
     """A file that is appended to, and rotated at a size.
 
-    For who follows the file: a line ends with a newline, and what has none yet is no line. A line
-    that is whole is never taken back. An unfinished one, which a killed process or a full disk has
-    left, is: it was never acknowledged, and the event comes again.
+    For who follows the file: a line ends with a newline, and what has none yet is not a line. A
+    line that is whole is never taken back. An unfinished one, which a killed process or a full
+    disk has left, is: it was never acknowledged, and the event comes again.
     """
 
     def __init__(self, path: Path, rotate_bytes: int) -> None:
-        """Remember where; nothing is opened yet."""
+        """Remember the path; nothing is opened yet.
+
+        Args:
+            path: The file that is appended to.
+            rotate_bytes: The size at which it is rotated.
+        """
         self._path = path
         self._rotate_bytes = rotate_bytes
         self._open: int | None = None

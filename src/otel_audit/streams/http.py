@@ -115,7 +115,7 @@ def refuse_unfit_url(url: str, setting: str) -> None:
         host = httpx.URL(url).raw_host.decode("ascii")
         host.encode("idna")
     except (httpx.InvalidURL, UnicodeError) as error:
-        raise ConfigurationError(f"{setting}: this is no URL: {visible(str(error))}") from None
+        raise ConfigurationError(f"{setting}: this is not a URL: {visible(str(error))}") from None
 
 
 def rejection_reason(answer: HttpResponse) -> str | None:

@@ -187,7 +187,7 @@ def _objection_in_success(answer: HttpResponse) -> str | None:
     try:
         response.ParseFromString(answer.body)
     except DecodeError:
-        raise DestinationError("its answer is no OTLP: is it a receiver of logs?") from None
+        raise DestinationError("its answer is not OTLP: is it a receiver of logs?") from None
     partial = response.partial_success
     if not partial.rejected_log_records:
         return None

@@ -183,10 +183,10 @@ def read_settings(path: Path) -> dict[str, Settings]:
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: is no TOML: {error}") from None
+        raise ConfigurationError(f"{path}: is not TOML: {error}") from None
     streams = document.pop("streams", None)
     if document:
-        raise ConfigurationError(f"{path}: {next(iter(document))} is no setting of streams")
+        raise ConfigurationError(f"{path}: {next(iter(document))} is not a setting of streams")
     if not isinstance(streams, dict) or not streams:
         raise ConfigurationError(f"{path}: there is no stream: write a table [streams.NAME]")
     found = {name: _settings(path, name, table) for name, table in streams.items()}
@@ -225,10 +225,10 @@ def _settings(path: Path, name: str, table: object) -> Settings:
             f"{where}: a stream's name has a-z, 0-9, . _ - and at most 63 characters"
         )
     if not isinstance(table, Mapping):
-        raise ConfigurationError(f"{where}: is no table: write [streams.{name}]")
+        raise ConfigurationError(f"{where}: is not a table: write [streams.{name}]")
     kind = _KINDS.get(str(table.get("kind")))
     if kind is None:
-        reason = f"{table['kind']!r} is no destination" if "kind" in table else "is missing"
+        reason = f"{table['kind']!r} is not a destination" if "kind" in table else "is missing"
         raise ConfigurationError(f"{where}.kind: {reason}: one of {', '.join(_KINDS)}")
     try:
         return kind.model_validate(dict(table))
@@ -255,7 +255,7 @@ def _sound_url(value: str, schemes: tuple[str, ...]) -> str:
         parts = urlsplit(value.strip())
         _ = parts.port
     except ValueError:
-        raise ValueError("this is no URL") from None
+        raise ValueError("this is not a URL") from None
     if parts.scheme not in schemes or not parts.hostname:
         raise ValueError(f"a URL with {' or '.join(f'{one}://' for one in schemes)} and a host")
     if parts.username is not None or parts.fragment:

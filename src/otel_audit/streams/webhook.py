@@ -111,7 +111,7 @@ class WebhookDestination:
             private = [one for one in found if not is_public(one)]
             if private:
                 raise DestinationError(
-                    f"{self._name} is {private[0]}, which is no public address: set "
+                    f"{self._name} is {private[0]}, which is not a public address: set "
                     "allow_private = true if the endpoint is meant to be there"
                 )
         return found[0]
@@ -136,7 +136,7 @@ def read_secret(text: str, setting: str) -> bytes:
         found = b""
     if not _SHORTEST_SECRET <= len(found) <= _LONGEST_SECRET:
         raise ConfigurationError(
-            f"{setting}: is no secret of Standard Webhooks: whsec_ and base64 of "
+            f"{setting}: is not a secret of Standard Webhooks: whsec_ and base64 of "
             f"{_SHORTEST_SECRET} to {_LONGEST_SECRET} random bytes"
         )
     return found
@@ -155,8 +155,8 @@ def refuse_private_literal(url: str, setting: str) -> None:
         is_refused = is_loopback(host)
     if is_refused:
         raise ConfigurationError(
-            f"{setting}: {host} is no public address: set allow_private = true if the endpoint is "
-            "meant to be there"
+            f"{setting}: {host} is not a public address: set allow_private = true if the endpoint "
+            "is meant to be there"
         )
 
 

@@ -34,7 +34,12 @@ class Witness:
     """A small file for each stream; without it a stream still works, and sees less."""
 
     def __init__(self, directory: Path, name: str) -> None:
-        """Remember where; the directory is made when it is needed."""
+        """Remember the path; the directory is made with the first write.
+
+        Args:
+            directory: Where the files of all streams lie.
+            name: The stream's name.
+        """
         self._path = directory / f"{name}.json"
 
     def read(self) -> Sent | None:

@@ -74,7 +74,7 @@ class Coverage:
     """All routes of a test run; workers send theirs as plain values."""
 
     def __init__(self) -> None:
-        """Begin with nothing seen."""
+        """Start with no route seen."""
         self._routes: dict[str, RouteCoverage] = {}
 
     def know(self, routes: Iterable[TestedRoute]) -> None:

@@ -36,7 +36,7 @@ def read_exceptions(file: Path) -> list[RouteException]:
     """Read the exceptions; a file that is not there has none.
 
     Raises:
-        ConfigurationError: It is no TOML, or an exception in it lacks something or has a field
+        ConfigurationError: It is not TOML, or an exception in it lacks something or has a field
             that is not known; the message names file, place and field.
     """
     try:

@@ -48,7 +48,13 @@ class Audit:
     def __init__(
         self, records: Recorded, config: AuditConfig, routes: list[TestedRoute] | None = None
     ) -> None:
-        """Look at records that are being made; see `audit_trail`."""
+        """Look at records while they are made; see `audit_trail`.
+
+        Args:
+            records: What the application has recorded.
+            config: The application's settings.
+            routes: Its routes; None where there is no application.
+        """
         self.records = records
         self.config = config
         self.routes = routes or []

@@ -103,13 +103,13 @@ class TrustedHeader:
     tenants: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a proxy that is no network."""
+        """Refuse a proxy that is not a network."""
         for proxy in self.proxies:
             try:
                 ipaddress.ip_network(proxy)
             except ValueError:
                 raise ConfigurationError(
-                    f"trusted proxy {proxy!r} is no address or network"
+                    f"trusted proxy {proxy!r} is not an address or network"
                 ) from None
 
     def __call__(self, request: Request) -> Viewer | None:
@@ -135,7 +135,7 @@ async def ask_authentication(authenticate: Authenticate, request: Request) -> Vi
     """Call an authentication function, synchronous or asynchronous.
 
     Raises:
-        ConfigurationError: The answer is no viewer.
+        ConfigurationError: The answer is not a viewer.
     """
     found: Any = authenticate(request)
     if inspect.isawaitable(found):

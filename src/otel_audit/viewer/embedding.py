@@ -52,7 +52,8 @@ class Embedding:
             scheme, _, host = origin.partition("://")
             if scheme not in ("http", "https") or not host or set(host) & set("/*;, '\"\\?#@"):
                 raise ConfigurationError(
-                    f"embedding: {origin!r} is no origin: https://app.example, with nothing behind"
+                    f"embedding: {origin!r} is not an origin: https://app.example, with nothing "
+                    "behind"
                 )
 
     def viewer_of(self, authorizations: Sequence[str]) -> Viewer | None:

@@ -70,7 +70,12 @@ class Links:
     """
 
     def __init__(self, root: str, kept: Mapping[str, str]) -> None:
-        """Take the mount path."""
+        """Remember the mount path and the parameters to keep.
+
+        Args:
+            root: The mount path.
+            kept: Parameters of this page that searches keep.
+        """
         self._root = root
         self.kept = kept
 

@@ -27,7 +27,7 @@ class TailCursors:
     """
 
     def __init__(self) -> None:
-        """Begin with a key of its own."""
+        """Make a new key: ids of another process are not readable here."""
         self._cipher = Fernet(Fernet.generate_key())
 
     def make(self, place: TailPosition, *, plain: bool) -> str:

@@ -118,7 +118,7 @@ class TestWrongUse:
         ("arguments", "message"),
         [
             (("search", "actr:x"), "did you mean actor:?"),
-            (("search", "--status", "many"), "is no status"),
+            (("search", "--status", "many"), "is not a status"),
             (("search", "--after", "x"), "not a place that a page before gave"),
             (("stats", "actr:x"), "did you mean actor:?"),
             (("show", "01a2"), "01a2 is not a record's id"),
@@ -165,8 +165,8 @@ class TestSearch:
 
     def test_wrong_values_are_wrong_use(self, run):
         """A status and a time that are none, and options that exclude each other."""
-        assert "no status" in run("search", "--status", "9yy", status=2).output
-        assert "no time" in run("search", "--since", "soon", status=2).output
+        assert "not a status" in run("search", "--status", "9yy", status=2).output
+        assert "not a time" in run("search", "--since", "soon", status=2).output
         assert "--follow goes with" in run("search", "--follow", "--all", status=2).output
 
     def test_all_pages_are_shown_on_request(self, run):

@@ -185,7 +185,7 @@ class TestVerify:
         assert "checked 6 rows" in run("verify", "--since", "1h")
         assert "checked 0 rows" in run("verify", "--since", "2999-01-01T00:00:00Z")
         assert "checked 2 rows" in run("verify", "--sample", "2")
-        assert "no time" in run("verify", "--since", "soon", status=2)
+        assert "not a time" in run("verify", "--since", "soon", status=2)
         assert "--full excludes" in run("verify", "--full", "--sample", "2", status=2)
 
     def test_says_what_a_missing_key_costs(self, run, log):

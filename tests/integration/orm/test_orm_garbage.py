@@ -90,3 +90,15 @@ def test_circle_is_found():
     facts.flush = facts  # type: ignore[assignment]
     del facts
     assert _ours() == ["otel_audit.orm.transactions.ConnectionFacts"]
+
+
+def test_sessions_on_one_connection(capture, sqlite):
+    """A connection that an application keeps remembers the sessions in use, not all there were."""
+    with sqlite.engine.connect() as connection:
+        for _ in range(20):
+            with Session(connection) as session, action() as scope:
+                _commits(session)
+            assert scope.changes_total == 1
+            del session
+        facts = capture.attachment._tracker.facts(connection)
+        assert len(facts.sessions) <= 2

@@ -66,6 +66,13 @@ class Cents(TypeDecorator[Any]):
         return None if value is None else value / 100
 
 
+class AnyCase(String):
+    """Texts that are equal in any case."""
+
+    def compare_values(self, x, y):
+        return (x and x.lower()) == (y and y.lower())
+
+
 class Salted(TypeDecorator[Any]):
     """Another text for each value, as of a hash with a salt."""
 
@@ -246,6 +253,13 @@ class Versions(Base):
     document = mapped_column(Versioned)
 
 
+class Alike(Base):
+    __tablename__ = "alike"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name = mapped_column(AnyCase)
+    note: Mapped[str]
+
+
 class Wrapped(Base):
     __tablename__ = "wrapped"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -389,6 +403,25 @@ class TestRows:
         bulk = next(one for one in scope.changes if one.kind == "bulk")
         assert entity.values["coded"][1] == bulk.parameters["coded"] == "[REDACTED]"
         assert "4111" not in str(entity.values["salted"])
+
+    async def test_equal_to_their_type(self, sqlite):
+        """What a type takes for equal is not written, and so no change, beside one that is."""
+
+        def work(session):
+            session.add(Alike(id=1, name="ann", note="one"))
+            session.commit()
+            person = session.get(Alike, 1)
+            person.name, person.note = "ANN", "two"
+            session.commit()
+            assert session.scalar(text("SELECT name FROM alike")) == "ann"
+
+        attachment = attach(Redactor.from_config(AuditConfig()))
+        try:
+            with action() as scope:
+                await sqlite.run(work)
+        finally:
+            detach(attachment)
+        assert scope.changes[-1].values == {"note": ["one", "two"]}
 
     @pytest.mark.parametrize(
         ("repeated", "hidden"), [("a word ", False), ("api_key=S3CR3TS3CR3T ", True)]

@@ -174,7 +174,7 @@ class TestSettings:
 
     def test_say_once_that_it_is_best_effort(self, caplog):
         """One warning a process."""
-        exporter_module._best_effort_said.clear()
+        exporter_module._best_effort_logged.clear()
         with caplog.at_level(logging.WARNING):
             for _ in range(3):
                 PostgresAuditSpanExporter("postgresql://127.0.0.1:1/x").shutdown()

@@ -675,7 +675,7 @@ class TestTheCommand:
             (("rights",), "--from is needed"),
             (("rights", "--from", "2999-01-01", "--to", "2999-02-01"), "ends in the future"),
             (("rights", "--from", "2026-11-01", "--to", "2026-10-01"), "the period is empty"),
-            (("rights", "--from", "soon", "--to", "2026-11-01"), "is no time"),
+            (("rights", "--from", "soon", "--to", "2026-11-01"), "is not a time"),
             (("rights", *PERIOD, "--query", "actor:"), "column"),
             (("rights", *PERIOD, "--query", "colour:red"), "column 1"),
             (("rights", *PERIOD, "--format", "pdf"), "'pdf' is none of"),

@@ -44,9 +44,9 @@ class TestMended:
             ({"traceId": "AAECAwQFBgcICQoLDA0ODw=="}, "traceId is not in hex"),
             ({"spanId": 17}, "spanId is not in hex"),
             ({"name": "caf\ud83d"}, "name holds half of a character"),
-            ({"endTimeUnixNano": 2**70}, "endTimeUnixNano is no time"),
-            ({"endTimeUnixNano": "-5"}, "endTimeUnixNano is no time"),
-            ({"name": 5}, "name is no text"),
+            ({"endTimeUnixNano": 2**70}, "endTimeUnixNano is not a time"),
+            ({"endTimeUnixNano": "-5"}, "endTimeUnixNano is not a time"),
+            ({"name": 5}, "name is not a text"),
         ],
     )
     async def test_a_field(self, shared, shared_store, actor, fields, told):
@@ -64,14 +64,14 @@ class TestMended:
     @pytest.mark.parametrize(
         ("value", "told"),
         [
-            ({"intValue": 2**70}, "intValue is no integer of 64 bits"),
-            ({"intValue": "9" * 400}, "intValue is no integer of 64 bits"),
-            ({"intValue": "x"}, "intValue is no integer of 64 bits"),
-            ({"doubleValue": "x"}, "doubleValue is no number"),
-            ({"stringValue": 7}, "stringValue is no text"),
+            ({"intValue": 2**70}, "intValue is not an integer of 64 bits"),
+            ({"intValue": "9" * 400}, "intValue is not an integer of 64 bits"),
+            ({"intValue": "x"}, "intValue is not an integer of 64 bits"),
+            ({"doubleValue": "x"}, "doubleValue is not a number"),
+            ({"stringValue": 7}, "stringValue is not a text"),
             ({"stringValue": "\ud800\udbff"}, "stringValue holds half of a character"),
             ({"arrayValue": 7}, "arrayValue has no list of values"),
-            ("bare", "value is no value such as"),
+            ("bare", "value is not a value such as"),
         ],
     )
     async def test_an_attribute(self, shared, shared_store, actor, value, told):
@@ -113,8 +113,8 @@ class TestRejected:
             ({"startTimeUnixNano": "soon"}, "its time is missing"),
             ({"startTimeUnixNano": -5}, "its time is missing"),
             ({"name": 1}, None),
-            (5, "it is no object"),
-            ([], "it is no object"),
+            (5, "it is not an object"),
+            ([], "it is not an object"),
             ({"attributes": []}, None),
         ],
     )

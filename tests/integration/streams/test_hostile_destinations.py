@@ -182,7 +182,7 @@ async def test_a_name_that_changes_what_it_means(log, stream_to, receiver, monke
     )  # fmt: skip
     with pytest.raises(DestinationError, match="no answer|no connection"):
         await stream.run_once()
-    with pytest.raises(DestinationError, match=r"is 127\.0\.0\.1, which is no public address"):
+    with pytest.raises(DestinationError, match=r"is 127\.0\.0\.1, which is not a public address"):
         await stream.run_once()
     assert receiver.asked == []
 

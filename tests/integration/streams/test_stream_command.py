@@ -58,7 +58,7 @@ async def test_history_is_sent_only_after_a_question(log, run, file, tmp_path):
     assert done.exit_code == 0, done.output
     assert [event["leaf"] for event in events(tmp_path)] == [1, 2]
     assert "siem: sent 2, parked 0, at leaf 3 of 3" in done.output
-    for begin, said in (("99", "the log has 3 leaves"), ("never", "no leaf's number")):
+    for begin, said in (("99", "the log has 3 leaves"), ("never", "not a leaf's number")):
         refused = await run(*ONCE, "--from", begin)
         assert (refused.exit_code, said in refused.output) == (2, True)
     silent = await run(*ONCE, "--from", "start", "--json")
@@ -210,7 +210,7 @@ async def test_map_shows_a_record_in_a_shape(log, run, shape):
 
 async def test_map_says_what_is_wrong(log, run):
     """An unknown shape, and an unknown record."""
-    assert "is no shape: one of native" in (await run("map", "x", "--to", "cef")).output
+    assert "is not a shape: one of native" in (await run("map", "x", "--to", "cef")).output
     unknown = await run("map", "01890a5d-ac96-774b-bcce-b302099a8057", "--to", "ecs")
     assert unknown.exit_code == 1
     assert "there is no record 01890a5d" in unknown.output

@@ -259,7 +259,7 @@ async def test_what_a_shape_cannot_take_is_parked(log, stream_to, receiver, conn
     await log.seal()
     await stream_to(*to(receiver), 'shape = "ecs"').run_once()
     (parked,) = await store.parked(connection, "siem")
-    assert parked.reason == "the payload is no record of otel-audit's"
+    assert parked.reason == "the payload is not a record of otel-audit's"
     assert len(receiver.stored) == 4
 
 
@@ -323,7 +323,9 @@ async def test_a_name_that_means_a_private_address_is_refused_when_it_is_looked_
     stream = stream_to(
         'kind = "webhook"', 'url = "https://hooks.example.com/a"', 'secret_env = ["HOOK_SECRET"]'
     )
-    with pytest.raises(DestinationError, match=r"is 127\.0\.0\.1, which is no public.*allow_priv"):
+    with pytest.raises(
+        DestinationError, match=r"is 127\.0\.0\.1, which is not a public.*allow_priv"
+    ):
         await stream.run_once()
     assert receiver.asked == []
 

@@ -124,7 +124,7 @@ class TestReports:
         ("name", "asked", "says"),
         [
             ("rigths", {}, "did you mean rights?"),
-            ("rights", {"from": "soon"}, "is no time"),
+            ("rights", {"from": "soon"}, "is not a time"),
             ("rights", {"to": "2999-01-01"}, "ends in the future"),
             ("rights", {"q": "colour:red"}, "column 1"),
             ("rights", {"checkpoint": "99999"}, "none has size 99999"),

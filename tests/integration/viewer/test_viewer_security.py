@@ -160,7 +160,7 @@ class TestOtherWays:
             load("no_such_module_here:f")
         with pytest.raises(ConfigurationError, match="needs tenants"):
             Viewer("x", "tenant")
-        with pytest.raises(ConfigurationError, match="no origin"):
+        with pytest.raises(ConfigurationError, match="not an origin"):
             Embedding(PUBLIC, ("*",))
 
 

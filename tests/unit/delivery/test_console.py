@@ -30,6 +30,6 @@ def test_a_record_that_is_no_json_is_put_aside(capsys) -> None:
     assert delivery.close(30)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["record_id"] for line in lines] == [record.record_id for record in records]
-    assert lines[1]["refused"].startswith("it is no JSON")
+    assert lines[1]["refused"].startswith("it is not JSON")
     counts = counters.snapshot()
     assert (counts["exported"], counts["quarantined"], counts["dropped"]) == (2, 1, 0)

@@ -321,7 +321,7 @@ class TestTheTrustFile:
             ("[[signer]]\nname = 'x'\n", "either a certificate or"),
             ("[[signer]]\nname = 'x'\ncertificate = 'none.pem'\n", "cannot be read"),
             ("[[signer]]\nname = 'x'\nhmac_key = 'short.key'\n", "less than 16 bytes"),
-            ("[[signer]]\nname = 'x'\ncertificate = 'short.key'\n", "no certificate in PEM"),
+            ("[[signer]]\nname = 'x'\ncertificate = 'short.key'\n", "not a certificate in PEM"),
             ("[[signer]]\nname = 'x'\nalgorithms = ['none']\n", "no trust file"),
             ("[[signer", "no trust file"),
         ],

@@ -34,11 +34,14 @@ def make(directory, text):
         ("", r"there is no stream: write a table \[streams.NAME\]"),
         ("[streams]\n", "there is no stream"),
         ("streams = 3\n", "there is no stream"),
-        ("[stream.x]\n", "stream is no setting of streams"),
-        ("[streams.x\n", "is no TOML"),
-        ('[streams.x]\nkind = "splunk"\n', r"streams\.x\.kind: 'splunk' is no destination: one of"),
+        ("[stream.x]\n", "stream is not a setting of streams"),
+        ("[streams.x\n", "is not TOML"),
+        (
+            '[streams.x]\nkind = "splunk"\n',
+            r"streams\.x\.kind: 'splunk' is not a destination: one of",
+        ),
         ("[streams.x]\n", r"streams\.x\.kind: is missing: one of file, otlp, webhook"),
-        ("[streams]\nx = 3\n", r"streams\.x: is no table"),
+        ("[streams]\nx = 3\n", r"streams\.x: is not a table"),
         ('[streams."A b"]\nkind = "file"\n', "a stream's name has a-z"),
         ('[streams.x]\nkind = "file"\n', r"streams\.x\.path: is missing"),
         (
@@ -121,10 +124,10 @@ def test_a_file_that_is_not_there(tmp_path):
             'kind = "otlp"\nendpoint = "http://c:1"\ntoken_env = "TWO_LINES"',
             r"streams\.x\.token_env: the variable TWO_LINES holds a character that no secret has",
         ),
-        ('kind = "otlp"\nendpoint = "http://a..b:1"', r"streams\.x\.endpoint: this is no URL"),
+        ('kind = "otlp"\nendpoint = "http://a..b:1"', r"streams\.x\.endpoint: this is not a URL"),
         (
             'kind = "webhook"\nurl = "https://\u2024a/"\nsecret_env = ["GOOD"]',
-            r"streams\.x\.url: this is no URL",
+            r"streams\.x\.url: this is not a URL",
         ),
         *(
             (f'kind = "otlp"\nendpoint = "{url}"', r"streams\.x\.endpoint: a URL has no spaces")
@@ -140,7 +143,7 @@ def test_a_file_that_is_not_there(tmp_path):
         ),
         (
             'kind = "webhook"\nurl = "https://e.com"\nsecret_env = ["SHORT"]',
-            r"streams\.x\.secret_env \(SHORT\): is no secret of Standard Webhooks",
+            r"streams\.x\.secret_env \(SHORT\): is not a secret of Standard Webhooks",
         ),
         (
             'kind = "file"\npath = "a.ndjson"\npersonal = true',
@@ -149,7 +152,7 @@ def test_a_file_that_is_not_there(tmp_path):
         *(
             (
                 f'kind = "webhook"\nurl = "https://{host}/a"\nsecret_env = ["GOOD"]',
-                r"streams\.x\.url: .* is no public address: set allow_private = true",
+                r"streams\.x\.url: .* is not a public address: set allow_private = true",
             )
             for host in (
                 "127.0.0.1", "localhost", "10.0.0.1", "192.168.1.1", "169.254.169.254", "[::1]",
@@ -219,5 +222,5 @@ def test_the_signature_is_that_of_the_standard():
 @pytest.mark.parametrize("text", ["", "whsec_", "whsec_###", "whsec_c2hvcnQ=", "plain text"])
 def test_a_secret_that_is_none(text):
     """It is named, and not shown."""
-    with pytest.raises(ConfigurationError, match="secret: is no secret of Standard Webhooks"):
+    with pytest.raises(ConfigurationError, match="secret: is not a secret of Standard Webhooks"):
         read_secret(text, "secret")

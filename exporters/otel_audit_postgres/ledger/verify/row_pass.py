@@ -352,7 +352,7 @@ async def _judge_suspects(
     for suspect in suspects:
         record_id, verdict = suspect.record_id, suspect.verdict
         now = hashes.get((record_id.bytes, verdict.tenant_id), b"")
-        # the leaf covers the text: a text that is no record now was none when it was inserted
+        # the leaf covers the text: a text that is not a record now was none when it was inserted
         no_record = verdict.is_no_record and record_id.bytes not in named
         what = (
             "the payload is not a record"

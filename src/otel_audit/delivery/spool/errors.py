@@ -21,7 +21,12 @@ class SpoolWriteError(SpoolError):
     """
 
     def __init__(self, message: str, errno: int | None = None) -> None:
-        """Keep the system's error number with the message."""
+        """Make the error.
+
+        Args:
+            message: What failed, and where.
+            errno: The system's error number, if it gave one.
+        """
         super().__init__(message)
         self.errno = errno
 

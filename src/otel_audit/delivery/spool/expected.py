@@ -37,7 +37,7 @@ class Expected:
         Args:
             segment: Its number.
             size: Bytes of its file.
-            found: What in it is no frame.
+            found: What in it is not a frame.
             closed: Closed frames that are there, of those that were noted.
 
         Returns:

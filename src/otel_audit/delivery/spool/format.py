@@ -81,7 +81,7 @@ Reason = Literal["torn", "header", "checksum", "version", "encryption", "missing
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """Bytes that are no frame.
+    """Bytes that are not a frame.
 
     Attributes:
         start: Offset of the first such byte in the file.
@@ -128,7 +128,7 @@ def record_key(record_id: str) -> bytes:
     """Turn a record id (UUID in hex, with or without hyphens) into its 16 bytes.
 
     Raises:
-        ValueError: It is no UUID.
+        ValueError: It is not a UUID.
     """
     key = bytes.fromhex(record_id.replace("-", ""))
     if len(key) != 16:  # noqa: PLR2004 - bytes of a UUID

@@ -31,7 +31,11 @@ class Lease:
     __slots__ = ("_next", "_opened")
 
     def __init__(self, opened: int) -> None:
-        """Take the lock's file descriptor."""
+        """Remember the lock; it is held already.
+
+        Args:
+            opened: The lock's file descriptor.
+        """
         self._opened = opened
         self._next = 0.0
 

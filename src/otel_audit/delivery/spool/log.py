@@ -162,7 +162,7 @@ class Spool:
             SpoolWriteError: The file system did not take it.
             SpoolClosedError: The spool is closed.
             SpoolForkedError: This process is a child of the one that opened it.
-            ValueError: The record id is no UUID, or the payload is too long.
+            ValueError: The record id is not a UUID, or the payload is too long.
         """
         if self.forked:
             raise SpoolForkedError("the spool belongs to the parent process; reopen it")
@@ -222,7 +222,7 @@ class Spool:
         """Whether there is a frame of an action that has not closed.
 
         Raises:
-            ValueError: The record id is no UUID.
+            ValueError: The record id is not a UUID.
         """
         return record_key(record_id) in self._actions
 

@@ -34,7 +34,12 @@ class ForeignError(PermissionError):
     """Something in the spool's place is not ours; its ``strerror`` says why."""
 
     def __init__(self, path: Path, why: str) -> None:
-        """Say what is wrong with which path."""
+        """Make the error.
+
+        Args:
+            path: What is not ours.
+            why: What is wrong with it, for ``strerror``.
+        """
         super().__init__(EPERM, why, str(path))
         self.path = path
         self.why = why
@@ -78,7 +83,7 @@ class OwnDirectory:
 
         Raises:
             ForeignError: It is not ours alone.
-            OSError: It cannot be opened, or is no directory.
+            OSError: It cannot be opened, or is not a directory.
         """
         self.path = path
         if within is None:

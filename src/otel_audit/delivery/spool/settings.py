@@ -66,5 +66,5 @@ class SpoolSettings:
             )
         if self.max_age is not None and self.max_age <= 0:
             raise ConfigurationError(
-                f"{_PREFIX}MAX_AGE: {self.max_age} s is no age; unset it for no bound"
+                f"{_PREFIX}MAX_AGE: {self.max_age} s is not an age; unset it for no bound"
             )

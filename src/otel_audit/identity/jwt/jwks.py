@@ -127,7 +127,7 @@ class KeySet:
 
         Raises:
             OSError: It cannot be read.
-            UnusableKeyError: It is no JWK set.
+            UnusableKeyError: It is not a JWK set.
         """
         text = self._read()
         keys = self._parse(text)

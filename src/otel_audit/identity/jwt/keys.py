@@ -53,7 +53,7 @@ _CURVES_OF_JWK: Final[Mapping[str, ec.EllipticCurve]] = {
     "P-521": ec.SECP521R1(),
 }
 
-PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
+JwtPublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
 
 
 class UnusableKeyError(ValueError):
@@ -166,7 +166,7 @@ def read_key_set(text: bytes, algorithms: frozenset[str]) -> tuple[VerificationK
         type is left out (RFC 7517, section 5).
 
     Raises:
-        UnusableKeyError: It is no JWK set, or has more than 100 keys.
+        UnusableKeyError: It is not a JWK set, or has more than 100 keys.
     """
     try:
         found = msgspec.json.decode(text)
@@ -222,7 +222,7 @@ def _material(jwk: Mapping[str, Any], algorithms: frozenset[str]) -> dict[str, K
             raise UnusableKeyError("unknown type of key")
 
 
-def _for_public_key(key: PublicKey, algorithms: frozenset[str]) -> dict[str, Key]:
+def _for_public_key(key: JwtPublicKey, algorithms: frozenset[str]) -> dict[str, Key]:
     if isinstance(key, rsa.RSAPublicKey):
         if key.key_size < SMALLEST_RSA:
             raise UnusableKeyError(f"an RSA key of less than {SMALLEST_RSA} bits")
@@ -243,7 +243,7 @@ def _for_secret(secret: bytes, algorithms: frozenset[str]) -> dict[str, Key]:
         return {name: CryptographyHMACKey(secret, name) for name in SYMMETRIC & algorithms}
     except JWKError:
         # otherwise everybody who knows a public key could sign
-        raise UnusableKeyError("a key in PEM, which is no secret for HS*") from None
+        raise UnusableKeyError("a key in PEM, which is not a secret for HS*") from None
 
 
 def _pss(key: rsa.RSAPublicKey, digest: hashes.HashAlgorithm) -> Key:
@@ -252,7 +252,7 @@ def _pss(key: rsa.RSAPublicKey, digest: hashes.HashAlgorithm) -> Key:
     return _OwnKey(lambda msg, sig: key.verify(sig, msg, scheme, digest))
 
 
-def _public_key(text: str) -> PublicKey:
+def _public_key(text: str) -> JwtPublicKey:
     raw = text.strip().encode()
     if b"PRIVATE KEY-----" in raw:
         raise UnusableKeyError("a private key, and only the public one is needed here")

@@ -39,7 +39,11 @@ class TokenError(Exception):
     """
 
     def __init__(self, reason: str) -> None:
-        """Take the reason."""
+        """Make the error; its message is the reason.
+
+        Args:
+            reason: What is wrong, in fixed words.
+        """
         super().__init__(reason)
         self.reason = reason
 
@@ -76,7 +80,7 @@ class Header:
 
 
 def read_header(token: str) -> Header:
-    """Read a token's header, and refuse what is no plain signed token.
+    """Read a token's header, and refuse what is not a plain signed token.
 
     Keys that the header itself brings or points to (``jwk``, ``jku``, ``x5c``, ``x5u``) are never
     looked at.

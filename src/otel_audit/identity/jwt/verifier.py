@@ -216,7 +216,14 @@ class UnverifiedReader:
         audience: tuple[str, ...] = (),
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Take the checks of a token that need no key; as for `Issuer`."""
+        """Remember the checks that need no key.
+
+        Args:
+            leeway: Seconds that clocks may differ.
+            issuer: What ``iss`` must be; None: anything.
+            audience: What ``aud`` must be or hold, one of these; none: it is not looked at.
+            clock: Gives the time in Unix seconds.
+        """
         self._leeway = leeway
         self._issuer = issuer
         self._audience = audience
