@@ -168,7 +168,7 @@ class Converter:
         if not 0 < item.start_time < _LATEST or item.end_time >= _LATEST:
             reason = "its time is missing, or beyond the year 2262"
             return self._not_convertible(item, sender, "invalid", reason, allowance)
-        version = item.attributes.get(names.SCHEMA_VERSION, SCHEMA_VERSION)
+        version = item.attributes.get(names.SCHEMA_VERSION_ATTRIBUTE, SCHEMA_VERSION)
         if version not in READABLE_VERSIONS:
             known = " or ".join(READABLE_VERSIONS)
             reason = f"its schema version is not {known}: this server knows no other"

@@ -303,10 +303,12 @@ class Intake:
         if self._found_wrong is not None:
             # the store has accepted records since: the next check gets a fresh answer
             self._check_again = 0.0
-        if became.held:
-            self._note_outage(StoreError(became.why_held), rests=len(became.held) == len(records))
+        if became.postponed:
+            self._note_outage(
+                StoreError(became.why_postponed), rests=len(became.postponed) == len(records)
+            )
         for one in group:
-            if not one.ids.isdisjoint(became.held):
+            if not one.ids.isdisjoint(became.postponed):
                 _fail(one, unavailable(_HELD, self._retry_after))
             elif not one.done.done():
                 one.done.set_result(_own(one, became, receipts))

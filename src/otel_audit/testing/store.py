@@ -79,8 +79,8 @@ class AuditStore:
         sink = PostgresSink(self.dsn)
         try:
             written = await sink.write(records)
-            if written.held:
-                raise StoreError(written.why_held)
+            if written.postponed:
+                raise StoreError(written.why_postponed)
             return written.stored
         finally:
             await sink.close()
