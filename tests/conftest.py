@@ -21,7 +21,7 @@ from postgres_servers import Postgres
 
 from otel_audit._util import ratelimited_log
 from otel_audit.errors import OtelAuditError
-from otel_audit.testing.store import Server, embedded_server, running_server
+from otel_audit.testing.store import PostgresServer, embedded_server, running_server
 
 # the same examples each time, so that the same code has the same result; `make explore` looks
 # for others, and what it finds stays as an `@example`
@@ -144,7 +144,7 @@ def _no_stream_records(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def audit_server() -> Iterator[Server]:
+def audit_server() -> Iterator[PostgresServer]:
     """One server for the whole run: embedded, or the one that TEST_POSTGRES_DSN names."""
     given = os.environ.get("TEST_POSTGRES_DSN")
     with running_server(given) if given else embedded_server() as server:
@@ -152,13 +152,13 @@ def audit_server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def postgres(audit_server: Server) -> Postgres:
+def postgres(audit_server: PostgresServer) -> Postgres:
     """That server, as its superuser."""
     return Postgres(audit_server.server_dsn)
 
 
 @pytest.fixture
-def database(audit_server: Server) -> Iterator[str]:
+def database(audit_server: PostgresServer) -> Iterator[str]:
     """An empty database of its own; its DSN."""
     with audit_server.database("template1") as dsn:
         yield dsn
@@ -178,7 +178,7 @@ async def durable_server(postgres: Postgres) -> AsyncIterator[None]:
 
 
 @pytest.fixture(scope="session")
-def audit_template(audit_server: Server) -> str:
+def audit_template(audit_server: PostgresServer) -> str:
     """Name of a database in which the audit schema is installed; only for copying."""
     return audit_server.template
 
@@ -190,7 +190,7 @@ def store_template(audit_template: str) -> str:
 
 
 @pytest.fixture
-def audit_store(audit_server: Server, store_template: str) -> Iterator[str]:
+def audit_store(audit_server: PostgresServer, store_template: str) -> Iterator[str]:
     """A database of its own with the audit schema in it; its DSN.
 
     Whatever a test stores there is valid by the payload's schema.

@@ -14,7 +14,7 @@ from typing import Any
 import asyncpg
 from ledger_store import Log
 
-from otel_audit.testing.store import Server
+from otel_audit.testing.store import PostgresServer
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class FilledStore:
 
 @contextmanager
 def filled_store(
-    server: Server,
+    server: PostgresServer,
     directory: Path,
     kind: type[Log],
     fill: Callable[[Any], Coroutine[Any, Any, object]],

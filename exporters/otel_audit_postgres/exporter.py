@@ -157,8 +157,8 @@ class PostgresAuditSpanExporter(SpanExporter):
             for pause in _BACKOFF.pauses():
                 try:
                     written = await sink.write(records)
-                    if written.held:
-                        raise StoreError(written.why_held)
+                    if written.postponed:
+                        raise StoreError(written.why_postponed)
                     await sink.quarantine(refused)
                 except StoreUnavailableError:
                     if time.monotonic() + pause >= until:

@@ -169,7 +169,7 @@ class PostgresSink:
         if not records:
             return Written(stored=0)
         own = await self._protected(_as_their_own(records))
-        became = _Outcome([])
+        became = _BatchResult([])
         async with self._session("write to the audit store", became) as connection:
             is_large = len(own) >= SMALLEST_LOAD
             if is_large and can_be_fed(own):
@@ -181,13 +181,13 @@ class PostgresSink:
             await self._quarantine(connection, became.refused, became)
         _log_conflicts(became.conflicts)
         _remember(rows, became)
-        refused, held = len(became.refused), tuple(became.held_as_sent(rows))
+        refused, postponed = len(became.refused), tuple(became.postponed_as_sent(rows))
         return Written(
-            len(records) - refused - len(held),
+            len(records) - refused - len(postponed),
             refused,
             len(became.conflicts),
-            held,
-            _held_up(became.held) if held else "",
+            postponed,
+            _why_postponed(became.postponed) if postponed else "",
         )
 
     async def _protected(self, records: Sequence[AuditRecord]) -> Sequence[AuditRecord]:
@@ -226,7 +226,7 @@ class PostgresSink:
         """
         if not refused:
             return
-        became = _Outcome([])
+        became = _BatchResult([])
         async with self._session("write to the audit store", became) as connection:
             await self._quarantine(connection, refused, became)
 
@@ -252,7 +252,7 @@ class PostgresSink:
         rows, unfit = await to_rows_by_turns(
             await self._protected(_as_their_own(records)), to_copy=len(records) >= SMALLEST_LOAD
         )
-        became = _Outcome(unfit)
+        became = _BatchResult(unfit)
         async with self._session("write to the audit store", became) as connection:
             await self._store_all(connection, rows, became)
             await self._quarantine(connection, [*became.refused, *refused], became)
@@ -260,8 +260,8 @@ class PostgresSink:
         return Accepted(
             became.refused,
             became.conflicts,
-            frozenset(became.held_as_sent(rows)),
-            _held_up(became.held) if became.held else "",
+            frozenset(became.postponed_as_sent(rows)),
+            _why_postponed(became.postponed) if became.postponed else "",
         )
 
     async def receipts(self, record_ids: Sequence[str]) -> dict[str, Receipt]:
@@ -277,7 +277,7 @@ class PostgresSink:
             StoreUnavailableError: As for `write`.
             StoreError: As for `write`.
         """
-        became = _Outcome([])
+        became = _BatchResult([])
         async with self._session("read receipts from the audit store", became) as connection:
             rows = await connection.fetch(
                 _RECEIPTS, list(record_ids), timeout=self._statement_timeout
@@ -305,7 +305,7 @@ class PostgresSink:
             StoreUnavailableError: As for `write`.
             StoreError: As for `write`.
         """
-        became = _Outcome([])
+        became = _BatchResult([])
         async with self._session("look into the audit store", became) as connection:
             found = await connection.fetch(
                 _KNOWN, list(record_ids), timeout=self._statement_timeout
@@ -328,7 +328,7 @@ class PostgresSink:
             StoreUnavailableError: As for `write`.
             StoreError: As for `write`.
         """
-        became = _Outcome([])
+        became = _BatchResult([])
         async with self._session("read receipts from the audit store", became) as connection:
             rows = await connection.fetch(
                 _OWN_RECEIPTS, [record_id], timeout=self._statement_timeout
@@ -354,7 +354,7 @@ class PostgresSink:
 
     @asynccontextmanager
     async def _session(
-        self, doing: str, became: _Outcome | None = None
+        self, doing: str, became: _BatchResult | None = None
     ) -> AsyncIterator[Connection[Any]]:
         """Lend the connection; after any error drop it, and raise what to do about the error.
 
@@ -369,7 +369,7 @@ class PostgresSink:
                     async with asyncio.timeout(self._statement_timeout):
                         await settle(connection)
                 refuse_unreplicated(connection)
-                if became is not None and became.held:
+                if became is not None and became.postponed:
                     # the next try in a new session: one keeps numbers of sequences, for example
                     self._drop()
             except BaseException as error:
@@ -461,7 +461,7 @@ class PostgresSink:
             disconnect_later(connection)
 
     async def _store_all(
-        self, connection: Connection[Any], rows: Sequence[Row], became: _Outcome
+        self, connection: Connection[Any], rows: Sequence[Row], became: _BatchResult
     ) -> None:
         # one statement does not see what it inserts itself
         have_own_ids = len({row.row_id for row in rows}) == len(rows)
@@ -470,7 +470,7 @@ class PostgresSink:
             await store(connection, part, became)
 
     async def _store_fed(
-        self, connection: Connection[Any], feed: RowFeed, became: _Outcome
+        self, connection: Connection[Any], feed: RowFeed, became: _BatchResult
     ) -> list[Row]:
         """Store rows while they are made, each with an id of its own; return them."""
         rows: list[Row] = []
@@ -497,7 +497,7 @@ class PostgresSink:
             return None  # which of them is refused, halving finds
 
     async def _store(
-        self, connection: Connection[Any], rows: Sequence[Row], became: _Outcome
+        self, connection: Connection[Any], rows: Sequence[Row], became: _BatchResult
     ) -> None:
         """Insert rows; if another record has a row's id, the row is stored beside it."""
         sound, new = await self._put(connection, rows, became)
@@ -505,7 +505,7 @@ class PostgresSink:
             await self._store_beside(connection, sound, became)
 
     async def _put(
-        self, connection: Connection[Any], rows: Sequence[Row], became: _Outcome
+        self, connection: Connection[Any], rows: Sequence[Row], became: _BatchResult
     ) -> tuple[Sequence[Row], int]:
         """Insert rows, and find refused ones by halving.
 
@@ -518,7 +518,7 @@ class PostgresSink:
         async def insert(some: Sequence[Row]) -> Exception | None:
             nonlocal new
             if became.is_hopeless:
-                became.held.update(dict.fromkeys(map(_came_as, some), became.last_reason))
+                became.postponed.update(dict.fromkeys(map(_came_as, some), became.last_reason))
                 return None
             try:
                 new += await self._insert(connection, some)
@@ -543,7 +543,7 @@ class PostgresSink:
         return sound, new
 
     async def _judge(
-        self, connection: Connection[Any], row: Row, error: Exception, became: _Outcome
+        self, connection: Connection[Any], row: Row, error: Exception, became: _BatchResult
     ) -> None:
         """Put a record aside that is at fault itself; keep waiting one that the store is for.
 
@@ -557,9 +557,9 @@ class PostgresSink:
         if at_fault and await self._takes_sound_ones(connection, became):
             became.refused.append(_refused(row, refusal_reason(error)))
         else:
-            became.held[_came_as(row)] = refusal_reason(error)
+            became.postponed[_came_as(row)] = refusal_reason(error)
 
-    async def _takes_sound_ones(self, connection: Connection[Any], became: _Outcome) -> bool:
+    async def _takes_sound_ones(self, connection: Connection[Any], became: _BatchResult) -> bool:
         """See that the store takes a record that is nothing but sound; it is not kept there.
 
         A check or function of ours that somebody has changed, or a setting that changes what it
@@ -582,7 +582,7 @@ class PostgresSink:
         return True
 
     async def _put_at_present(
-        self, connection: Connection[Any], row: Row, became: _Outcome
+        self, connection: Connection[Any], row: Row, became: _BatchResult
     ) -> tuple[Sequence[Row], int]:
         """Insert a row whose id is of the future under one of today: its producer's clock is wrong.
 
@@ -625,7 +625,7 @@ class PostgresSink:
             raise
 
     async def _store_new(
-        self, connection: Connection[Any], rows: Sequence[Row], became: _Outcome
+        self, connection: Connection[Any], rows: Sequence[Row], became: _BatchResult
     ) -> None:
         """Insert rows with ids that no other row has, of any tenant."""
         ids = [row.id for row in rows]
@@ -642,7 +642,7 @@ class PostgresSink:
             await self._store_beside(connection, others, became)
 
     async def _store_beside(
-        self, connection: Connection[Any], rows: Sequence[Row], became: _Outcome
+        self, connection: Connection[Any], rows: Sequence[Row], became: _BatchResult
     ) -> None:
         """Store records whose ids other records have, each under a new id."""
         waiting = await self._conflicting(connection, rows, became)
@@ -652,7 +652,7 @@ class PostgresSink:
             moved = [_moved(row, claim) for row in waiting]
             sound, _ = await self._put(connection, moved, became)
             taken = {row.id for row in await self._conflicting(connection, sound, became)}
-            stored = {row.id for row in sound if _came_as(row) not in became.held} - taken
+            stored = {row.id for row in sound if _came_as(row) not in became.postponed} - taken
             became.conflicts.extend(
                 Conflict(row.record_id, new.record_id)
                 for row, new in zip(waiting, moved, strict=True)
@@ -662,7 +662,7 @@ class PostgresSink:
         became.refused.extend(_refused(row, CONFLICT) for row in waiting)
 
     async def _conflicting(
-        self, connection: Connection[Any], rows: Sequence[Row], became: _Outcome
+        self, connection: Connection[Any], rows: Sequence[Row], became: _BatchResult
     ) -> list[Row]:
         """Distinguish a record that comes a second time from another one under the same id."""
         found = await connection.fetch(
@@ -673,7 +673,7 @@ class PostgresSink:
         for row in rows:
             # neither it nor another one under its id: something that is not ours keeps it out
             if row.id not in there:
-                became.held[_came_as(row)] = "a unique index that is not otel-audit's"
+                became.postponed[_came_as(row)] = "a unique index that is not otel-audit's"
         stored = {(row["id"], row["content_hash"]) for row in found}
         received = {(row["id"], row["received_hash"]) for row in found}
         return [
@@ -686,7 +686,7 @@ class PostgresSink:
         ]
 
     async def _quarantine(
-        self, connection: Connection[Any], refused: Sequence[Refused], became: _Outcome
+        self, connection: Connection[Any], refused: Sequence[Refused], became: _BatchResult
     ) -> None:
         if not refused:
             return
@@ -711,37 +711,37 @@ class PostgresSink:
 
 
 @dataclass(slots=True)
-class _Outcome:
+class _BatchResult:
     """The result of a batch.
 
     Attributes:
         refused: Records that are at fault, for the quarantine.
         conflicts: Records that are stored under another id.
-        held: Records that the store does not take for a reason of its own: ids, and the reasons.
+        postponed: Records that the store does not take for a reason of its own: ids, and why.
         relies_on_what_is_seen: Some were there already, or seem to be.
         has_taken_any: At least one statement succeeded.
     """
 
     refused: list[Refused]
     conflicts: list[Conflict] = field(default_factory=list)
-    held: dict[str, str] = field(default_factory=dict)
+    postponed: dict[str, str] = field(default_factory=dict)
     relies_on_what_is_seen: bool = False
     has_taken_any: bool = False
 
-    def held_as_sent(self, rows: Iterable[Row]) -> Iterator[str]:
+    def postponed_as_sent(self, rows: Iterable[Row]) -> Iterator[str]:
         """Ids of stored records, as their sender spelled them."""
-        spelled = {str(row.id): row.record_id for row in rows} if self.held else {}
-        return (spelled.get(record_id, record_id) for record_id in self.held)
+        spelled = {str(row.id): row.record_id for row in rows} if self.postponed else {}
+        return (spelled.get(record_id, record_id) for record_id in self.postponed)
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether all that was tried is held: what is left need not be tried now."""
-        return len(self.held) >= _TRIED and not self.has_taken_any
+        """Whether all that was tried is postponed: what is left need not be tried now."""
+        return len(self.postponed) >= _TRIED and not self.has_taken_any
 
     @property
     def last_reason(self) -> str:
-        """Why the last of them is held."""
-        return next(reversed(self.held.values()), "")
+        """Why the last of them is postponed."""
+        return next(reversed(self.postponed.values()), "")
 
 
 def _sound_record() -> AuditRecord:
@@ -791,9 +791,9 @@ def _receipt(row: Any) -> Receipt:
     return Receipt(str(row["id"]), row["content_hash"].hex(), row["recorded_at"])
 
 
-def _remember(rows: Sequence[Row], became: _Outcome) -> None:
+def _remember(rows: Sequence[Row], became: _BatchResult) -> None:
     """Remember as what records are stored, for their receipts."""
-    gone = {item.record_id for item in became.refused} | set(became.held)
+    gone = {item.record_id for item in became.refused} | set(became.postponed)
     moved = {conflict.record_id: conflict.stored_as for conflict in became.conflicts}
     for row in rows:
         if row.record_id in gone:
@@ -809,11 +809,12 @@ def _refused(row: Row, reason: str) -> Refused:
     return Refused(_came_as(row), row.payload, reason)
 
 
-def _held_up(held: Mapping[str, str]) -> str:
+def _why_postponed(postponed: Mapping[str, str]) -> str:
     """Say why sound records are not taken."""
     return (
-        f"the audit store refuses {len(held)} sound records, by what otel-audit did not make or "
-        f"what is missing there ({next(iter(held.values()))}): see `otel-audit doctor`, and fix it"
+        f"the audit store refuses {len(postponed)} sound records, by what otel-audit did not make "
+        f"or what is missing there ({next(iter(postponed.values()))}): see `otel-audit doctor`, "
+        "and fix it"
     )
 
 

@@ -75,7 +75,7 @@ class Parked(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Position:
+class StreamPosition:
     """The position of a stream.
 
     Attributes:
@@ -118,7 +118,7 @@ async def refuse_others(connection: Connection[Any]) -> None:
 
 async def open_stream(
     connection: Connection[Any], name: str, settings: Mapping[str, Any], start: int | None
-) -> Position:
+) -> StreamPosition:
     """Make a stream, or update its settings; both are recorded.
 
     Args:
@@ -131,7 +131,7 @@ async def open_stream(
     return _position(await connection.fetchrow(_OPEN, name, text, start))
 
 
-async def position(connection: Connection[Any], name: str) -> Position:
+async def position(connection: Connection[Any], name: str) -> StreamPosition:
     """The current position of a stream.
 
     Raises:
@@ -143,7 +143,7 @@ async def position(connection: Connection[Any], name: str) -> Position:
     return _position(row)
 
 
-async def positions(connection: Connection[Any]) -> list[Position]:
+async def positions(connection: Connection[Any]) -> list[StreamPosition]:
     """All streams, by name."""
     return [_position(row) for row in await connection.fetch(_ALL)]
 
@@ -159,7 +159,7 @@ async def try_to_hold(connection: Connection[Any], name: str) -> bool:
 
 async def advance(  # noqa: PLR0913, PLR0917 - what a position is
     connection: Connection[Any],
-    at: Position,
+    at: StreamPosition,
     next_leaf: int,
     leaf_hash: bytes | None,
     origin: str,
@@ -186,7 +186,7 @@ async def advance(  # noqa: PLR0913, PLR0917 - what a position is
         )
 
 
-async def check_position(connection: Connection[Any], at: Position) -> Horizon:
+async def check_position(connection: Connection[Any], at: StreamPosition) -> Horizon:
     """Compare a position with the log; returns how far the log is sealed.
 
     Raises:
@@ -253,7 +253,7 @@ async def parked(connection: Connection[Any], name: str, most: int = 1000) -> li
     return [Parked(*row.values()) for row in await connection.fetch(_PARKED, name, most)]
 
 
-async def count_parked(connection: Connection[Any], at: Position) -> int:
+async def count_parked(connection: Connection[Any], at: StreamPosition) -> int:
     """The number of refused events since the last rewind, or since the start."""
     number: int = await connection.fetchval(_COUNT_PARKED, at.name, at.turn)
     return number
@@ -275,7 +275,7 @@ async def record_test(connection: Connection[Any], name: str) -> uuid.UUID:
     return found
 
 
-def _position(row: Any) -> Position:
+def _position(row: Any) -> StreamPosition:
     assert row is not None  # noqa: S101 - a function without SETOF has a row
     values = dict(row.items())
-    return Position(**{**values, "settings": json.loads(values["settings"])})
+    return StreamPosition(**{**values, "settings": json.loads(values["settings"])})

@@ -38,7 +38,7 @@ async def inspect_streams(dsn: str) -> list[CheckResult]:
         return [await _inspect(connection, one) for one in found]
 
 
-async def _inspect(connection: Connection[Any], at: stream_positions.Position) -> CheckResult:
+async def _inspect(connection: Connection[Any], at: stream_positions.StreamPosition) -> CheckResult:
     name = f"stream {at.name}"
     try:
         await stream_positions.check_position(connection, at)

@@ -26,6 +26,7 @@ from otel_audit._util.ids import derived_uuid7
 from otel_audit.errors import InvalidAuditSpanError
 from otel_audit.record import (
     NO_CONTENT,
+    SCHEMA_VERSION,
     Actor,
     AuditRecord,
     Body,
@@ -38,7 +39,6 @@ from otel_audit.record import (
     Tenant,
     to_json,
 )
-from otel_audit.record import SCHEMA_VERSION as SCHEMA
 
 SCOPE_NAME: Final = "otel_audit"
 """Instrumentation scope of the audit spans we make ourselves."""
@@ -48,7 +48,7 @@ RECORD_ID: Final = "audit.record.id"
 ACTION_ID: Final = "audit.action.id"
 PARENT_ACTION_ID: Final = "audit.action.parent_id"
 PHASE: Final = "audit.phase"
-SCHEMA_VERSION: Final = "audit.schema.version"
+SCHEMA_VERSION_ATTRIBUTE: Final = "audit.schema.version"
 EVENT_NAME: Final = "audit.event.name"
 ACTION: Final = "audit.action"
 OUTCOME: Final = "audit.outcome"
@@ -121,7 +121,7 @@ _PLAIN: Final = (
     (ACTION_ID, "action_id"),
     (PARENT_ACTION_ID, "parent_action_id"),
     (PHASE, "phase"),
-    (SCHEMA_VERSION, "schema_version"),
+    (SCHEMA_VERSION_ATTRIBUTE, "schema_version"),
     (EVENT_NAME, "event_name"),
     (ACTION, "action"),
     (OUTCOME, "outcome"),
@@ -168,7 +168,7 @@ _BODY_PARTS: Final = ("content_type", "sha256", "absent")
 _USUAL_SOURCE: Final = Source().type
 _STREAM_ENDED: Final = "audit.stream.ended"
 """The event of a producer's last record, where it ends in order; `delivery.heartbeat` has it."""
-_USUAL: Final = {"phase": "completed", "schema_version": SCHEMA, "transaction": "none"}
+_USUAL: Final = {"phase": "completed", "schema_version": SCHEMA_VERSION, "transaction": "none"}
 
 
 def to_attributes(record: AuditRecord) -> dict[str, AttributeValue]:

@@ -51,12 +51,9 @@ _LONGEST_PATH = 4096
 _EMPTY_IS_A_VALUE = frozenset({"request_id_header"})
 """Settings of which an empty value in the environment has a meaning of its own: none."""
 
-_HOLD_PATHS = frozenset({
-    "anchor", "archive", "hmac_key_file", "jwt_jwks_file", "keys_kek_file", "otlp_certificate",
-    "otlp_client_certificate", "otlp_client_key", "policy_file", "retention_file",
-    "serve_tokens_file", "signing_key_file", "spool_dir", "verify_keys",
-})  # fmt: skip
 _LISTS_OF_PATHS = ("anchor", "verify_keys")
+_TEXTS_WITH_PATHS = frozenset({"archive", *_LISTS_OF_PATHS})
+"""Settings that are no `Path`, and may name one all the same: ``~`` is expanded there, too."""
 _BEFORE_PATH = re.compile(r"(?:file:|dir:)?(?=~)")
 
 _OF_ORCHESTRATOR = re.compile(
@@ -158,7 +155,9 @@ class JwtIssuer(BaseModel):
     audience: Names = ()
     key: SecretStr | None = None
     jwks_url: str | None = None
-    jwks_file: Path | None = None
+    jwks_file: Annotated[
+        Path | None, BeforeValidator(lambda given: _path_at_home("jwks_file", given))
+    ] = None
 
 
 Issuers = Annotated[tuple[JwtIssuer, ...], NoDecode, BeforeValidator(_listed)]
@@ -684,8 +683,9 @@ class AuditConfig(BaseSettings):
                 why = _no_path(str(value))
             if why is not None:
                 raise ValueError(f"{PREFIX}{str(name).upper()}: {why}")
+        with_home = _named("Path") | _TEXTS_WITH_PATHS
         return {
-            name: _at_home(str(name), value) if name in _HOLD_PATHS else value
+            name: _at_home(str(name), value) if name in with_home else value
             for name, value in values.items()
         }
 
@@ -859,19 +859,20 @@ def _at_home(name: str, value: object) -> object:
     if name in _LISTS_OF_PATHS:
         with contextlib.suppress(ValueError):  # the setting's own reading says what is wrong
             value = _listed(value)
+    setting = f"{PREFIX}{name.upper()}"
     if isinstance(value, tuple | list):
-        return tuple(_path_at_home(name, one) for one in value)
-    return _path_at_home(name, value)
+        return tuple(_path_at_home(setting, one) for one in value)
+    return _path_at_home(setting, value)
 
 
-def _path_at_home(name: str, value: object) -> object:
+def _path_at_home(setting: str, value: object) -> object:
     if not isinstance(value, str | Path):
         return value
     text = str(value)
     found = _BEFORE_PATH.match(text)
     if found is None:
         return value
-    return found[0] + str(_expanded(f"{PREFIX}{name.upper()}", text[found.end() :]))
+    return found[0] + str(_expanded(setting, text[found.end() :]))
 
 
 def _expanded(setting: str, path: str) -> Path:

@@ -28,6 +28,7 @@ from otel_audit.record import (
     AuditRecord,
     Change,
     ErrorInfo,
+    Outcome,
     Request,
     Response,
     Source,
@@ -306,6 +307,20 @@ class AuditScope(msgspec.Struct, eq=False, weakref=True):
     def is_retried(self) -> bool:
         """Whether a transaction was rolled back, and a later one committed."""
         return self.rolled_back_transactions > 0 and self.final_transaction == "committed"
+
+
+def outcome_of_transactions(final: TransactionOutcome) -> Outcome | None:
+    """The outcome of an action as far as its transactions decide it.
+
+    Args:
+        final: See `AuditScope.final_transaction`.
+
+    Returns:
+        None if they leave it to the rest of what is known: nothing was written, or it is committed.
+    """
+    if final == "unknown":
+        return "unknown"
+    return "failure" if final in ("rolled_back", "mixed") else None
 
 
 class PendingScope(ABC):

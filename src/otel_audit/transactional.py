@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
 
-Numbered = Callable[[AuditRecord, trace.Span | None], list[AuditRecord]]
+AssignNumbers = Callable[[AuditRecord, trace.Span | None], list[AuditRecord]]
 """Says in a record by which process it was made, and in which trace."""
 
 
@@ -45,7 +45,7 @@ class CommitAtomic:
         config: AuditConfig,
         counters: Counters,
         make_sink: Callable[[], Sink] | None,
-        place: Numbered,
+        place: AssignNumbers,
         service: Callable[[], str],
     ) -> None:
         """Build it; nothing is connected yet.

@@ -15,7 +15,7 @@ import pytest
 if TYPE_CHECKING:
     from otel_audit import AuditConfig
     from otel_audit.testing.coverage import Coverage, Judgement
-    from otel_audit.testing.store import AuditStore, Server
+    from otel_audit.testing.store import AuditStore, PostgresServer
     from otel_audit.testing.trail import Audit
 
 _COVERAGE = "otel_audit_coverage"
@@ -139,7 +139,7 @@ def _audit_where_wanted(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture(scope="session")
-def audit_server(pytestconfig: pytest.Config) -> Iterator[Server]:
+def audit_server(pytestconfig: pytest.Config) -> Iterator[PostgresServer]:
     """A PostgreSQL for the whole run: that of ``audit_server_dsn``, or an embedded one."""
     from otel_audit.errors import OtelAuditError
 
@@ -156,7 +156,7 @@ def audit_server(pytestconfig: pytest.Config) -> Iterator[Server]:
 
 
 @pytest.fixture
-def audit_store(audit_server: Server) -> Iterator[AuditStore]:
+def audit_store(audit_server: PostgresServer) -> Iterator[AuditStore]:
     """An audit store of its own for each test."""
     from otel_audit.testing.store import AuditStore
 

@@ -136,10 +136,10 @@ class Refusing(Shelf):
         new = [one.record_id for one in records if one.record_id not in self._seen]
         self._seen.update(new)
         written = await super().write([one for one in records if one.record_id not in new])
-        return Written(written.stored, held=tuple(new), why_held="not now")
+        return Written(written.stored, postponed=tuple(new), why_postponed="not now")
 
 
-class DeliveringWhatWasHeld(Delivering):
+class DeliveringWhatWasPostponed(Delivering):
     """The same where the store takes a record when it is offered for the second time."""
 
     def __init__(self, directory: Path) -> None:
@@ -251,7 +251,7 @@ class Syncing(Waits):
 
 
 JOBS = [
-    Delivering, DeliveringFromMemory, DeliveringFromDisk, DeliveringWhatWasHeld, Relaying,
+    Delivering, DeliveringFromMemory, DeliveringFromDisk, DeliveringWhatWasPostponed, Relaying,
     StoringIntents, Syncing,
 ]  # fmt: skip
 

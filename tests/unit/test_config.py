@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -191,6 +194,29 @@ class TestHome:
         assert config.archive == f"file:{tmp_path}/archive"
         assert config.anchor == (f"file:{tmp_path}/anchor", "https://h/~x", f"{tmp_path}/other")
         assert config.actor_type_aliases == {"~": "user"}
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            name
+            for name, setting in AuditConfig.model_fields.items()
+            if Path in get_args(setting.annotation)
+            or re.search(r"_(file|dir|directory|certificate)$", name)
+        ],
+    )
+    def test_each_setting_that_is_a_path_has_it(self, name, tmp_path, monkeypatch):
+        """None is left out: a directory named ``~`` would be made, or a file not found."""
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert getattr(AuditConfig(**{name: "~/here"}), name) == tmp_path / "here"
+
+    def test_the_file_of_an_issuer_has_it(self, tmp_path, monkeypatch):
+        """A path inside of a table is one like any other."""
+        monkeypatch.setenv("HOME", str(tmp_path))
+        issuer = {"issuer": "a", "algorithms": ["RS256"]}
+        config = AuditConfig(jwt_issuers=[{**issuer, "jwks_file": "~/jwks.json"}])
+        assert config.jwt_issuers[0].jwks_file == tmp_path / "jwks.json"
+        with pytest.raises(ConfigurationError, match="JWT_ISSUERS: jwks_file: begins with ~"):
+            AuditConfig(jwt_issuers=[{**issuer, "jwks_file": "~no-such-user/jwks.json"}])
 
     def test_one_that_there_is_not_is_named(self):
         """The message names the setting."""

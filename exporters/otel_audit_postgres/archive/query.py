@@ -17,7 +17,7 @@ from otel_audit_postgres.archive.catalog import ListedObject
 from otel_audit_postgres.archive.objects import ArchiveError, ArchiveStore
 from otel_audit_postgres.query.conditions import statuses_of
 from otel_audit_postgres.query.fields import FIELDS, Field
-from otel_audit_postgres.query.grammar import Query, Term, Value, spans
+from otel_audit_postgres.query.grammar import Query, QueryValue, Term, spans
 from otel_audit_postgres.query.queries import Found
 from otel_audit_postgres.rows import ADDED_IN, COLUMNS, key_text
 
@@ -265,7 +265,7 @@ class _Conditions:
             self._since is None or end > self._since
         )
 
-    def _narrow(self, value: Value) -> None:
+    def _narrow(self, value: QueryValue) -> None:
         if value.operator != "any":
             self._since, self._until = spans(value, self._now)
 
@@ -273,7 +273,7 @@ class _Conditions:
         self.values.append(value)
         return "?"
 
-    def compared(self, column: str, value: Value) -> str:
+    def compared(self, column: str, value: QueryValue) -> str:
         """A text, by its value, its beginning, or that it is there at all."""
         if value.operator == "any":
             return f"({column} IS NOT NULL AND {column} <> '')"
@@ -281,20 +281,20 @@ class _Conditions:
             return f"starts_with({column}, {self._bind(value.text)})"
         return f"{column} = {self._bind(key_text(value.text))}"
 
-    def path(self, known: Field, value: Value) -> str:
+    def path(self, known: Field, value: QueryValue) -> str:
         """The path or its route."""
         return f"({self.compared(known.column, value)} OR {self.compared('http_route', value)})"
 
-    def text(self, known: Field, value: Value) -> str:
+    def text(self, known: Field, value: QueryValue) -> str:
         """A column."""
         return self.compared(known.column, value)
 
-    def payload(self, known: Field, value: Value) -> str:
+    def payload(self, known: Field, value: QueryValue) -> str:
         """A text in the payload."""
         way = f"'$.{known.column}'"
         return self.compared(f"json_extract_string(TRY_CAST(payload AS JSON), {way})", value)
 
-    def status(self, known: Field, value: Value) -> str:
+    def status(self, known: Field, value: QueryValue) -> str:
         """A status or a span of them."""
         if value.operator == "any":
             return f"{known.column} IS NOT NULL"
@@ -306,7 +306,7 @@ class _Conditions:
         bound = high if value.operator in {">", "<="} else low
         return f"{known.column} {value.operator} {self._bind(bound)}"
 
-    def time(self, known: Field, value: Value) -> str:
+    def time(self, known: Field, value: QueryValue) -> str:
         """A time or a span."""
         if value.operator == "any":
             return "true"
@@ -318,7 +318,7 @@ class _Conditions:
             parts.append(f"{known.column} < {self._bind(until)}")
         return f"({' AND '.join(parts) or 'true'})"
 
-    def target(self, known: Field, value: Value) -> str:
+    def target(self, known: Field, value: QueryValue) -> str:
         """A type, or a type and an id."""
         if value.operator == "any":
             return f"{known.column} IS NOT NULL"
@@ -328,13 +328,13 @@ class _Conditions:
             return by_type
         return f"({by_type} AND {known.column} = {self._bind(key_text(key))})"
 
-    def entity(self, known: Field, value: Value) -> str:
+    def entity(self, known: Field, value: QueryValue) -> str:
         """The condition on the entity."""
         if value.operator == "any":
             return f"len({known.column}) > 0"
         return f"list_contains({known.column}, {self._bind(key_text(value.text))})"
 
-    def changed(self, known: Field, value: Value) -> str:
+    def changed(self, known: Field, value: QueryValue) -> str:
         """A column that changed."""
         document = "TRY_CAST(payload AS JSON)"
         if value.operator == "any":
@@ -359,7 +359,7 @@ def _any_case(text: str) -> str:
     return re.escape(text[:_LONGEST_EXPRESSION]).replace("i", "[iİ]")
 
 
-_KINDS: Final[dict[str, Callable[[_Conditions, Field, Value], str]]] = {
+_KINDS: Final[dict[str, Callable[[_Conditions, Field, QueryValue], str]]] = {
     "text": _Conditions.text,
     "path": _Conditions.path,
     "payload": _Conditions.payload,

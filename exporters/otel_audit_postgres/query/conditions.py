@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from otel_audit_postgres.query.fields import FIELDS, Field
-from otel_audit_postgres.query.grammar import Query, Term, Value, spans
+from otel_audit_postgres.query.grammar import Query, QueryValue, Term, spans
 from otel_audit_postgres.rows import key_text
 
 # json holds escapes that stand for no text, and to read any part of such a payload is an error
@@ -79,7 +79,7 @@ def _add(place: list[str], condition: str, term: Term) -> None:
     place.append(f"NOT coalesce({condition}, false)" if term.negated else condition)
 
 
-def _narrow(found: Conditions, value: Value, now: datetime) -> None:
+def _narrow(found: Conditions, value: QueryValue, now: datetime) -> None:
     """Remember the bounds of time: the ids of that time are walked."""
     if value.operator == "any":
         return
@@ -90,15 +90,15 @@ def _narrow(found: Conditions, value: Value, now: datetime) -> None:
         found.until = until if found.until is None else min(found.until, until)
 
 
-def _condition(found: Conditions, known: Field, value: Value, now: datetime) -> str:
+def _condition(found: Conditions, known: Field, value: QueryValue, now: datetime) -> str:
     return _KINDS[known.kind](found, known, value, now)
 
 
-def _column(found: Conditions, known: Field, value: Value, _: datetime) -> str:
+def _column(found: Conditions, known: Field, value: QueryValue, _: datetime) -> str:
     return _compared(found, known.column, value)
 
 
-def _compared(found: Conditions, column: str, value: Value) -> str:
+def _compared(found: Conditions, column: str, value: QueryValue) -> str:
     if value.operator == "any":
         # the store writes '' for the tenant that is none
         return f"({column} IS NOT NULL AND {column} <> '')"
@@ -107,16 +107,16 @@ def _compared(found: Conditions, column: str, value: Value) -> str:
     return f"{column} = {found.bind(key_text(value.text))}::text"
 
 
-def _path(found: Conditions, known: Field, value: Value, _: datetime) -> str:
+def _path(found: Conditions, known: Field, value: QueryValue, _: datetime) -> str:
     parts = (_compared(found, column, value) for column in (known.column, "http_route"))
     return f"({' OR '.join(parts)})"
 
 
-def _payload(found: Conditions, known: Field, value: Value, _: datetime) -> str:
+def _payload(found: Conditions, known: Field, value: QueryValue, _: datetime) -> str:
     return _compared(found, _place(known.column), value)
 
 
-def _either(found: Conditions, known: Field, value: Value, now: datetime) -> str:
+def _either(found: Conditions, known: Field, value: QueryValue, now: datetime) -> str:
     by_id, by_email = FIELDS["actor"], FIELDS[known.column]
     return f"({_column(found, by_id, value, now)} OR {_payload(found, by_email, value, now)})"
 
@@ -128,7 +128,7 @@ def _place(dotted: str) -> str:
     return f"CASE WHEN {READABLE} THEN payload{steps} ->> {last} END"
 
 
-def _status(found: Conditions, known: Field, value: Value, _: datetime) -> str:
+def _status(found: Conditions, known: Field, value: QueryValue, _: datetime) -> str:
     column = known.column
     if value.operator == "any":
         return f"{column} IS NOT NULL"
@@ -151,7 +151,7 @@ def statuses_of(text: str) -> tuple[int, int]:
     return int(text), int(text)
 
 
-def _time(found: Conditions, known: Field, value: Value, now: datetime) -> str:
+def _time(found: Conditions, known: Field, value: QueryValue, now: datetime) -> str:
     if value.operator == "any":
         return "true"
     since, until = spans(value, now)
@@ -163,7 +163,7 @@ def _time(found: Conditions, known: Field, value: Value, now: datetime) -> str:
     return f"({' AND '.join(parts)})"
 
 
-def _target(found: Conditions, known: Field, value: Value, _: datetime) -> str:
+def _target(found: Conditions, known: Field, value: QueryValue, _: datetime) -> str:
     if value.operator == "any":
         return f"{known.column} IS NOT NULL"
     kind, colon, key = value.text.partition(":")
@@ -173,14 +173,14 @@ def _target(found: Conditions, known: Field, value: Value, _: datetime) -> str:
     return f"({by_type} AND {known.column} = {found.bind(key_text(key))}::text)"
 
 
-def _entity(found: Conditions, known: Field, value: Value, _: datetime) -> str:
+def _entity(found: Conditions, known: Field, value: QueryValue, _: datetime) -> str:
     if value.operator == "any":
         return f"cardinality({known.column}) > 0"
     about = found.bind(key_text(value.text))
     return f"(id, tenant_id) IN (SELECT id, tenant_id FROM audit.about({about}::text))"  # noqa: S608
 
 
-def _changed(found: Conditions, known: Field, value: Value, _: datetime) -> str:
+def _changed(found: Conditions, known: Field, value: QueryValue, _: datetime) -> str:
     changes = (
         f"CASE WHEN {READABLE} AND json_typeof(payload -> '{known.column}') = 'array' "
         f"THEN payload -> '{known.column}' END"
@@ -195,7 +195,7 @@ def _changed(found: Conditions, known: Field, value: Value, _: datetime) -> str:
     )
 
 
-def _text(found: Conditions, value: Value) -> str:
+def _text(found: Conditions, value: QueryValue) -> str:
     """A condition for free text, without case, in the stored JSON text."""
     escaped = json.dumps(value.text, ensure_ascii=False)[1:-1]
     # by bytes, where that is enough: it takes half the time
@@ -204,7 +204,7 @@ def _text(found: Conditions, value: Value) -> str:
     return f"strpos(lower(payload::text{collation}), {needle}) > 0"
 
 
-_KINDS: Final[dict[str, Callable[[Conditions, Field, Value, datetime], str]]] = {
+_KINDS: Final[dict[str, Callable[[Conditions, Field, QueryValue, datetime], str]]] = {
     "text": _column,
     "path": _path,
     "payload": _payload,

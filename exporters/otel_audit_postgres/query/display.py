@@ -14,7 +14,7 @@ from otel_audit.redaction.placeholders import REDACTED, is_token
 from otel_audit_postgres.pseudonyms import read_encrypted
 from otel_audit_postgres.rows import record_from_payload
 
-Kind = Literal["value", "none", "redacted", "unknown", "erased", "encrypted"]
+CellKind = Literal["value", "none", "redacted", "unknown", "erased", "encrypted"]
 
 _LONGEST_BODY: Final = 200_000
 _UNKNOWN_BEFORE: Final = "not loaded"
@@ -25,7 +25,7 @@ _UNKNOWN_AFTER: Final = "set by the database"
 class Cell:
     """One value: as text, and what kind of value it is."""
 
-    kind: Kind
+    kind: CellKind
     text: str
 
 

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-Kind = Literal["text", "path", "status", "time", "target", "entity", "changed", "payload", "either"]
+FieldKind = Literal[
+    "text", "path", "status", "time", "target", "entity", "changed", "payload", "either"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,7 @@ class Field:
     """
 
     name: str
-    kind: Kind
+    kind: FieldKind
     column: str
     help: str
     example: str

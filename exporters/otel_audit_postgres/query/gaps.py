@@ -66,7 +66,7 @@ SELECT DISTINCT ON (producer_id) producer_id, received_by FROM audit.audit_logs
 WHERE producer_id = ANY($1::text[]) ORDER BY producer_id, recorded_at, id
 """
 
-Key = tuple[str, str | None]
+StreamKey = tuple[str, str | None]
 """A producer, and by which credential its records came."""
 
 
@@ -145,7 +145,7 @@ async def find_gaps(dsn: str, *, since: datetime | None = None) -> list[Producer
         raise as_store_error(error, "read the audit store", asks=True) from None
     finally:
         await disconnect(connection)
-    ranges: dict[Key, list[tuple[int, int]]] = defaultdict(list)
+    ranges: dict[StreamKey, list[tuple[int, int]]] = defaultdict(list)
     for row in missing:
         ranges[_key(row)].append((row["first"], row["last"]))
     first_users = {row["producer_id"]: row["received_by"] for row in first}
@@ -159,7 +159,7 @@ async def find_gaps(dsn: str, *, since: datetime | None = None) -> list[Producer
     ]
 
 
-def _key(row: Any) -> Key:
+def _key(row: Any) -> StreamKey:
     return row["producer_id"], row["received_by"]
 
 

@@ -51,7 +51,7 @@ class QueryError(InvalidInputError):
 
 
 @dataclass(frozen=True, slots=True)
-class Value:
+class QueryValue:
     """One value that is looked for.
 
     Attributes:
@@ -76,7 +76,7 @@ class Term:
     """
 
     field: str | None
-    values: tuple[Value, ...]
+    values: tuple[QueryValue, ...]
     negated: bool = False
 
 
@@ -106,7 +106,7 @@ class Query:
 
 def term(field: str, *values: str, negated: bool = False) -> Term:
     """Make a condition: the field has exactly one of these values."""
-    return Term(field, tuple(Value(text) for text in values), negated)
+    return Term(field, tuple(QueryValue(text) for text in values), negated)
 
 
 def parse(text: str) -> Query:
@@ -176,14 +176,14 @@ class _Reader:
             values.append(self._value(field))
         return Term(field.name, tuple(values), negated)
 
-    def _text_value(self) -> Value:
+    def _text_value(self) -> QueryValue:
         begin = self._at
         atom = self._atom(stop=None)
         if not atom.text:
             raise QueryError(begin + 1, 'there is nothing between the quotes: leave "" out')
-        return Value(atom.text + "*" * atom.starred)
+        return QueryValue(atom.text + "*" * atom.starred)
 
-    def _value(self, field: Field) -> Value:
+    def _value(self, field: Field) -> QueryValue:
         begin = self._at
         if self._ends() or self._peek() == ",":
             example = f"{field.name}:{field.example}"
@@ -194,31 +194,31 @@ class _Reader:
             return self._ordered(field, begin)
         atom = self._atom(stop=",")
         if atom.starred and not atom.text and not atom.quoted:
-            return Value("", "any")
+            return QueryValue("", "any")
         if "*" in atom.text and not atom.quoted:
             raise QueryError(
                 begin + 1, f'* is allowed only at the end; for the character itself: "{atom.text}"'
             )
         if atom.starred and not field.takes_prefix:
             raise QueryError(self._at, f"{field.name} takes no *: write the whole value")
-        return Value(atom.text, "prefix" if atom.starred else "=")
+        return QueryValue(atom.text, "prefix" if atom.starred else "=")
 
-    def _ordered(self, field: Field, begin: int) -> Value:
+    def _ordered(self, field: Field, begin: int) -> QueryValue:
         for operator in _COMPARISONS:
             if self._text.startswith(operator, self._at):
                 self._at += len(operator)
-                return Value(_checked(field, self._atom(stop=",").text, begin), operator)
+                return QueryValue(_checked(field, self._atom(stop=",").text, begin), operator)
         atom = self._atom(stop=",")
         if atom.starred:
             if atom.text:
                 raise QueryError(self._at, f"{field.name} takes no *: write {field.example}")
-            return Value("", "any")
+            return QueryValue("", "any")
         first, dots, last = atom.text.partition("..")
         if not dots:
-            return Value(_checked(field, atom.text, begin))
+            return QueryValue(_checked(field, atom.text, begin))
         if not first and not last:
             raise QueryError(begin + 1, f"{field.name}: a..b needs one end at least")
-        return Value(
+        return QueryValue(
             _checked(field, first, begin) if first else "",
             "..",
             _checked(field, last, begin) if last else "",
@@ -297,7 +297,7 @@ def _written(one: Term) -> str:
     return f"{sign}{one.field}:{','.join(_spelled(value) for value in one.values)}"
 
 
-def _spelled(value: Value) -> str:
+def _spelled(value: QueryValue) -> str:
     match value.operator:
         case "any":
             return "*"
@@ -325,7 +325,7 @@ def _word(text: str, *, alone: bool = False) -> str:
     return f'"{escaped}"'
 
 
-def spans(value: Value, now: datetime) -> tuple[datetime | None, datetime | None]:
+def spans(value: QueryValue, now: datetime) -> tuple[datetime | None, datetime | None]:
     """Return between which times a value of the field ``time`` lies.
 
     Args:

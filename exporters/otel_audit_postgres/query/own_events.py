@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from otel_audit_postgres.query.grammar import Query, Term, Value
+from otel_audit_postgres.query.grammar import Query, QueryValue, Term
 
 OWN: Final = "audit."
 _NAMING: Final = ("event", "target", "entity")
@@ -22,4 +22,4 @@ def asks_for_own(query: Query) -> bool:
 
 def without_own(query: Query) -> Query:
     """Leave out the events of our own."""
-    return query.with_term(Term("event", (Value(OWN, "prefix"),), negated=True))
+    return query.with_term(Term("event", (QueryValue(OWN, "prefix"),), negated=True))

@@ -28,7 +28,7 @@ MOST: Final = 20
 # encrypted, redacted, hashed, erased: then the id says more
 _HIDDEN: Final = ("~", "[", "hmac:")
 
-Key = tuple[uuid.UUID, str]
+RecordKey = tuple[uuid.UUID, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,9 @@ class DisplayNames:
     tenant: str | None
 
 
-async def names(connection: Connection[Any], records: Sequence[Found]) -> dict[Key, DisplayNames]:
+async def names(
+    connection: Connection[Any], records: Sequence[Found]
+) -> dict[RecordKey, DisplayNames]:
     """Display names by the id and tenant of a record."""
     rows = await connection.fetch(_NAMES, [record.id for record in records])
     return {
@@ -54,7 +56,7 @@ async def names(connection: Connection[Any], records: Sequence[Found]) -> dict[K
     }
 
 
-async def texts(connection: Connection[Any], records: Sequence[Found]) -> Mapping[Key, str]:
+async def texts(connection: Connection[Any], records: Sequence[Found]) -> Mapping[RecordKey, str]:
     """The exact texts of records that were found, by id and tenant."""
     rows = await connection.fetch(_TEXTS, [record.id for record in records])
     return {(row["id"], row["tenant_id"]): row["payload"] for row in rows}

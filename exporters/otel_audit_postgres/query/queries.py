@@ -23,7 +23,7 @@ from otel_audit_postgres.connection import (
 )
 from otel_audit_postgres.errors import as_store_error
 from otel_audit_postgres.query.conditions import EITHER, READABLE, conditions_of
-from otel_audit_postgres.query.grammar import Query, Term, Value, term
+from otel_audit_postgres.query.grammar import Query, QueryValue, Term, term
 from otel_audit_postgres.query.pagination import (
     WINDOW,
     Order,
@@ -129,9 +129,9 @@ class Criteria:
         )  # fmt: skip
         terms = [term(name, text) for name, text in texts if text is not None]
         if self.since is not None:
-            terms.append(Term("time", (Value(self.since.isoformat(), ">="),)))
+            terms.append(Term("time", (QueryValue(self.since.isoformat(), ">="),)))
         if self.until is not None:
-            terms.append(Term("time", (Value(self.until.isoformat(), "<"),)))
+            terms.append(Term("time", (QueryValue(self.until.isoformat(), "<"),)))
         return Query(tuple(terms))
 
 
@@ -480,7 +480,7 @@ async def resolved(connection: Connection[Any], query: Query) -> tuple[Query, st
     return Query(tuple(terms)), notice
 
 
-def _is_address(value: Value) -> bool:
+def _is_address(value: QueryValue) -> bool:
     return value.operator == "=" and "@" in value.text
 
 

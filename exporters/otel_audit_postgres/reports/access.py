@@ -10,7 +10,7 @@ import msgspec
 
 from otel_audit_postgres.query.conditions import READABLE
 from otel_audit_postgres.reports import controls
-from otel_audit_postgres.reports.model import Definition, Row
+from otel_audit_postgres.reports.model import Definition, ReportRow
 from otel_audit_postgres.reports.payload_parts import (
     changes_of,
     noun_of,
@@ -45,7 +45,7 @@ _MAY_BE_RIGHTS: Final = (
 _OWN_EVENTS: Final = "event_name NOT LIKE 'audit.%'"
 
 
-async def _rights(snapshot: Snapshot) -> AsyncIterator[Row]:
+async def _rights(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
     async for row, record in snapshot.records(_MAY_BE_RIGHTS, _OWN_EVENTS):
         for subject, before, after in _rights_changed(row, record):
             yield (
@@ -94,7 +94,7 @@ FROM ({found}) AS found GROUP BY 1, 2 ORDER BY 5 DESC, 1, 2
 """
 
 
-async def _sign_ins(snapshot: Snapshot) -> AsyncIterator[Row]:
+async def _sign_ins(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
     asked = snapshot.asked()
     verified = (
         f"CASE WHEN {READABLE} THEN coalesce(payload -> 'actor' ->> 'verified' = 'true', false) "
@@ -113,7 +113,7 @@ async def _sign_ins(snapshot: Snapshot) -> AsyncIterator[Row]:
         )  # fmt: skip
 
 
-async def _sensitive(snapshot: Snapshot) -> AsyncIterator[Row]:
+async def _sensitive(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
     async for row, record in snapshot.records(
         "action IN ('READ', 'EXPORT', 'DOWNLOAD')", _OWN_EVENTS
     ):
@@ -157,7 +157,7 @@ _WATCHING: Final = (
 )
 
 
-async def _watchers(snapshot: Snapshot) -> AsyncIterator[Row]:
+async def _watchers(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
     async for row, record in snapshot.records(_WATCHING):
         facts = record.get("metadata")
         facts = facts if isinstance(facts, dict) else {}

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from otel_audit_postgres.query.conditions import READABLE
 from otel_audit_postgres.reports import controls
-from otel_audit_postgres.reports.model import Definition, Row
+from otel_audit_postgres.reports.model import Definition, ReportRow
 from otel_audit_postgres.reports.payload_parts import (
     changes_of,
     noun_of,
@@ -39,7 +39,7 @@ _MOST_CREATORS: Final = 200_000
 _HAS_CHANGES: Final = f"{CHANGES} > 0"
 
 
-async def _changes_rows(snapshot: Snapshot) -> AsyncIterator[Row]:
+async def _changes_rows(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
     creators: OrderedDict[str, str] = OrderedDict()
     sql, values = snapshot.of_records(_HAS_CHANGES)
     async for row, changes in snapshot.changed(sql, values):
@@ -79,7 +79,7 @@ def _same_actor(actor: str, creator: str | None) -> str:
     return "YES" if creator == actor else "no"
 
 
-async def _subject(snapshot: Snapshot) -> AsyncIterator[Row]:
+async def _subject(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
     subject = snapshot.options.subject or ""
     asked = snapshot.asked(in_period=True)
     same = asked.bind(subject)
@@ -145,7 +145,7 @@ _SEEN: Final = "min(occurred_at) OVER who AS first_seen, max(occurred_at) OVER w
 _WHO: Final = "WINDOW who AS (PARTITION BY actor_id, coalesce(source_address, ''))"
 
 
-async def _incident(snapshot: Snapshot) -> AsyncIterator[Row]:
+async def _incident(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
     asked = snapshot.asked()
     sql = selected(
         f"id, occurred_at, actor_id, source_address, event_name, entities, outcome, "
@@ -167,7 +167,7 @@ async def _incident(snapshot: Snapshot) -> AsyncIterator[Row]:
         )  # fmt: skip
 
 
-async def _coverage(snapshot: Snapshot) -> AsyncIterator[Row]:
+async def _coverage(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
     level = f"CASE WHEN {READABLE} THEN payload ->> 'level' END"
     async for row in snapshot.rows(
         f"http_route, http_method, {level} AS level, event_name, count(*) AS records, "
@@ -181,7 +181,7 @@ async def _coverage(snapshot: Snapshot) -> AsyncIterator[Row]:
         )  # fmt: skip
 
 
-async def _review(snapshot: Snapshot) -> AsyncIterator[Row]:
+async def _review(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
     options = snapshot.options
     signed = await _sign_offs(snapshot)
     asked = snapshot.asked()

@@ -20,7 +20,7 @@ from otel_audit_postgres.ledger import store
 from otel_audit_postgres.query.grammar import parse
 from otel_audit_postgres.query.trail import ReaderScope, Trail, look_as
 from otel_audit_postgres.reports.evidence import Evidence, Witnesses, gather
-from otel_audit_postgres.reports.model import Definition, Options, Row
+from otel_audit_postgres.reports.model import Definition, Options, ReportRow
 from otel_audit_postgres.reports.retention_policy import months
 from otel_audit_postgres.reports.snapshot import TAMPERED, Snapshot, moment, taken
 
@@ -66,7 +66,7 @@ class Report:
         """Whether records of it are not as they were sealed."""
         return any(note.startswith(TAMPERED) for note in self.notes)
 
-    def each(self, most: int | None = None) -> Iterator[Row]:
+    def each(self, most: int | None = None) -> Iterator[ReportRow]:
         """The rows, in their order."""
         for lines in self.lines():
             for line in lines if most is None else lines[:most]:
@@ -185,10 +185,10 @@ async def _evidence(snapshot: Snapshot, definition: Definition, witnesses: Witne
     return await gather(snapshot, whole, Witnesses(witnesses.keys), is_deep=False)
 
 
-async def _keep(rows: AsyncIterator[Row], kept: IO[bytes]) -> tuple[int, str]:
+async def _keep(rows: AsyncIterator[ReportRow], kept: IO[bytes]) -> tuple[int, str]:
     """Write rows as JSON lines. Returns their number and the SHA-256 of the lines."""
     count, digest = 0, hashlib.sha256()
-    batch: list[Row] = []
+    batch: list[ReportRow] = []
 
     def put() -> None:
         # jq, by which the hash is checked, has no other form of this character

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from otel_audit_postgres.reports.snapshot import Snapshot
 
 Cell = str | int | None
-Row = tuple[Cell, ...]
+ReportRow = tuple[Cell, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Definition:
     title: str
     about: str
     columns: tuple[str, ...]
-    rows: Callable[[Snapshot], AsyncIterator[Row]]
+    rows: Callable[[Snapshot], AsyncIterator[ReportRow]]
     controls: tuple[Control, ...]
     nothing: str
     needs: tuple[Literal["subject", "query"], ...] = field(default=())

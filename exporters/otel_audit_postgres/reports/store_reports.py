@@ -9,7 +9,7 @@ from typing import Final
 
 from otel_audit_postgres.reports import controls
 from otel_audit_postgres.reports.evidence import Evidence, PeriodEvidence
-from otel_audit_postgres.reports.model import Definition, Row
+from otel_audit_postgres.reports.model import Definition, ReportRow
 from otel_audit_postgres.reports.payload_parts import part
 from otel_audit_postgres.reports.retention_policy import month_end, months, policy_in_force
 from otel_audit_postgres.reports.snapshot import OF_THE_STORE, Snapshot, moment, selected
@@ -28,7 +28,7 @@ _LOSSES: Final = (
 _WHOLE_STORE_ONLY: Final = "not shown: counts the whole store"
 
 
-async def _integrity(snapshot: Snapshot) -> AsyncIterator[Row]:
+async def _integrity(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
     evidence = snapshot.evidence
     if evidence is None:
         return
@@ -118,7 +118,7 @@ async def _counted(snapshot: Snapshot, condition: str) -> Counter[str]:
     return Counter({row["month"]: row["found"] async for row in rows})
 
 
-async def _disposal(snapshot: Snapshot) -> AsyncIterator[Row]:
+async def _disposal(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
     hot = await _hot(snapshot)
     archived, dropped = await _gone(snapshot)
     holds = await _holds(snapshot)

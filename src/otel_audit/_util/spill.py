@@ -30,13 +30,17 @@ _decode = msgspec.json.Decoder(list[Change]).decode
 
 
 class Cipher(Protocol):
-    """Encrypts the buffer's file."""
+    """Encrypts what one spool, or one buffer's file, holds. Thread-safe."""
 
     def encrypt(self, payload: bytes, context: bytes) -> bytes:
-        """Encrypt."""
+        """Encrypt a payload and bind it to its context, such as the frame's kind and record id."""
 
     def decrypt(self, encrypted: bytes, context: bytes) -> bytes:
-        """Decrypt the result of `encrypt`."""
+        """Decrypt the result of `encrypt`.
+
+        Raises:
+            EncryptionError: Another key or another context, or it was altered.
+        """
 
 
 @dataclass(frozen=True, slots=True)

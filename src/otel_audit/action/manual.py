@@ -41,7 +41,7 @@ def audit(  # noqa: PLR0913 - one fact an argument
     metadata: object = None,
     action: str | None = None,
     parent: ActionReference | str | None = None,
-) -> Audit:
+) -> AuditContext:
     """Record what a block or a function does, as an action of its own.
 
     ``with`` and ``async with`` record a block, ``@audit(…)`` a function or a coroutine function::
@@ -68,7 +68,7 @@ def audit(  # noqa: PLR0913 - one fact an argument
     """
     if callable(event):
         raise ConfigurationError('audit: name the event, as in @audit("report.built")')
-    return Audit(RecordArguments(event, actor, tenant, target, metadata, action, parent))
+    return AuditContext(RecordArguments(event, actor, tenant, target, metadata, action, parent))
 
 
 def emit(  # noqa: PLR0913 - one fact an argument
@@ -242,7 +242,7 @@ def current_action() -> ActionReference | None:
     )
 
 
-class Audit:
+class AuditContext:
     """The result of `audit`: for ``with``, for ``async with``, and as a decorator."""
 
     def __init__(self, arguments: RecordArguments) -> None:
@@ -307,12 +307,12 @@ class Audit:
 
         @functools.wraps(function)
         def recorded(*args: Any, **kwargs: Any) -> Any:
-            with Audit(arguments):
+            with AuditContext(arguments):
                 return function(*args, **kwargs)
 
         @functools.wraps(function)
         async def recorded_async(*args: Any, **kwargs: Any) -> Any:
-            async with Audit(arguments):
+            async with AuditContext(arguments):
                 return await function(*args, **kwargs)
 
         is_async = inspect.iscoroutinefunction(function)

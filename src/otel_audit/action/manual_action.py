@@ -53,7 +53,7 @@ from otel_audit.record import (
     Target,
     TransactionOutcome,
 )
-from otel_audit.scope import AuditScope, Origin
+from otel_audit.scope import AuditScope, Origin, outcome_of_transactions
 
 _REFUSED = "The action cannot be recorded in the audit trail now, so it was not begun"
 
@@ -370,8 +370,9 @@ class Action(Lifecycle):
         cut_off = is_cancellation(error) or isinstance(error, _CUT_OFF)
         if cut_off or self._transaction == "unknown":
             return "unknown"
-        failed = self._audit.error is not None or self._audit.final_transaction == "rolled_back"
-        return "failure" if failed else "success"
+        if self._audit.error is not None:
+            return "failure"
+        return outcome_of_transactions(self._audit.final_transaction) or "success"
 
     @property
     def _transaction(self) -> TransactionOutcome:

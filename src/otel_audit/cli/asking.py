@@ -31,7 +31,7 @@ all_option = click.option("--all", "shows_all", is_flag=True, help="Show all pag
 def query_of(text: tuple[str, ...], options: Mapping[str, tuple[str, ...]]) -> Query:
     """Read the arguments and the options as one query; an option that is repeated means: any of."""
     from otel_audit_postgres.query.fields import FIELDS
-    from otel_audit_postgres.query.grammar import Query, Term, Value, parse
+    from otel_audit_postgres.query.grammar import Query, QueryValue, Term, parse
 
     unknown = next((word for word in text if word.startswith("--")), None)
     if unknown is not None:
@@ -45,9 +45,9 @@ def query_of(text: tuple[str, ...], options: Mapping[str, tuple[str, ...]]) -> Q
             terms += parse(f"{name}:{','.join(values)}").terms
             continue
         chosen = (
-            Value(value[:-1], "prefix")
+            QueryValue(value[:-1], "prefix")
             if value.endswith("*") and FIELDS[name].takes_prefix
-            else Value(value)
+            else QueryValue(value)
             for value in values
         )
         terms.append(Term(name, tuple(chosen)))
@@ -56,13 +56,13 @@ def query_of(text: tuple[str, ...], options: Mapping[str, tuple[str, ...]]) -> Q
 
 def within(query: Query, since: str | None, until: str | None) -> Query:
     """Bound a query by the options of time."""
-    from otel_audit_postgres.query.grammar import Term, Value
+    from otel_audit_postgres.query.grammar import QueryValue, Term
 
     begin, end = moment(since), moment(until)
     if begin is not None:
-        query = query.with_term(Term("time", (Value(begin.isoformat(), ">="),)))
+        query = query.with_term(Term("time", (QueryValue(begin.isoformat(), ">="),)))
     if end is not None:
-        query = query.with_term(Term("time", (Value(end.isoformat(), "<"),)))
+        query = query.with_term(Term("time", (QueryValue(end.isoformat(), "<"),)))
     return query
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from otel_audit._util.loop_thread import run_lasting
 from otel_audit.cli.asking import lines_of
-from otel_audit.cli.listing import Form, Line, printing
+from otel_audit.cli.listing import Line, OutputFormat, printing
 from otel_audit.cli.terminal import echo
 from otel_audit.config import AuditConfig
 from otel_audit.errors import StoreUnavailableError
@@ -32,7 +32,7 @@ _BEHIND: Final = 1_000
 _MOST_REMEMBERED: Final = 50_000
 
 
-def follow(dsn: str, query: Query, form: Form, *, shows_past: bool, is_local: bool) -> None:
+def follow(dsn: str, query: Query, form: OutputFormat, *, shows_past: bool, is_local: bool) -> None:
     """Print matching records as they are stored, until Ctrl-C.
 
     Args:

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import click
 
 from otel_audit.cli.asking import after_option, all_option, ask, limit_option, lines_of
-from otel_audit.cli.listing import Form, Line, form_option, ndjson_option, printing
+from otel_audit.cli.listing import Line, OutputFormat, form_option, ndjson_option, printing
 from otel_audit.cli.options import dsn_option, json_option, local_option
 from otel_audit.cli.record_panel import change_lines, rolled_back_line, rows_of
 from otel_audit.cli.search import print_next_page_hint
@@ -55,7 +55,7 @@ def history(  # noqa: PLR0913, PLR0917 - one for each option
     limit: int,
     after: str | None,
     is_local: bool,
-    form: Form,
+    form: OutputFormat,
     as_json: bool,
 ) -> None:
     """Show what happened to ENTITY, such as order:123.

@@ -26,7 +26,7 @@ from otel_audit.cli.terminal import (
 if TYPE_CHECKING:
     from otel_audit_postgres.query.queries import Found
 
-Form = Literal["table", "json", "ndjson", "csv"]
+OutputFormat = Literal["table", "json", "ndjson", "csv"]
 
 _COLOURS: Final[Mapping[str, Colour]] = {"success": "green", "failure": "red", "unknown": "yellow"}
 _SHORT: Final = {"success": "ok", "failure": "failed"}
@@ -140,7 +140,7 @@ class Table:
 
 
 @contextlib.contextmanager
-def printing(form: Form, *, is_local: bool) -> Iterator[Callable[[Sequence[Line]], None]]:
+def printing(form: OutputFormat, *, is_local: bool) -> Iterator[Callable[[Sequence[Line]], None]]:
     """Print records as they come, in one form.
 
     Args:

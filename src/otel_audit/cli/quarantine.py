@@ -16,14 +16,14 @@ from otel_audit.cli.terminal import echo, echo_document, echo_json
 from otel_audit.config import AuditConfig
 from otel_audit.delivery.local_quarantine import (
     LocalQuarantine,
-    SetAsideRecord,
+    QuarantinedRecord,
     services_with_quarantine,
 )
 from otel_audit.delivery.spool import damaged_files
 from otel_audit.errors import ConfigurationError, StoreError
 
 if TYPE_CHECKING:
-    from otel_audit_postgres.quarantine import QuarantinedRow
+    from otel_audit_postgres.quarantine_review import QuarantinedRow
 
 
 @click.command()
@@ -129,7 +129,7 @@ def _list_as_json(
 
 def _aside(keeper: str, *, is_asked: bool) -> list[QuarantinedRow] | None:
     """The rows of audit.quarantine; None if they cannot be read, with a warning printed."""
-    from otel_audit_postgres.quarantine import quarantined
+    from otel_audit_postgres.quarantine_review import quarantined
 
     try:
         return run_lasting(quarantined(keeper))
@@ -148,7 +148,7 @@ def _names(row: QuarantinedRow) -> tuple[str, str]:
 def _release(
     keeper: str | None, aside: list[QuarantinedRow], name: str, because: str | None
 ) -> None:
-    from otel_audit_postgres.quarantine import release
+    from otel_audit_postgres.quarantine_review import release
 
     if keeper is None:
         raise ConfigurationError("no audit store: set OTEL_AUDIT_DSN, or give --dsn")
@@ -162,7 +162,7 @@ def _release(
 
 
 def _retry(writer: str, keeper: str, aside: list[QuarantinedRow]) -> None:
-    from otel_audit_postgres.quarantine import release, retry
+    from otel_audit_postgres.quarantine_review import release, retry
 
     done = run_lasting(retry(writer, aside))
     if done:
@@ -206,7 +206,7 @@ def _put_back(config: AuditConfig, service: str, place: LocalQuarantine) -> int:
         spool.close()
 
 
-def _show(items: list[SetAsideRecord], aside: list[QuarantinedRow], record_id: str) -> None:
+def _show(items: list[QuarantinedRecord], aside: list[QuarantinedRow], record_id: str) -> None:
     if not items and not aside:
         raise ConfigurationError(f"no refused record has the id {record_id}")
     for item in items:

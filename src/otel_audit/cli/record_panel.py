@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from otel_audit_postgres.query.display import Cell, EntityChange
     from otel_audit_postgres.query.queries import Found, Shown
 
-Row = tuple[str, Sequence[Piece]]
+PanelRow = tuple[str, Sequence[Piece]]
 
 _LONGEST: Final = 400
 """Characters of a value on a screen; --json has it whole."""
@@ -24,7 +24,7 @@ _MOST_CHANGES: Final = 100
 
 def rows_of(
     shown: Shown, record: AuditRecord | None, others: Sequence[Found], *, link: str, is_local: bool
-) -> Iterator[Row]:
+) -> Iterator[PanelRow]:
     """The rows of a record's panel.
 
     Args:
@@ -160,7 +160,7 @@ def _action(found: Found, others: Sequence[Found]) -> str:
     return "; ".join(parts)
 
 
-def _read(record: AuditRecord) -> Iterator[Row]:
+def _read(record: AuditRecord) -> Iterator[PanelRow]:
     """Rows that only the payload has."""
     yield from _exchange(record)
     if record.error is not None:
@@ -176,7 +176,7 @@ def _read(record: AuditRecord) -> Iterator[Row]:
         yield "stream", _plain(f"record {record.sequence_number} of {record.producer_id}")
 
 
-def _exchange(record: AuditRecord) -> Iterator[Row]:
+def _exchange(record: AuditRecord) -> Iterator[PanelRow]:
     if record.source is not None:
         source = record.source
         session = f"session {source.session_id}" if source.session_id else None
@@ -193,7 +193,7 @@ def _exchange(record: AuditRecord) -> Iterator[Row]:
         yield "request id", _plain(record.request.id)
 
 
-def _changes(record: AuditRecord) -> Iterator[Row]:
+def _changes(record: AuditRecord) -> Iterator[PanelRow]:
     from otel_audit_postgres.query.display import changes_of
 
     for number, line in enumerate(change_lines(changes_of(record))):

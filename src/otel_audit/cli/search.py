@@ -19,7 +19,7 @@ from otel_audit.cli.asking import (
     within,
 )
 from otel_audit.cli.follow import follow
-from otel_audit.cli.listing import Form, Line, form_option, ndjson_option, printing
+from otel_audit.cli.listing import Line, OutputFormat, form_option, ndjson_option, printing
 from otel_audit.cli.options import chosen_dsn, dsn_option, local_option
 from otel_audit.cli.terminal import echo
 
@@ -97,7 +97,7 @@ def search(  # noqa: PLR0913, PLR0917 - one for each option
     limit: int,
     after: str | None,
     is_local: bool,
-    form: Form,
+    form: OutputFormat,
     as_json: bool,
     **wanted: tuple[str, ...],
 ) -> None:

@@ -184,7 +184,7 @@ def viewer_app(
 def viewer_server(uvicorn: Any, app: Starlette, host: str, port: int, announce: Any) -> Any:
     """Make its server; `announce` gets the URL once it listens."""
 
-    class Server(uvicorn.Server):  # type: ignore[misc]
+    class AnnouncingServer(uvicorn.Server):  # type: ignore[misc]
         async def startup(self, sockets: Any = None) -> None:
             await super().startup(sockets)
             if self.started:
@@ -192,7 +192,7 @@ def viewer_server(uvicorn: Any, app: Starlette, host: str, port: int, announce: 
                 shown = f"[{where[0]}]" if ":" in where[0] else where[0]
                 announce(f"http://{shown}:{where[1]}")
 
-    return Server(
+    return AnnouncingServer(
         uvicorn.Config(
             app,
             host=host,

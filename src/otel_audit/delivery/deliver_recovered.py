@@ -16,7 +16,7 @@ from otel_audit.delivery.spool import AbandonedSpool, FrameKind
 _logger = logging.getLogger(__name__)
 
 Adopt = Callable[[], list[AbandonedSpool]]
-Write = Callable[[Sequence[Entry]], Awaitable[bool]]
+WriteBatch = Callable[[Sequence[Entry]], Awaitable[bool]]
 Known = Callable[[Sequence[str]], Awaitable[set[str] | None]]
 
 
@@ -87,7 +87,7 @@ class Recovery:
             spool.release()
         return any(spool.path not in self._left_alone for spool in spools)
 
-    async def deliver(self, write: Write, known: Known, size: int) -> None:
+    async def deliver(self, write: WriteBatch, known: Known, size: int) -> None:
         """Deliver what can be adopted now, and remove it.
 
         Args:
@@ -106,7 +106,9 @@ class Recovery:
                 if not await self._deliver(spool, write, known, size):
                     return
 
-    async def _deliver(self, spool: AbandonedSpool, write: Write, known: Known, size: int) -> bool:
+    async def _deliver(
+        self, spool: AbandonedSpool, write: WriteBatch, known: Known, size: int
+    ) -> bool:
         recovered = 0
         for batch in batches_of(spool, size, self._counters):
             entries = await _without_stored(batch, known)

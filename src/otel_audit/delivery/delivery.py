@@ -35,7 +35,7 @@ _logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_MOST_HELD = 1000
+_MOST_POSTPONED = 1000
 """Records that the store refuses for a reason of its own, before nothing more is tried: then it is
 no matter of these records."""
 
@@ -122,9 +122,9 @@ class Delivery:
         # an event holds a lock at times, which a thread that is cut off would keep for ever
         self._looked: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._size = BatchSize(self._options.batch_size, self._options.batch_bytes)
-        self._held: list[Item] = []
+        self._postponed: list[Item] = []
         self._left: deque[Item] = deque()
-        self._next_held = 0.0
+        self._next_retry = 0.0
         self._left_in_recovery = False
         self._group = GroupSync(
             lambda: self.queue.open_spool,
@@ -355,7 +355,7 @@ class Delivery:
         with self._lock:
             # the work before this may have ended at whatever place
             self._left = deque()
-            self.queue.begin_again(self._held)
+            self.queue.begin_again(self._postponed)
             self._changed.notify_all()
         if self.queue.spool is not None:
             self._group.start()
@@ -364,7 +364,7 @@ class Delivery:
             while not self._writer.ending:
                 try:
                     await self._adopt_the_dead(sink)
-                    await self._try_held_again(sink)
+                    await self._try_postponed_again(sink)
                     if await self._something_to_do():
                         await self._deliver(sink)
                 except Exception as error:  # noqa: BLE001 - the thread must outlive whatever it is
@@ -378,11 +378,15 @@ class Delivery:
     async def _something_to_do(self) -> bool:
         self._writer.forget_rousing()
         with self._lock:
-            self._asleep = not self.queue.has_work or len(self._held) >= _MOST_HELD
+            self._asleep = not self.queue.has_work or len(self._postponed) >= _MOST_POSTPONED
         if self._asleep:
             await self._writer.wait(self._until_next())
             self._writer.forget_rousing()
-            if self._writer.ending or not self.queue.has_work or len(self._held) >= _MOST_HELD:
+            if (
+                self._writer.ending
+                or not self.queue.has_work
+                or len(self._postponed) >= _MOST_POSTPONED
+            ):
                 return False
         with self._lock:
             # who submits the last one of a full write ends the wait
@@ -403,23 +407,23 @@ class Delivery:
                 self._left = deque(items)
                 if not await self._write_items(sink, self._left):
                     return
-                if len(self._held) >= _MOST_HELD:
-                    await self._wait_for_held(sink)
+                if len(self._postponed) >= _MOST_POSTPONED:
+                    await self._wait_for_postponed(sink)
             with self._lock:
                 self._changed.notify_all()
 
     async def _write_items(self, sink: Sink, left: deque[Item]) -> bool:
-        """Write until all are written or held; False where delivery ends before that."""
+        """Write until all are written or postponed; False where delivery ends before that."""
         while left:
             written = await self._writer.persist(lambda: self._write_some(sink, left, self._bad))
             if written is None:
                 return False
-            done, held = written
+            done, postponed = written
             # an entry is always somewhere, if twice for a moment
-            self._held += held
+            self._postponed += postponed
             self._note_success()
             with self._lock:
-                self.queue.done(done, held)
+                self.queue.done(done, postponed)
                 self._changed.notify_all()
         return True
 
@@ -434,7 +438,8 @@ class Delivery:
             bad: As for `write_batch`.
 
         Returns:
-            Which of them are stored, and which are held. After an error all are left as they were.
+            Which of them are stored, and which are postponed. After an error all are left as they
+            were.
         """
         count = self._size.fitting(item.size for item in left)
         items = list(islice(left, count))
@@ -446,36 +451,36 @@ class Delivery:
         self._size.succeeded()
         for _ in items:
             left.popleft()
-        held = set(written.held)
-        if held:
-            self._next_held = time.monotonic() + self._options.longest_pause
-            self._writer.note_failure(StoreError(written.why_held))
+        postponed = set(written.postponed)
+        if postponed:
+            self._next_retry = time.monotonic() + self._options.longest_pause
+            self._writer.note_failure(StoreError(written.why_postponed))
         return (
-            [item for item in items if item.entry.record_id not in held],
-            [item for item in items if item.entry.record_id in held],
+            [item for item in items if item.entry.record_id not in postponed],
+            [item for item in items if item.entry.record_id in postponed],
         )
 
-    async def _try_held_again(self, sink: Sink) -> None:
+    async def _try_postponed_again(self, sink: Sink) -> None:
         """Offer the store once more what it refused for a reason of its own."""
-        if not self._held or time.monotonic() < self._next_held:
+        if not self._postponed or time.monotonic() < self._next_retry:
             return
         # before it is tried: one that fails altogether is no reason to try at once again
-        self._next_held = time.monotonic() + self._options.longest_pause
-        left = deque(self._held)
+        self._next_retry = time.monotonic() + self._options.longest_pause
+        left = deque(self._postponed)
         while left:
-            done, _ = await self._write_some(sink, left, "hold")
+            done, _ = await self._write_some(sink, left, "postpone")
             with self._lock:
                 self.queue.done(done)
                 self._changed.notify_all()
             gone = set(map(id, done))
-            self._held = [item for item in self._held if id(item) not in gone]
+            self._postponed = [item for item in self._postponed if id(item) not in gone]
         self._note_success()
 
-    async def _wait_for_held(self, sink: Sink) -> None:
-        while len(self._held) >= _MOST_HELD and not self._writer.ending:
-            await self._writer.rest(max(self._next_held - time.monotonic(), 0.1))
+    async def _wait_for_postponed(self, sink: Sink) -> None:
+        while len(self._postponed) >= _MOST_POSTPONED and not self._writer.ending:
+            await self._writer.rest(max(self._next_retry - time.monotonic(), 0.1))
             try:
-                await self._try_held_again(sink)
+                await self._try_postponed_again(sink)
             except StoreError as error:
                 self._writer.note_failure(error)
 
@@ -486,8 +491,8 @@ class Delivery:
             written = await self._writer.persist(lambda: self._write_some(sink, left, self._bad))
             if written is None:
                 return False
-            _, held = written
-            self._left_in_recovery = self._left_in_recovery or bool(held)
+            _, postponed = written
+            self._left_in_recovery = self._left_in_recovery or bool(postponed)
             self._note_success()
         return not self._left_in_recovery
 
@@ -502,11 +507,11 @@ class Delivery:
     def _bad(self) -> BadRecords:
         # a record that no sink can take waits, as it is sound for all that anybody knows, and
         # holds up no other: it is in the spool until a later version can write it
-        return "hold" if self._writer.suspects_records else "raise"
+        return "postpone" if self._writer.suspects_records else "raise"
 
     def _note_success(self) -> None:
         self._is_reached = True
-        self._writer.note_success(complete=not self._held and not self._left_in_recovery)
+        self._writer.note_success(complete=not self._postponed and not self._left_in_recovery)
 
     async def _adopt_the_dead(self, sink: Sink) -> None:
         if self._recovery is None or time.monotonic() < self._next_adoption:
@@ -524,8 +529,8 @@ class Delivery:
     def _until_next(self) -> float | None:
         """Seconds until there is something to do whether or not a record comes."""
         times = [] if self._recovery is None else [self._next_adoption]
-        if self._held:
-            times.append(self._next_held)
+        if self._postponed:
+            times.append(self._next_retry)
         return max(min(times) - time.monotonic(), 0.0) if times else None
 
     def _replace_gone(self) -> None:
@@ -533,7 +538,7 @@ class Delivery:
         spool = self.queue.open_spool
         if spool is not None and spool.is_gone:
             with self._lock:
-                self.queue.replace_gone(len(self._left) + len(self._held))
+                self.queue.replace_gone(len(self._left) + len(self._postponed))
 
 
 def _size_of(entry: Entry) -> int:

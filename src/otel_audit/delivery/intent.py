@@ -113,14 +113,14 @@ class Intents(OwnsWriter):
         return [intent for intent in batch if not intent.future.done()]
 
     async def _write(self, sink: Sink, batch: list[_Intent]) -> None:
-        stored, held = False, frozenset[str]()
+        stored, postponed = False, frozenset[str]()
         try:
             async with asyncio.timeout(self._timeout):
                 records = [intent.record for intent in batch]
                 written = await self._writer.write(sink, records, bad="raise")
-            stored, held = True, frozenset(written.held)
-            if held:
-                log_limited(_logger, "intents", "Requests are refused: %s", written.why_held)
+            stored, postponed = True, frozenset(written.postponed)
+            if postponed:
+                log_limited(_logger, "intents", "Requests are refused: %s", written.why_postponed)
             else:
                 self._writer.note_success()
         except TimeoutError:
@@ -129,7 +129,7 @@ class Intents(OwnsWriter):
             self._writer.note_failure(error)
         # no second try here: a request that is refused may be sent again, one that waits may not
         for intent in batch:
-            _answer(intent, stored=stored and intent.record.record_id not in held)
+            _answer(intent, stored=stored and intent.record.record_id not in postponed)
 
 
 def _answer(intent: _Intent, *, stored: bool) -> None:

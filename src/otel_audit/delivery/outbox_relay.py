@@ -103,7 +103,7 @@ class RelayOptions:
     longest_pause: float = 15.0
 
 
-class HeldError(StoreError):
+class PostponedError(StoreError):
     """The store refuses sound records for a reason of its own: they stay in the outbox.
 
     Attributes:
@@ -136,7 +136,7 @@ async def relay_once(outbox: Outbox, sink: Sink, counters: Counters, size: Batch
         How many records have left the outbox; 0 where nothing waits that is not taken by others.
 
     Raises:
-        HeldError: Some of them stay, and are left alone for a while.
+        PostponedError: Some of them stay, and are left alone for a while.
         StoreError: One of the two cannot be reached, or is not as it must be; nothing is lost.
     """
     waiting = await outbox.take(size.entries, size.bytes)
@@ -155,11 +155,11 @@ async def relay_once(outbox: Outbox, sink: Sink, counters: Counters, size: Batch
             await outbox.release(ids)
         raise
     size.succeeded()
-    held = set(written.held)
-    await outbox.remove([record_id for record_id in ids if record_id not in held])
-    if held:
+    postponed = set(written.postponed)
+    await outbox.remove([record_id for record_id in ids if record_id not in postponed])
+    if postponed:
         # still claimed, so that what waits behind them comes first
-        raise HeldError(written.why_held, len(waiting))
+        raise PostponedError(written.why_postponed, len(waiting))
     return len(waiting)
 
 
@@ -172,17 +172,17 @@ async def relay_all(
         StoreError: As for `relay_once`.
     """
     size = BatchSize(512, BATCH_BYTES) if size is None else size
-    total, held = 0, None
+    total, postponed = 0, None
     while True:
         try:
             taken = await relay_once(outbox, sink, counters, size)
-        except HeldError as error:
-            held, taken = error, error.taken
+        except PostponedError as error:
+            postponed, taken = error, error.taken
         if not taken:
             break
         total += taken
-    if held is not None:
-        raise held
+    if postponed is not None:
+        raise postponed
     return total
 
 
@@ -202,7 +202,7 @@ def _read(waiting: Sequence[Waiting]) -> tuple[list[AuditRecord], list[Refused]]
             refused.append(Refused(one.record_id, one.text.encode("utf-8", "replace"), reason))
     if refused:
         log_limited(
-            _logger, "outbox", "%d entries of the outbox are not audit records; put aside",
+            _logger, "outbox", "%d entries of the outbox are not audit records; quarantined",
             len(refused),
         )  # fmt: skip
     return records, refused
@@ -323,14 +323,14 @@ class Relay(OwnsWriter):
     async def _pass(self, outbox: Outbox, sink: Sink) -> bool:
         """Bring over all that can be; True, as only an end of the writer's gives None."""
         wanted = self._wanted
-        held = None
+        postponed = None
         try:
             while not self._writer.ending:
                 try:
                     if await relay_once(outbox, sink, self._counters, self._size) == 0:
                         break
-                except HeldError as error:
-                    held = error
+                except PostponedError as error:
+                    postponed = error
         except Exception:
             # how much waits shows also while the store is away, if the outbox can be seen
             with contextlib.suppress(StoreError):
@@ -341,8 +341,8 @@ class Relay(OwnsWriter):
             with self._lock:
                 self._through = wanted
                 self._emptied.notify_all()
-        if held is not None:
-            raise held
+        if postponed is not None:
+            raise postponed
         return True
 
 

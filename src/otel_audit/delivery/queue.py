@@ -269,12 +269,12 @@ class RecordQueue:
         finally:
             self._count_damage(spool)
 
-    def done(self, items: Sequence[Item], held: Sequence[Item] = ()) -> None:
+    def done(self, items: Sequence[Item], postponed: Sequence[Item] = ()) -> None:
         """Let go of entries that the store has acknowledged; call it under the lock.
 
         Args:
             items: These entries.
-            held: Others that were taken with them, and that the caller keeps from now on.
+            postponed: Others that were taken with them, and that the caller keeps from now on.
         """
         spool = self.open_spool
         if spool is not None:
@@ -287,7 +287,7 @@ class RecordQueue:
             if self._to_take_back:
                 self._take_back(spool)
         self._memory_only.difference_update(item.number for item in items)
-        gone = {item.number for item in (*items, *held)}
+        gone = {item.number for item in (*items, *postponed)}
         while self._memory and self._memory[0].number in gone:
             self._memory.popleft()
 

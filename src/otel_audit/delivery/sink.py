@@ -13,22 +13,22 @@ __all__ = ["Accepted", "Conflict", "Receipt", "Refused", "Sink", "Written"]
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """The result of a batch: each record is stored, in quarantine, or held.
+    """The result of a batch: each record is stored, in quarantine, or postponed.
 
     Attributes:
         stored: Records that are in the store now, including those that were there before.
-        quarantined: Records the store could not take; set aside, with the reason.
+        quarantined: Records that the store refused and quarantined, with the reason.
         conflicts: Of those stored, how many are under another id, as their own is taken.
-        held: Ids of sound records that the store does not take, for a reason of its own: they are
-            neither stored nor in quarantine, and have to wait until that is fixed.
-        why_held: What that reason is, and what to do.
+        postponed: Ids of sound records that the store does not take, for a reason of its own: they
+            are neither stored nor in quarantine, and have to wait until that is fixed.
+        why_postponed: What that reason is, and what to do.
     """
 
     stored: int
     quarantined: int = 0
     conflicts: int = 0
-    held: tuple[str, ...] = ()
-    why_held: str = ""
+    postponed: tuple[str, ...] = ()
+    why_postponed: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +51,14 @@ class Accepted:
     Attributes:
         refused: Those that are in quarantine.
         conflicts: Those that are stored under another id than their own.
-        held: Ids of those that are neither stored nor refused; see `Written`.
-        why_held: As there.
+        postponed: Ids of those that are neither stored nor refused; see `Written`.
+        why_postponed: As there.
     """
 
     refused: list[Refused] = field(default_factory=list)
     conflicts: list[Conflict] = field(default_factory=list)
-    held: frozenset[str] = frozenset()
-    why_held: str = ""
+    postponed: frozenset[str] = frozenset()
+    why_postponed: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 _BACKOFF: Final = Backoff()
 
-BadRecords = Literal["raise", "hold", "quarantine"]
+BadRecords = Literal["raise", "postpone", "quarantine"]
 """The treatment of a record for which a sink raises an unexpected error: the error of its batch is
 raised; or it is found by halving, and waits or goes to quarantine while the others are stored."""
 
@@ -250,10 +250,12 @@ async def _write_records(sink: Sink, records: Sequence[AuditRecord], bad: BadRec
         log_limited(_logger, "bad record", "A record cannot be written: %s", bad, error=error)
 
     await write_by_halves(records, write, refuse)
-    if bad == "hold":
-        parts += [Written(0, held=(record.record_id,), why_held=why) for record, why in found]
+    if bad == "postpone":
+        parts += [
+            Written(0, postponed=(record.record_id,), why_postponed=why) for record, why in found
+        ]
     elif found:
-        # only now: if it is no matter of the records after all, none of them is set aside
+        # only now: if it is no matter of the records after all, none of them is quarantined
         await sink.quarantine(
             [Refused(record.record_id, written_down(record), why) for record, why in found]
         )
@@ -268,8 +270,8 @@ def _total(parts: Sequence[Written]) -> Written:
         sum(part.stored for part in parts),
         sum(part.quarantined for part in parts),
         sum(part.conflicts for part in parts),
-        tuple(record_id for part in parts for record_id in part.held),
-        next((part.why_held for part in parts if part.held), ""),
+        tuple(record_id for part in parts for record_id in part.postponed),
+        next((part.why_postponed for part in parts if part.postponed), ""),
     )
 
 

@@ -54,10 +54,10 @@ class Exchange(Lifecycle):
             begun: What has seen the request until now, if it is under way.
         """
         self._options = options
-        self._builder = account = ExchangeRecordBuilder(options, scope, begun)
-        super().__init__(options, account.audit, account.parts)
-        self.bodies = account.bodies
-        self.socket = account.socket
+        self._builder = builder = ExchangeRecordBuilder(options, scope, begun)
+        super().__init__(options, builder.audit, builder.parts)
+        self.bodies = builder.bodies
+        self.socket = builder.socket
         self._scope = scope
         self._watched: WatchedAction | None = None
         self._decided_at_start: PolicyDecision | None = None
@@ -107,25 +107,25 @@ class Exchange(Lifecycle):
         Returns:
             Whether it may go on; False where it could not be written down and so must not be.
         """
-        account, options = self._builder, self._options
+        builder, options = self._builder, self._options
         if not self._may_be_recorded():
-            account.is_quiet = options.log is None
+            builder.is_quiet = options.log is None
             return True
-        account.is_quiet = False
-        decision = account.judge_head()
+        builder.is_quiet = False
+        decision = builder.judge_head()
         if decision.level == "none":
             return True
-        account.see_source()
+        builder.see_source()
         if options.intended is not None and self._intent is None:
             strict = options.strict if decision.strict is None else decision.strict
             if decision is UNDECIDED:
                 strict = strict or options.policy.may_be_strict
             if strict:
-                self._intent = account.record(
+                self._intent = builder.record(
                     decision,
                     phase="started",
                     outcome="unknown",
-                    request=account.describe_request(),
+                    request=builder.describe_request(),
                 )
         if self._spooled:
             return True
@@ -134,7 +134,7 @@ class Exchange(Lifecycle):
         try:
             if options.place is not None:
                 audit.place = options.place(audit.server_span)
-            return options.recorder.opened(account.opened(decision), audit.server_span)
+            return options.recorder.opened(builder.opened(decision), audit.server_span)
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._count_failure(error)
             return not options.refuses
@@ -199,11 +199,11 @@ class Exchange(Lifecycle):
 
     async def _admit(self, started: AuditRecord) -> bool:
         self._has_intent = True
-        account = self._builder
-        bearer = account.read_bearer(self._scope)
+        builder = self._builder
+        bearer = builder.read_bearer(self._scope)
         # before the application runs, a verified token is all that may say who it is
         known = bearer.claims is not None
-        actor = account.actor(self._scope, bearer) if known else ANONYMOUS
+        actor = builder.actor(self._scope, bearer) if known else ANONYMOUS
         return await self._store_intent(as_intent(started, actor))
 
     @property
@@ -339,7 +339,7 @@ class Exchange(Lifecycle):
             self._builder.release()
 
     def _close(self) -> None:
-        audit, account = self._audit, self._builder
+        audit, builder = self._audit, self._builder
         if self._is_released or audit.closed:
             return
         try:
@@ -351,11 +351,11 @@ class Exchange(Lifecycle):
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._count_failure(error)
         self._end_scope()
-        account.redact_span()
+        builder.redact_span()
         if self._ended_as_answered():
             return
         if self._parts.failed:
-            account.judged = None  # what failed once may be found now
+            builder.judged = None  # what failed once may be found now
         decision = self._decided(wrote=bool(audit.transactions)) or self._decided_at_start
         if decision is not None:
             self._finish(decision)
@@ -384,27 +384,27 @@ class Exchange(Lifecycle):
             self._parts.fail("record", error)
 
     def _finish(self, decision: PolicyDecision) -> None:
-        account = self._builder
+        builder = self._builder
         self._collect(decision)
         if self.socket is not None or not self.bodies.ended:
             # no last chunk has passed here: the handler raised, and who stands outside answers
-            account.enrich(decision)
-        self._log(self._hand_over(lambda: account.record(decision, phase="completed")))
+            builder.enrich(decision)
+        self._log(self._hand_over(lambda: builder.record(decision, phase="completed")))
 
     def _ended_as_answered(self) -> bool:
         """Hand over the record of the end, if what was written down with the answer still holds.
 
         Then nothing is decided or described again.
         """
-        account, answer = self._builder, self._answer
+        builder, answer = self._builder, self._answer
         if answer is None:
             return False
         known, rested_on = answer
         try:
-            decision = account.judgement
-            if decision is None or not account.still_rests_on(rested_on):
+            decision = builder.judgement
+            if decision is None or not builder.still_rests_on(rested_on):
                 return False
-            record = account.closed(known, decision)
+            record = builder.closed(known, decision)
         except Exception as error:  # noqa: BLE001 - it is described again, which cannot fail
             self._count_failure(error)
             return False
@@ -431,33 +431,33 @@ class Exchange(Lifecycle):
 
     def _takes_long(self) -> None:
         """The action still runs: a record says so. Who it is may not be settled yet."""
-        audit, account = self._audit, self._builder
-        settled = account.settled
+        audit, builder = self._audit, self._builder
+        settled = builder.settled
         try:
-            decision = account.decide(wrote=bool(audit.changes_pending or audit.transactions))
+            decision = builder.decide(wrote=bool(audit.changes_pending or audit.transactions))
             found = audit.actor, audit.tenant
             if decision is not None:
-                known = account.record(
+                known = builder.record(
                     decision,
                     phase="started",
                     outcome="unknown",
-                    request=account.describe_request(),
+                    request=builder.describe_request(),
                 )
                 self._decided_at_start = decision
                 self._options.recorder.closed(as_started(known), audit.server_span)
             if (audit.actor, audit.tenant) == found and not self.bodies.ended:
-                account.settled = settled
+                builder.settled = settled
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._count_failure(error)
 
     def _records_at_commit(self, changes: SpilledChanges) -> Iterator[AuditRecord]:
         """As for any action; who it is may not be settled yet, and then is settled again later."""
-        audit, account = self._audit, self._builder
-        settled = account.settled
-        if account.decide(wrote=True) is not None:
+        audit, builder = self._audit, self._builder
+        settled = builder.settled
+        if builder.decide(wrote=True) is not None:
             yield from super()._records_at_commit(changes)
         if not self.bodies.ended and not audit.closed:
-            account.settled = settled
+            builder.settled = settled
 
     def _known(self, *, at_commit: bool) -> AuditRecord:
         """Make the record of what is known now."""

@@ -47,7 +47,7 @@ from otel_audit.record import (
     Target,
     TransactionOutcome,
 )
-from otel_audit.scope import AuditScope
+from otel_audit.scope import AuditScope, outcome_of_transactions
 
 if TYPE_CHECKING:
     from otel_audit.policy import PolicyDecision
@@ -486,11 +486,10 @@ def outcome_of(
         fate is unknown, the action was cut off, or the client was sent elsewhere with it and
         nothing was committed.
     """
-    if transaction == "unknown":
+    written = outcome_of_transactions(transaction)
+    if written == "unknown" or (error is not None and is_cancellation(error)):
         return "unknown"
-    if error is not None and is_cancellation(error):
-        return "unknown"
-    if error is not None or transaction in ("rolled_back", "mixed"):
+    if error is not None or written == "failure":
         return "failure"
     if status is not None and status >= 400:  # noqa: PLR2004 - RFC 9110, section 15
         return "failure"

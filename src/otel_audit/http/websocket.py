@@ -29,7 +29,7 @@ class SocketTally:
         code: The close code, None while the connection is open.
         closed_by: Who closed it first.
         messages_received, messages_sent: Counts, from the application's point of view.
-        bytes_received, bytes_sent: Of their payloads; of text the characters.
+        bytes_received, bytes_sent: Of their payloads; of text as UTF-8.
     """
 
     __slots__ = ("_began", "_copied_in", "_copied_out", "bytes_received", "bytes_sent", "closed_by",
@@ -121,4 +121,8 @@ class SocketTally:
 
 
 def _length(message: Mapping[str, Any]) -> int:
-    return len(message.get("bytes") or message.get("text") or b"")
+    raw = message.get("bytes")
+    if raw is not None:
+        return len(raw)
+    text: str = message.get("text") or ""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))

@@ -34,7 +34,7 @@ class _Message:
 
 
 class MessageCopies:
-    """Keeps the messages of one direction up to a bound, and counts them all."""
+    """Keeps messages of one direction up to a bound; says what it left out."""
 
     __slots__ = ("_kept", "_left_out", "_room", "_size")
 

@@ -12,15 +12,15 @@ except ImportError:
     raise MissingExtraError("ORM capture", "sqlalchemy") from None
 
 from otel_audit.orm.attach import Attachment, attach, detach
-from otel_audit.orm.column_redaction import Redactor
+from otel_audit.orm.column_redaction import ValueRedactor
 from otel_audit.orm.options import OrmOptions, sources_of
 from otel_audit.orm.outbox import Transactional
 
 __all__ = [
     "Attachment",
     "OrmOptions",
-    "Redactor",
     "Transactional",
+    "ValueRedactor",
     "attach",
     "detach",
     "sources_of",

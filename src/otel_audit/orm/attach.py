@@ -16,7 +16,7 @@ from otel_audit.errors import InstrumentationError
 from otel_audit.orm.association_rows import Relations
 from otel_audit.orm.before_images import BeforeImageListeners
 from otel_audit.orm.bulk import BulkReader
-from otel_audit.orm.column_redaction import ColumnRedaction, Redactor
+from otel_audit.orm.column_redaction import ColumnRedaction, ValueRedactor
 from otel_audit.orm.flush import Fetching, OpenFlushes
 from otel_audit.orm.guard import ErrorGuard
 from otel_audit.orm.listeners import (
@@ -63,7 +63,7 @@ class Attachment:
             raises.
     """
 
-    redactor: Redactor
+    redactor: ValueRedactor
     options: OrmOptions
     settle: Callable[[], None]
     _tracker: TransactionTracker
@@ -77,7 +77,7 @@ class Attachment:
 
 
 def attach(
-    redactor: Redactor,
+    redactor: ValueRedactor,
     *,
     options: OrmOptions | None = None,
     on_orphan: OrphanRecorder | None = None,
@@ -159,7 +159,7 @@ def detach(attachment: Attachment) -> None:
 
 
 def _build(
-    redactor: Redactor,
+    redactor: ValueRedactor,
     options: OrmOptions,
     on_orphan: OrphanRecorder | None,
     transactional: Transactional | None,

@@ -14,8 +14,7 @@ from otel_audit.orm.column_values import column_form, counted_form
 from otel_audit.orm.marked_columns import PERSONAL
 from otel_audit.orm.stored_values import is_same_document, same_uuid
 from otel_audit.record import Change
-from otel_audit.redaction import REDACTED
-from otel_audit.redaction import Redactor as OurRedactor
+from otel_audit.redaction import REDACTED, Redactor
 from otel_audit.redaction.budget import PER_VALUE, WorkBudget
 from otel_audit.redaction.json_values import (
     NotUnderstoodError,
@@ -54,7 +53,7 @@ _SHOWN = 1_024
 """Characters of a long value that are looked at: four times what is shown of it."""
 
 
-class Redactor(Protocol):
+class ValueRedactor(Protocol):
     """The methods of redaction that capture needs."""
 
     def field(self, name: str, value: Any) -> Any:
@@ -74,7 +73,7 @@ class ColumnRedaction:
         longest: Characters of one value's JSON text.
     """
 
-    redactor: Redactor
+    redactor: ValueRedactor
     longest: int
 
     def value(self, name: str, value: Any, *, mark: str | None = None, alias: str = "") -> Any:
@@ -158,7 +157,7 @@ class ColumnRedaction:
 
     def _field(self, name: str, form: Any, work: WorkBudget) -> Any:
         redactor = self.redactor
-        if isinstance(redactor, OurRedactor):
+        if isinstance(redactor, Redactor):
             return redactor.field(name, form, work=work)
         return redactor.field(name, form)
 
@@ -183,7 +182,7 @@ class ColumnRedaction:
         copy = getattr(self.redactor, "clean_copy", None)
         if copy is None:
             return None
-        found = copy(value, self.longest) if isinstance(self.redactor, OurRedactor) else copy(value)
+        found = copy(value, self.longest) if isinstance(self.redactor, Redactor) else copy(value)
         return None if found is None or found[1] > self.longest else found[0]
 
     def are_clean(self, texts: list[str]) -> bool:

@@ -24,7 +24,7 @@ from otel_audit.orm.bulk import BulkReader, text_of
 from otel_audit.orm.executed import compiled_element, driver_row_count, may_write
 from otel_audit.orm.flush import OpenFlushes, untracked
 from otel_audit.orm.schema_qualifier import placed
-from otel_audit.orm.sql_statements import Control, SqlText, Write
+from otel_audit.orm.sql_statements import SqlText, TransactionControl, Write
 from otel_audit.orm.transaction_state import commit_failure, dooms_transaction, is_committed
 from otel_audit.record import Change
 from otel_audit.scope import identities_at_hand
@@ -393,7 +393,7 @@ class Executions:
     ) -> None:
         """Note what a text writes, and what it does to the transaction, in its order."""
         for step in text.steps:
-            if isinstance(step, Control):
+            if isinstance(step, TransactionControl):
                 self._control(connection, step)
             else:
                 self._tracker.write(connection, describe(step))
@@ -407,7 +407,7 @@ class Executions:
         amended = msgspec.structs.replace(last.entry, rows=last.sent, note=_PART_WAY)
         state.replace_last(self._tracker.owner(connection), last.entry, amended)
 
-    def _control(self, connection: Connection, control: Control) -> None:
+    def _control(self, connection: Connection, control: TransactionControl) -> None:
         """Follow an application that controls its transaction by texts of its own."""
         if control.verb == "begin":
             self._tracker.has_begun(connection)

@@ -48,7 +48,7 @@ _SHOWN: Final = 8_000
 """Characters of such a text that are looked at to be shown."""
 
 
-class Rule(NamedTuple):
+class ParameterRule(NamedTuple):
     """The redaction rule of one parameter.
 
     Attributes:
@@ -74,14 +74,14 @@ class Rule(NamedTuple):
     open: bool = False
 
 
-_UNKNOWN: Final = Rule(None)
-_NUMBER_OF_ROWS: Final = Rule("", open=True)
-_SECRET: Final = Rule("", mark="redact")
+_UNKNOWN: Final = ParameterRule(None)
+_NUMBER_OF_ROWS: Final = ParameterRule("", open=True)
+_SECRET: Final = ParameterRule("", mark="redact")
 
 
 class _Text(NamedTuple):
     version: int
-    rules: dict[str, Rule]
+    rules: dict[str, ParameterRule]
     numbers: frozenset[int]
     columns: frozenset[str]
 
@@ -111,9 +111,9 @@ class Parameters:
         self._selection = selection
         self._column_redaction = column_redaction
         self._options = options
-        self._compiled: weakref.WeakKeyDictionary[Any, tuple[int, Bindings, dict[str, Rule]]] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._compiled: weakref.WeakKeyDictionary[
+            Any, tuple[int, Bindings, dict[str, ParameterRule]]
+        ] = weakref.WeakKeyDictionary()
         self._texts: BoundedCache[tuple[str, Style], _Text] = BoundedCache(_REMEMBERED)
         self._shown_texts: BoundedCache[tuple[str, Style], tuple[_Text, str]] = BoundedCache(
             _REMEMBERED
@@ -132,7 +132,7 @@ class Parameters:
         sets: Sequence[Mapping[str, Any]] = getattr(context, "compiled_parameters", None) or ()
         bindings, rules = self._read(compiled)
 
-        def rule(name: str) -> Rule:
+        def rule(name: str) -> ParameterRule:
             found = rules.get(name)
             if found is None:
                 found = self._rule(bindings.of(name), bindings.tables, name)
@@ -182,7 +182,7 @@ class Parameters:
             return self.text(text, style)
         return self._column_redaction.text(text, self._options.max_statement)
 
-    def _read(self, compiled: Any) -> tuple[Bindings, dict[str, Rule]]:
+    def _read(self, compiled: Any) -> tuple[Bindings, dict[str, ParameterRule]]:
         found = self._compiled.get(compiled)
         if found is None:
             try:
@@ -216,12 +216,12 @@ class Parameters:
         return found
 
     @staticmethod
-    def _is_open(rule: Rule) -> bool:
+    def _is_open(rule: ParameterRule) -> bool:
         return rule.name is not None and rule.taken and rule.mark is None and not rule.sensitive
 
     def _rule(
         self, owner: Ownership | None, tables: Mapping[str, Iterable[str]], parameter: str
-    ) -> Rule:
+    ) -> ParameterRule:
         if owner is None or owner.unknown:
             return _UNKNOWN
         if owner.plain and not owner.columns:
@@ -237,10 +237,10 @@ class Parameters:
             if isinstance(one, ColumnName) and not found:
                 names[one.name] = None
                 if not self._takes_name(one.table, one.name, tables):
-                    return Rule(one.name, taken=False)
+                    return ParameterRule(one.name, taken=False)
         for column in columns:
             if not self._takes(column):
-                return Rule(str(column.name), taken=False)
+                return ParameterRule(str(column.name), taken=False)
             marks.add(mark_of(column))
             plan = (
                 self._mapper_infos.of_table(column.table)
@@ -261,7 +261,7 @@ class Parameters:
             if not self._column_redaction.is_not_sensitive(one)
         )
         is_open = not marks and not sensitive and not owner.paths
-        return Rule(
+        return ParameterRule(
             name,
             mark=None
             if not marks
@@ -304,7 +304,7 @@ class Parameters:
     def _set(
         self,
         parameters: Mapping[str, Any],
-        rule_of: Callable[[str], Rule],
+        rule_of: Callable[[str], ParameterRule],
         sent: _Sent | None = None,
         place: int = 0,
     ) -> dict[str, Any]:
@@ -331,7 +331,9 @@ class Parameters:
                     found[name] = self._shown(rule, value, MISSING, parameters)
         return found
 
-    def _shown(self, rule: Rule, value: Any, stored: Any, parameters: Mapping[str, Any]) -> Any:
+    def _shown(
+        self, rule: ParameterRule, value: Any, stored: Any, parameters: Mapping[str, Any]
+    ) -> Any:
         if rule.name is None:
             return WITHHELD
         if rule.mark is not None:
@@ -351,7 +353,7 @@ class Parameters:
                 return shown
         return self._column_redaction.redact(rule.name, form, None, "")
 
-    def _path_names(self, rule: Rule, parameters: Mapping[str, Any]) -> list[str]:
+    def _path_names(self, rule: ParameterRule, parameters: Mapping[str, Any]) -> list[str]:
         found: list[str] = []
         for path in rule.paths:
             parts = parameters.get(path)

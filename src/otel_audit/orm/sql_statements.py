@@ -87,7 +87,7 @@ class Write(NamedTuple):
     empties: bool = False
 
 
-class Control(NamedTuple):
+class TransactionControl(NamedTuple):
     """A statement that controls the transaction.
 
     Attributes:
@@ -108,7 +108,7 @@ class SqlText:
         statements: The tokens of each of its statements, without comments.
     """
 
-    steps: tuple[Write | Control, ...]
+    steps: tuple[Write | TransactionControl, ...]
     statements: tuple[tuple[Token, ...], ...]
 
     @property
@@ -117,9 +117,9 @@ class SqlText:
         return list(dict.fromkeys(one for one in self.steps if isinstance(one, Write)))
 
     @property
-    def controls(self) -> list[Control]:
+    def controls(self) -> list[TransactionControl]:
         """Its transaction control."""
-        return [one for one in self.steps if isinstance(one, Control)]
+        return [one for one in self.steps if isinstance(one, TransactionControl)]
 
 
 _NOTHING: Final = SqlText((), ())
@@ -219,11 +219,11 @@ def _texts_in_name_quotes(
 def _read(text: str, style: Style) -> SqlText:
     tokens = [one for one in tokens_of(text[:_LONGEST], style) if one.kind != COMMENT]
     statements = tuple(_split(tokens))
-    steps: list[Write | Control] = []
+    steps: list[Write | TransactionControl] = []
     for statement in statements:
         found = _Reader(statement, style).steps()
         steps += found
-        if statement[0].upper == "BEGIN" and not isinstance(found[0], Control):
+        if statement[0].upper == "BEGIN" and not isinstance(found[0], TransactionControl):
             break  # a block of a procedural language: it reaches to its END
     if len(statements) > 1:
         steps = [one._replace(counted=False) if isinstance(one, Write) else one for one in steps]
@@ -267,7 +267,7 @@ class _Reader:
         self._style = style
         self._end = len(tokens)
 
-    def steps(self) -> list[Write | Control]:
+    def steps(self) -> list[Write | TransactionControl]:
         """Its steps."""
         first = 0
         while self._word(first) == "(":
@@ -275,7 +275,7 @@ class _Reader:
         control = self._control(first)
         return self._other_steps(first) if control is None else [control]
 
-    def _other_steps(self, first: int) -> list[Write | Control]:
+    def _other_steps(self, first: int) -> list[Write | TransactionControl]:
         verb = self._word(first)
         main = self._main_of_with(first) if verb == "WITH" else first
         if verb == "EXPLAIN":
@@ -290,7 +290,7 @@ class _Reader:
             return []
         return [Write("update", "?", "untracked", UNSEEN)]
 
-    def _writing(self, main: int) -> list[Write | Control]:
+    def _writing(self, main: int) -> list[Write | TransactionControl]:
         verb = self._word(main)
         if verb not in _WRITE_VERBS:
             return list(self._embedded(0))
@@ -300,7 +300,7 @@ class _Reader:
         counted = [one._replace(counted=len(writes) == 1) for one in writes]
         return [*counted, *(one for one in self._embedded(0, main) if one not in writes)]
 
-    def _explained(self, place: int) -> list[Write | Control]:
+    def _explained(self, place: int) -> list[Write | TransactionControl]:
         """EXPLAIN carries a statement out only if it is to ANALYZE."""
         analyzes = False
         if self._word(place) == "(":
@@ -474,25 +474,29 @@ class _Reader:
                 return [Write("insert", table)] if table else None
         return [] if self._tokens[place - 1].upper == "LOAD" else None
 
-    def _control(self, first: int) -> Control | None:  # noqa: PLR0911 - one return a verb
+    def _control(self, first: int) -> TransactionControl | None:  # noqa: PLR0911 - one return a verb
         verb, second = self._word(first), self._word(first + 1)
         if verb == "BEGIN" or (verb == "START" and second == "TRANSACTION"):
             rest = (self._word(one) for one in range(first + 1, self._end))
-            return Control("begin") if all(one in _BESIDE_BEGIN for one in rest) else None
+            return (
+                TransactionControl("begin") if all(one in _BESIDE_BEGIN for one in rest) else None
+            )
         if verb == "SAVEPOINT":
-            return Control("savepoint", self._identifier(first + 1))
+            return TransactionControl("savepoint", self._identifier(first + 1))
         if verb == "RELEASE":
-            return Control("release", self._identifier(first + 1 + (second == "SAVEPOINT")))
+            return TransactionControl(
+                "release", self._identifier(first + 1 + (second == "SAVEPOINT"))
+            )
         if verb in ("COMMIT", "END"):
-            return None if second == "PREPARED" else Control("commit")
+            return None if second == "PREPARED" else TransactionControl("commit")
         if verb in ("ROLLBACK", "ABORT"):
             if second == "PREPARED":
                 return None
             to = first + 1 + (second in ("WORK", "TRANSACTION", "TRAN"))
             if self._word(to) != "TO":
-                return Control("rollback")
+                return TransactionControl("rollback")
             named = to + 1 + (self._word(to + 1) == "SAVEPOINT")
-            return Control("rollback_to", self._identifier(named))
+            return TransactionControl("rollback_to", self._identifier(named))
         return None
 
     def _called(self, first: int) -> str:

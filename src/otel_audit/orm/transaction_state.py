@@ -1,7 +1,7 @@
 """The state of one database transaction: its writes by savepoint and action, and its outcome.
 
-A `TransactionState` follows one transaction on one connection; each
-savepoint is a frame of it. Changes are kept by the scope that was current when they were seen,
+A `TransactionState` follows one transaction on one connection; each savepoint is a level of it.
+Changes are kept by the scope that was current when they were seen,
 because one transaction may serve several actions.
 
 The functions below read a transaction's outcome off what raised, off the driver's connection and
@@ -67,7 +67,7 @@ class WrittenByAction(msgspec.Struct, eq=False):
     records: list[str] = msgspec.field(default_factory=list)
 
 
-class TransactionFrame(msgspec.Struct, eq=False):
+class SavepointLevel(msgspec.Struct, eq=False):
     """A transaction, or a savepoint in it.
 
     Attributes:
@@ -89,7 +89,7 @@ class TransactionFrame(msgspec.Struct, eq=False):
             found = self.batches[owner] = SpilledChanges(self.room)
         return found
 
-    def absorb(self, other: TransactionFrame) -> None:
+    def absorb(self, other: SavepointLevel) -> None:
         """Take over what a released savepoint has written."""
         for owner, batch in other.batches.items():
             self.batch(owner).absorb(batch)
@@ -101,7 +101,7 @@ class TransactionState(msgspec.Struct, eq=False):
     Attributes:
         room: How many changes are kept in memory, and where the rest goes.
         keep_rolled_back: Whether undone changes are kept too.
-        frames: The transaction and its open savepoints, outermost first.
+        levels: The transaction and its open savepoints, outermost first.
         undone: What savepoints have rolled back, if it is kept.
         recorded: What stands in the transaction itself already, to be reported by nobody else.
         refused: What the database has refused, such as ``insert seat``, by action.
@@ -122,7 +122,7 @@ class TransactionState(msgspec.Struct, eq=False):
 
     room: SpillOptions = msgspec.field(default_factory=SpillOptions)
     keep_rolled_back: bool = False
-    frames: list[TransactionFrame] = msgspec.field(default_factory=list)
+    levels: list[SavepointLevel] = msgspec.field(default_factory=list)
     undone: dict[Owner, SpilledChanges] = msgspec.field(default_factory=dict)
     recorded: dict[Owner, WrittenByAction] = msgspec.field(default_factory=dict)
     refused: dict[Owner, list[str]] = msgspec.field(default_factory=dict)
@@ -139,17 +139,17 @@ class TransactionState(msgspec.Struct, eq=False):
     connection: Any = None
 
     def __post_init__(self) -> None:
-        self.frames = [TransactionFrame(self.room)]
+        self.levels = [SavepointLevel(self.room)]
 
     @property
-    def top(self) -> TransactionFrame:
-        """The innermost frame, where what is written now belongs."""
-        return self.frames[-1]
+    def top(self) -> SavepointLevel:
+        """The innermost level, where what is written now belongs."""
+        return self.levels[-1]
 
     @property
     def has_changes(self) -> bool:
         """Whether anything was written that is not undone."""
-        return any(batch for frame in self.frames for batch in frame.batches.values())
+        return any(batch for level in self.levels for batch in level.batches.values())
 
     def touch(self, owner: Owner, refused: Iterable[str] = ()) -> None:
         """An action has tried to write.
@@ -171,7 +171,7 @@ class TransactionState(msgspec.Struct, eq=False):
         Returns:
             The action, if it has written in this transaction before; otherwise only the process.
         """
-        if any(over in frame.batches for frame in self.frames) or over in self.recorded:
+        if any(over in level.batches for level in self.levels) or over in self.recorded:
             return over
         found = self.after.get(over)
         if found is None:
@@ -192,20 +192,20 @@ class TransactionState(msgspec.Struct, eq=False):
 
     def pending(self, owner: Owner) -> Iterator[Change]:
         """An action's changes so far, as far as they are in memory."""
-        for frame in self.frames:
-            batch = frame.batches.get(owner)
+        for level in self.levels:
+            batch = level.batches.get(owner)
             if batch is not None:
                 yield from batch.recent
 
     def open_savepoint(self, name: str) -> None:
         """A savepoint was set."""
         self.is_released = False
-        self.frames.append(TransactionFrame(self.room, name))
+        self.levels.append(SavepointLevel(self.room, name))
 
     def release_savepoint(self, name: str) -> None:
-        """A savepoint was released: what it holds belongs to the frame around it."""
-        for frame in self._leave(name):
-            self.top.absorb(frame)
+        """A savepoint was released: what it holds belongs to the level around it."""
+        for level in self._leave(name):
+            self.top.absorb(level)
 
     def undo_savepoint(self, name: str, *, reopen: bool = False) -> dict[Owner, int]:
         """A savepoint was rolled back: what it holds was undone.
@@ -218,8 +218,8 @@ class TransactionState(msgspec.Struct, eq=False):
             How many changes were undone, by action.
         """
         undone: dict[Owner, int] = {}
-        for frame in self._leave(name):
-            for owner, batch in frame.batches.items():
+        for level in self._leave(name):
+            for owner, batch in level.batches.items():
                 undone[owner] = undone.get(owner, 0) + batch.count
                 if self.keep_rolled_back:
                     self.undone.setdefault(owner, SpilledChanges(self.room)).absorb(batch)
@@ -229,10 +229,10 @@ class TransactionState(msgspec.Struct, eq=False):
 
     def gather(self) -> dict[Owner, SpilledChanges]:
         """Bring together what the transaction and its open savepoints hold, as COMMIT does."""
-        root = self.frames[0]
-        for frame in self.frames[1:]:
-            root.absorb(frame)
-            frame.batches = {}
+        root = self.levels[0]
+        for level in self.levels[1:]:
+            root.absorb(level)
+            level.batches = {}
         return root.batches
 
     def note_recorded(self, owner: Owner, records: list[str]) -> None:
@@ -242,8 +242,8 @@ class TransactionState(msgspec.Struct, eq=False):
             owner: The action.
             records: Ids of the records that hold it.
         """
-        batch = self.frames[0].batches.pop(owner)
-        self.frames[0].batch(owner)
+        batch = self.levels[0].batches.pop(owner)
+        self.levels[0].batch(owner)
         known = self.recorded.setdefault(owner, WrittenByAction(SpilledChanges(self.room)))
         known.changes.absorb(batch)
         known.records += records
@@ -255,25 +255,25 @@ class TransactionState(msgspec.Struct, eq=False):
             Actions and what they have written; one that did not even try is left out.
         """
         batches = self.gather()
-        self.frames = [TransactionFrame(self.room)]
+        self.levels = [SavepointLevel(self.room)]
         return batches.items()
 
     @property
     def aborted(self) -> bool | None:
         """Whether the database will turn a COMMIT into a ROLLBACK; None if that may be."""
         found: bool | None = False
-        for frame in self.frames:
-            if frame.aborted:
+        for level in self.levels:
+            if level.aborted:
                 return True
-            if frame.aborted is None:
+            if level.aborted is None:
                 found = None
         return found
 
-    def _leave(self, name: str) -> list[TransactionFrame]:
-        for position in range(len(self.frames) - 1, 0, -1):
-            if self.frames[position].name == name:
-                left = self.frames[position:]
-                del self.frames[position:]
+    def _leave(self, name: str) -> list[SavepointLevel]:
+        for position in range(len(self.levels) - 1, 0, -1):
+            if self.levels[position].name == name:
+                left = self.levels[position:]
+                del self.levels[position:]
                 return left
         return []
 

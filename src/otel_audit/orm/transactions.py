@@ -192,7 +192,7 @@ class TransactionTracker:
         """
         state = self.of(connection)
         state.release_savepoint(name)
-        state.is_released = len(state.frames) == 1
+        state.is_released = len(state.levels) == 1
         self._await(state)
 
     def begins(self, connection: Connection) -> None:

@@ -23,7 +23,7 @@ _CLOSING: Final = frozenset(")]}")
 
 
 @dataclass(frozen=True, slots=True)
-class Operation:
+class GraphqlOperation:
     """One operation of a document.
 
     Attributes:
@@ -49,7 +49,7 @@ class _NotUnderstoodError(Exception):
     pass
 
 
-def read_operation(document: str, name: str | None = None) -> Operation | None:
+def read_operation(document: str, name: str | None = None) -> GraphqlOperation | None:
     """Read the operation that a document has the server carry out.
 
     Args:
@@ -70,7 +70,7 @@ def read_operation(document: str, name: str | None = None) -> Operation | None:
         return None
     kind, own_name, selection = chosen[0]
     fields = tuple(_resolved(selection, fragments))
-    return Operation(kind, own_name, fields) if fields else None
+    return GraphqlOperation(kind, own_name, fields) if fields else None
 
 
 def _read(tokens: _Tokens) -> tuple[list[tuple[str, str, _Selection]], dict[str, _Selection]]:

@@ -393,7 +393,7 @@ def audit_route(  # noqa: PLR0913 - one fact an argument
     It only marks the function, so it can be above or below the route's decorator::
 
         @app.post("/orders/{order_id}/refund")
-        @audit_route("order.refund", target="order:{order_id}")
+        @audit_route("order.refunded", target="order:{order_id}")
         async def refund(order_id: int) -> None: ...
 
     Args:

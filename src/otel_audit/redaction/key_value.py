@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from otel_audit.redaction.budget import WorkBudget
-    from otel_audit.redaction.names import NameRules, Verdict
+    from otel_audit.redaction.names import NameRules, NameVerdict
 
 _NAME: Final = rb"[A-Za-z0-9_.$\[\]/%-]|[^\x00-\x7f]"
 _NAMED: Final = LazyPattern(
@@ -138,7 +138,7 @@ def may_name_a_secret(names: NameRules, name: str) -> bool:
     return _verdict(names, name) is not None
 
 
-def _verdict(names: NameRules, name: str) -> Verdict | None:
+def _verdict(names: NameRules, name: str) -> NameVerdict | None:
     decoded = unquote(name) if "%" in name else name
     whole = decoded.strip("/.$-").replace("+", " ")
     for candidate in dict.fromkeys((whole, whole.rpartition(" ")[2])):

@@ -19,7 +19,7 @@ from otel_audit.redaction.names import looks_opaque, split_words, squash
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from otel_audit.redaction.names import NameRules, Verdict
+    from otel_audit.redaction.names import NameRules, NameVerdict
 
 LABEL: Final = 1
 WEAK_LABEL: Final = 2
@@ -222,7 +222,7 @@ def _by_flags(value: Mapping[Any, Any], found: SiblingContext) -> None:
                 found.taken[key] = "said_beside"
 
 
-def _verdict(label: Any, names: NameRules, *, weak: bool) -> Verdict | None:
+def _verdict(label: Any, names: NameRules, *, weak: bool) -> NameVerdict | None:
     if isinstance(label, dict):
         # `{"field": {"name": "password"}, "value": …}`
         label = next((item for key, item in label.items() if role_of(key) & LABEL), None)
@@ -232,7 +232,7 @@ def _verdict(label: Any, names: NameRules, *, weak: bool) -> Verdict | None:
     return _of_text(label, names, weak=weak)
 
 
-def _of_text(label: Any, names: NameRules, *, weak: bool) -> Verdict | None:
+def _of_text(label: Any, names: NameRules, *, weak: bool) -> NameVerdict | None:
     """Judge a text as a name: one word, or the label of a form's field."""
     if not isinstance(label, str) or not label or len(label) > _LONGEST_LABEL:
         return None

@@ -81,7 +81,7 @@ class QuotedValue(NamedTuple):
     source: str
 
 
-class Network(NamedTuple):
+class CardNetwork(NamedTuple):
     """Card numbers that a network issues: first digits from ``low`` to ``high``."""
 
     low: int
@@ -135,10 +135,10 @@ def quoted_values() -> tuple[QuotedValue, ...]:
 
 
 @cache
-def networks() -> tuple[Network, ...]:
+def networks() -> tuple[CardNetwork, ...]:
     """Read which card numbers are issued."""
     return tuple(
-        Network(int(row["low"]), int(row["high"]), frozenset(map(int, row["lengths"].split())))
+        CardNetwork(int(row["low"]), int(row["high"]), frozenset(map(int, row["lengths"].split())))
         for row in _rows("card_networks.csv")
     )
 

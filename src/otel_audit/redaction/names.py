@@ -124,7 +124,7 @@ def split_words(name: str) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class NameVerdict:
     """Verdict of the name rules on one name.
 
     Attributes:
@@ -160,9 +160,9 @@ class Verdict:
         return not (self.asserts and kind is str and value.strip().casefold() in _YES_OR_NO)
 
 
-CLEAR: Final = Verdict()
-_ALLOWED: Final = Verdict(allowed=True)
-_TOO_LONG: Final = Verdict(rule="name:too_long", configured=True)
+CLEAR: Final = NameVerdict()
+_ALLOWED: Final = NameVerdict(allowed=True)
+_TOO_LONG: Final = NameVerdict(rule="name:too_long", configured=True)
 
 
 def looks_opaque(text: str) -> bool:
@@ -228,17 +228,17 @@ class NameRules:
         self._allow = _Matcher(_checked("REDACT_ALLOW", allow))
         self._judge = lru_cache(maxsize=4_096)(self._decide)
 
-    def judge(self, name: str) -> Verdict:
+    def judge(self, name: str) -> NameVerdict:
         """Return what a name says about its value; cheap for a cached name."""
         if len(name) <= _CACHED_NAME:
             return self._judge(name)
         return self._decide(name) if len(name) <= _LONGEST_NAME else _TOO_LONG
 
-    def _decide(self, name: str) -> Verdict:
+    def _decide(self, name: str) -> NameVerdict:
         squashed = squash(name)
         snake = "_".join(split_words(name))
         if self._redact.matches(squashed, snake):
-            return Verdict(rule="name:configured", configured=True)
+            return NameVerdict(rule="name:configured", configured=True)
         if self._allow.matches(squashed, snake):
             return _ALLOWED
         return built_in(name)
@@ -255,7 +255,7 @@ def _checked(setting: str, names: Iterable[str]) -> tuple[str, ...]:
     return chosen
 
 
-def built_in(name: str) -> Verdict:
+def built_in(name: str) -> NameVerdict:
     """Return what a name says about its value, by the built-in rules alone."""
     squashed = squash(name)
     # an underscore replaces a separator in a name
@@ -263,7 +263,7 @@ def built_in(name: str) -> Verdict:
     for candidate in candidates:
         if candidate in _WHOLE_FORMS:
             rule = f"name:{candidate.replace('_', '')}"
-            return Verdict(rule=rule, asserts=candidate in _ASSERTING)
+            return NameVerdict(rule=rule, asserts=candidate in _ASSERTING)
     words = split_words(name)
     found = _phrase_in(squashed) or _word_in(name)
     if found is None:
@@ -273,7 +273,7 @@ def built_in(name: str) -> Verdict:
     first, last = words[0], words[-1]
     before = squashed.partition(found)[0]
     counted = found in _COUNTED or f"{found}s" in words
-    return Verdict(
+    return NameVerdict(
         rule=f"name:{found}",
         numbers_pass=not _COUNTABLE.isdisjoint(words)
         or (counted and not _COUNTS.isdisjoint((first, last, before))),
@@ -291,10 +291,10 @@ def is_secret_function(name: str) -> bool:
     return _SECRET_FUNCTION.search(name) is not None
 
 
-def _opaque(candidates: Iterable[str]) -> Verdict:
+def _opaque(candidates: Iterable[str]) -> NameVerdict:
     for candidate in candidates:
         if candidate in _OPAQUE_FORMS:
-            return Verdict(rule=f"name:{candidate.replace('_', '')}", opaque=True)
+            return NameVerdict(rule=f"name:{candidate.replace('_', '')}", opaque=True)
     return CLEAR
 
 

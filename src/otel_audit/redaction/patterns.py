@@ -21,8 +21,8 @@ from otel_audit.redaction.load_data import key_shapes, quoted_values
 from otel_audit.redaction.normalize import INVISIBLE
 from otel_audit.redaction.placeholders import is_token
 
-Span = tuple[int, int]
-Decide = Callable[[Any], Iterable[Span]]
+TextSpan = tuple[int, int]
+Decide = Callable[[Any], Iterable[TextSpan]]
 
 SHAPES: Final = frozenset({"card", "ssn", "iban", "email"})
 """Rules that go by a number's looks, so that an application may know better."""
@@ -54,11 +54,11 @@ class ValueRule:
     within: Any = None
 
 
-def _whole(match: Any) -> Iterable[Span]:
+def _whole(match: Any) -> Iterable[TextSpan]:
     return (match.span(),)
 
 
-def _first_group(match: Any) -> Iterable[Span]:
+def _first_group(match: Any) -> Iterable[TextSpan]:
     span = match.span(1)
     # nothing stands for what is not there
     return () if span[0] == span[1] or is_token(match.group(1)) else (span,)
@@ -112,7 +112,7 @@ _HOOK = ValueRule(
 )
 
 
-def _userinfo(match: Any) -> Iterable[Span]:
+def _userinfo(match: Any) -> Iterable[TextSpan]:
     """Give up what stands before the host's ``@``, unless it is a port, or a plain user name."""
     userinfo = match.group(1)
     user, colon, rest = userinfo.partition(":")
@@ -140,7 +140,7 @@ _BEARER_PROSE: Final = frozenset({
 _SHORTEST_CREDENTIAL: Final = 6
 
 
-def _scheme_credential(match: Any) -> Iterable[Span]:
+def _scheme_credential(match: Any) -> Iterable[TextSpan]:
     scheme, token = match.group(1).lower(), match.group(2)
     word = token.partition("=")[0].strip(".,-").lower()
     if is_token(token) or word in _BEARER_PROSE or len(token) < _SHORTEST_CREDENTIAL:
@@ -158,7 +158,7 @@ AUTHORIZATION: Final = ValueRule(
 )
 
 
-def _quoted(match: Any) -> Iterable[Span]:
+def _quoted(match: Any) -> Iterable[TextSpan]:
     return () if (match.group(1) or "").strip().lower() in PROSE else _first_group(match)
 
 
@@ -169,7 +169,7 @@ QUOTED_VALUES: Final = tuple(
 )
 
 
-def _echoed_input(match: Any) -> Iterable[Span]:
+def _echoed_input(match: Any) -> Iterable[TextSpan]:
     """Find what a validation error says it was given, in its text: `'loc': …, 'input': …`."""
     return _first_group(match) if _LOC.search(match.string) is not None else ()
 
@@ -186,7 +186,7 @@ ECHOED_INPUT: Final = ValueRule(
 )
 
 
-def _card(match: Any) -> Iterable[Span]:
+def _card(match: Any) -> Iterable[TextSpan]:
     """Find card numbers in a run of digits: the run, each group alone, and groups as on a card."""
     run, offset = match.group(1), match.start(1)
     text, end = match.string, match.end(1)
@@ -224,7 +224,7 @@ def _is_in_digest(text: str, start: int, end: int) -> bool:
     return alone and len(whole) in _DIGESTS and sum(map(str.isalpha, whole)) >= _DIGEST_LETTERS
 
 
-def _cards_within(run: str, groups: list[Span]) -> Iterable[Span]:
+def _cards_within(run: str, groups: list[TextSpan]) -> Iterable[TextSpan]:
     lengths = _lengths(groups)
     place = 0
     while place < len(groups):
@@ -247,14 +247,14 @@ def _card_groups_at(lengths: tuple[int, ...], place: int) -> int:
     return next((n for n in (5, 4, 3) if lengths[place : place + n] in _CARD_GROUPS), 0)
 
 
-def _groups_of(run: str) -> list[Span]:
+def _groups_of(run: str) -> list[TextSpan]:
     return [group.span() for group in _DIGITS.finditer(run)]
 
 
 _DIGITS: Final = re.compile("[0-9]+")
 
 
-def _lengths(groups: list[Span]) -> tuple[int, ...]:
+def _lengths(groups: list[TextSpan]) -> tuple[int, ...]:
     return tuple(end - start for start, end in groups)
 
 
@@ -311,12 +311,12 @@ class _group_as_first:  # noqa: N801 - reads as the function it stands for
     def end(self, _: int) -> int:
         return int(self._match.end(self._group))
 
-    def span(self, _: int) -> Span:
+    def span(self, _: int) -> TextSpan:
         start, end = self._match.span(self._group)
         return start, end
 
 
-def _ssn(match: Any) -> Iterable[Span]:
+def _ssn(match: Any) -> Iterable[TextSpan]:
     area, group, serial = match.group(2), match.group(4), match.group(6)
     alike = match.group(3) == match.group(5)
     return (match.span(1),) if alike and checksums.is_ssn(area, group, serial) else ()
@@ -333,7 +333,7 @@ SSN: Final = ValueRule(
 )
 
 
-def _iban(match: Any) -> Iterable[Span]:
+def _iban(match: Any) -> Iterable[TextSpan]:
     """Read on from a country code and check digits for as long as that country's numbers are."""
     text, start = match.string, match.start(1)
     wanted = checksums.IBAN_LENGTHS.get(match.group(1)[:2].upper())

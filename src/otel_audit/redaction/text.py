@@ -14,7 +14,7 @@ from otel_audit.redaction import patterns, secret_urls
 from otel_audit.redaction.checksums import is_card
 from otel_audit.redaction.key_value import PROSE, names_a_secret, redact_assignments
 from otel_audit.redaction.normalize import plain_view
-from otel_audit.redaction.patterns import SHAPES, Span, ValueRule
+from otel_audit.redaction.patterns import SHAPES, TextSpan, ValueRule
 from otel_audit.redaction.placeholders import REDACTED, WITHHELD, is_token
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from otel_audit.redaction.names import NameRules
 
 Replace = Callable[[str], str]
-Note = Callable[[str], None]
+NoteFinding = Callable[[str], None]
 
 _DEEPEST_ENCODING: Final = 4
 
@@ -191,7 +191,7 @@ class TextRules:
         self,
         text: str,
         replace: Replace,
-        note: Note,
+        note: NoteFinding,
         work: WorkBudget,
         *,
         allowed: bool = False,
@@ -244,7 +244,7 @@ class TextRules:
         self,
         text: str,
         replace: Replace,
-        note: Note,
+        note: NoteFinding,
         work: WorkBudget,
         *,
         allowed: bool,
@@ -281,7 +281,7 @@ class TextRules:
         self,
         text: str,
         replace: Replace,
-        note: Note,
+        note: NoteFinding,
         work: WorkBudget,
         *,
         allowed: bool,
@@ -297,11 +297,11 @@ class TextRules:
         found = self.redact(plain, replace, note, work, allowed=allowed, level=level + 1)
         return text if found == plain else found
 
-    def _header(self, match: Any) -> Iterable[Span]:
+    def _header(self, match: Any) -> Iterable[TextSpan]:
         value = match.group(1).strip()
         return () if is_token(value) or value.lower() in PROSE else (match.span(1),)
 
-    def _part(self, match: Any) -> Iterable[Span]:
+    def _part(self, match: Any) -> Iterable[TextSpan]:
         """Find the value of a multipart form's field, where the form is quoted or not declared."""
         value = match.group(2)
         names = (found.group(1) for found in _NAME_OF_PART.finditer(match.group(1)))
@@ -310,7 +310,7 @@ class TextRules:
         sensitive = any(names_a_secret(self._names, name, value) for name in names)
         return (match.span(2),) if sensitive else ()
 
-    def _flag(self, match: Any) -> Iterable[Span]:
+    def _flag(self, match: Any) -> Iterable[TextSpan]:
         """Find the value in `--password hunter2`, as a command line has it."""
         group = next(number for number in (2, 3, 4) if match.start(number) >= 0)
         value = match.group(group)
@@ -318,7 +318,7 @@ class TextRules:
             return ()
         return (match.span(group),)
 
-    def _key(self, match: Any) -> Iterable[Span]:
+    def _key(self, match: Any) -> Iterable[TextSpan]:
         """Find the secrets in `Key (token, user_id)=(…, 7) already exists`."""
         names = match.group(1).split(",")
         secret = [names_a_secret(self._names, name.strip(' "'), "") for name in names]
@@ -335,7 +335,7 @@ class TextRules:
                 yield start + blank, start + len(part)
             start += len(part) + 1
 
-    def _insert(self, match: Any) -> Iterable[Span]:
+    def _insert(self, match: Any) -> Iterable[TextSpan]:
         """Find the secrets in `INSERT INTO users (name, password) VALUES ('bob', …)`."""
         names = match.group(1).split(",")
         secret = {
@@ -354,7 +354,7 @@ class TextRules:
             if len(literals) != len(names) or place in secret:
                 yield start + one.start(1), start + one.end(1)
 
-    def _literal(self, match: Any) -> Iterable[Span]:
+    def _literal(self, match: Any) -> Iterable[TextSpan]:
         """Find the value in `PASSWORD 'hunter2'`, without a sign in between."""
         name, group = match.group(2), 3 if match.start(3) >= 0 else 4
         value = match.group(group)
@@ -366,7 +366,7 @@ class TextRules:
             return ()
         return (match.span(group),) if names_a_secret(self._names, name, value) else ()
 
-    def _named_tag(self, match: Any) -> Iterable[Span]:
+    def _named_tag(self, match: Any) -> Iterable[TextSpan]:
         """Find the value in `<input name="csrf_token" value="…">`."""
         if not names_a_secret(self._names, match.group(1), ""):
             return
@@ -379,7 +379,7 @@ class TextRules:
             if end > start and not is_token(found.group(group)):
                 yield match.start() + start, match.start() + end
 
-    def _named_element(self, match: Any) -> Iterable[Span]:
+    def _named_element(self, match: Any) -> Iterable[TextSpan]:
         """Find the text in `<entry key="db.password">…</entry>`."""
         value = match.group(3).strip()
         seen = match.group(1).lower() in _SEEN
@@ -387,7 +387,7 @@ class TextRules:
             return ()
         return (match.span(3),) if names_a_secret(self._names, match.group(2), value) else ()
 
-    def _named_by_first(self, match: Any) -> Iterable[Span]:
+    def _named_by_first(self, match: Any) -> Iterable[TextSpan]:
         """Find the value, the last group that is there, of what the first group names."""
         group = next(number for number in (3, 2) if _has(match, number))
         value = match.group(group).strip()
@@ -395,7 +395,7 @@ class TextRules:
             return ()
         return (match.span(group),) if names_a_secret(self._names, match.group(1), value) else ()
 
-    def _block(self, match: Any) -> Iterable[Span]:
+    def _block(self, match: Any) -> Iterable[TextSpan]:
         """Find the lines of `private_key: |`, as YAML has them: those that are indented further."""
         if not names_a_secret(self._names, match.group(2), ""):
             return
@@ -411,7 +411,7 @@ class TextRules:
                 yield first, first + len(bare)
             start = stop + 1
 
-    def _name_is_value(self, match: Any) -> Iterable[Span]:
+    def _name_is_value(self, match: Any) -> Iterable[TextSpan]:
         """Find the value in `the code is 123456`: a number, or letters and digits in one."""
         value = match.group(2)
         letters, digits = any(map(str.isalpha, value)), any(map(str.isdigit, value))
@@ -426,7 +426,7 @@ class TextRules:
         named = (" ".join(words), words[-1])
         return (match.span(2),) if any(self._is_secret(one, value) for one in named) else ()
 
-    def _value_is_name(self, match: Any) -> Iterable[Span]:
+    def _value_is_name(self, match: Any) -> Iterable[TextSpan]:
         """Find the value in `123456 is your Google verification code`."""
         words: list[str] = []
         for word in match.group(2).lower().split():
@@ -441,7 +441,7 @@ class TextRules:
         verdict = self._names.judge(name)
         return verdict.rule is not None and not verdict.opaque and verdict.takes(value)
 
-    def _column(self, match: Any) -> Iterable[Span]:
+    def _column(self, match: Any) -> Iterable[TextSpan]:
         """Find the columns of a table in a text whose names, in its first line, are secrets."""
         head = match.group(1)
         sign = next((one for one in _SEPARATORS if one in head), None)
@@ -465,7 +465,7 @@ class TextRules:
                         yield start + first, start + first + len(bare)
             start += len(line) + 1
 
-    def _element(self, match: Any) -> Iterable[Span]:
+    def _element(self, match: Any) -> Iterable[TextSpan]:
         name, value = match.group(1), match.group(2)
         if not value.strip() or is_token(value.strip()):
             return ()
@@ -484,7 +484,7 @@ def _applied(  # noqa: PLR0913, PLR0917 - as for `redact`
     text: str,
     folded: str,
     replace: Replace,
-    note: Note,
+    note: NoteFinding,
     work: WorkBudget,
 ) -> str:
     view = plain_view(text)
@@ -505,7 +505,7 @@ def _applied(  # noqa: PLR0913, PLR0917 - as for `redact`
 
 
 def _apply(  # noqa: PLR0913, PLR0917 - as for `redact`
-    rule: ValueRule, text: str, view: str, replace: Replace, note: Note, work: WorkBudget
+    rule: ValueRule, text: str, view: str, replace: Replace, note: NoteFinding, work: WorkBudget
 ) -> str:
     """Take out what a rule finds in the view of a text that has a character for each of its own."""
     work.spend(_RULE + len(text) * _PER_CHARACTER)

@@ -38,7 +38,7 @@ from otel_audit.server.errors import (
 from otel_audit.server.items import Batch
 from otel_audit.server.request_body import decompressed, read_body
 from otel_audit.server.request_budget import RequestBudget
-from otel_audit.server.service import Outcome, Service, kind_of
+from otel_audit.server.service import RequestResult, Service, kind_of
 
 if TYPE_CHECKING:
     from otel_audit_postgres.ledger.sealer_thread import SealingThread
@@ -322,7 +322,7 @@ async def _exported(service: Service, request: Request, logged: dict[str, Any]) 
     return Response(found, media_type=kind)
 
 
-def _refuse_lone(outcome: Outcome) -> None:
+def _refuse_lone(outcome: RequestResult) -> None:
     """Say to who sends a single record what became of it."""
     if len(outcome.conflicts) == outcome.stored == 1 and not outcome.quarantined:
         # nothing is lost: who sends it learns that its id is another's, and where it is

@@ -15,7 +15,7 @@ import msgspec
 
 from otel_audit.server.convert import NotConvertible
 from otel_audit.server.errors import JSON, field, varint
-from otel_audit.server.service import Outcome
+from otel_audit.server.service import RequestResult
 
 _MOST_NOTES: Final = 10
 _LONGEST: Final = 4_000
@@ -44,13 +44,13 @@ class PartialSuccess:
         return {counter: str(self.rejected), **found} if self.rejected else found
 
 
-def of(outcome: Outcome) -> PartialSuccess | None:
+def of(outcome: RequestResult) -> PartialSuccess | None:
     """Return the result of a request; None if all of it is stored as received."""
     rejected = len(outcome.quarantined)
     notes = list(islice(_notes(outcome), _MOST_NOTES))
     if not notes:
         return None
-    more = rejected + len(outcome.unreadable) - len(notes)
+    more = rejected + len(outcome.notes) - len(notes)
     if more:
         notes.append(f"and {more} more")
     head = f"{rejected} not stored but kept in audit.quarantine" if rejected else "all is stored"
@@ -71,8 +71,8 @@ def answer(partial: PartialSuccess | None, content_type: str) -> bytes:
     return b"" if partial is None else field(1, partial.as_protobuf())
 
 
-def _notes(outcome: Outcome) -> Iterator[str]:
+def _notes(outcome: RequestResult) -> Iterator[str]:
     for item in outcome.quarantined:
         place = item.place if isinstance(item, NotConvertible) else f"record {item.record_id}"
         yield f"{place}: {item.reason}"
-    yield from outcome.unreadable
+    yield from outcome.notes

@@ -7,15 +7,15 @@ from typing import Final
 
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
-from otel_audit.streams.stream import Progress, Stream
+from otel_audit.streams.stream import Stream, StreamProgress
 
-_COUNTERS: Final[tuple[tuple[str, str, Callable[[Progress], float]], ...]] = (
+_COUNTERS: Final[tuple[tuple[str, str, Callable[[StreamProgress], float]], ...]] = (
     ("audit.destination.sent", "{record}", lambda progress: progress.sent),
     ("audit.destination.parked", "{record}", lambda progress: progress.parked),
     ("audit.destination.failures", "{failure}", lambda progress: progress.failures),
     ("audit.destination.altered", "{record}", lambda progress: progress.altered),
 )
-_GAUGES: Final[tuple[tuple[str, str, Callable[[Progress], float]], ...]] = (
+_GAUGES: Final[tuple[tuple[str, str, Callable[[StreamProgress], float]], ...]] = (
     ("audit.destination.position", "{leaf}", lambda progress: progress.next_leaf),
     ("audit.destination.behind", "{leaf}", lambda progress: progress.size - progress.next_leaf),
     ("audit.destination.lag", "s", lambda progress: progress.lag),
@@ -33,7 +33,7 @@ def publish(meter: Meter, streams: Sequence[Stream]) -> None:
 
 
 def _reader(
-    read: Callable[[Progress], float], streams: Sequence[Stream]
+    read: Callable[[StreamProgress], float], streams: Sequence[Stream]
 ) -> Callable[[CallbackOptions], Iterable[Observation]]:
     def observe(_: CallbackOptions) -> Iterable[Observation]:
         for stream in streams:

@@ -88,7 +88,7 @@ class _Batch:
 
 
 @dataclass(slots=True)
-class Progress:
+class StreamProgress:
     """A stream's figures for metrics. Counters start with the process.
 
     Attributes:
@@ -143,7 +143,7 @@ class Stream:
         self._witness = witness
         self._interval = interval
         self._ahead: _Batch | None = None
-        self.progress = Progress()
+        self.progress = StreamProgress()
 
     @property
     def name(self) -> str:
@@ -244,7 +244,7 @@ class Stream:
         return batch
 
     async def _deliver(
-        self, connection: Connection[Any], at: store.Position, batch: _Batch
+        self, connection: Connection[Any], at: store.StreamPosition, batch: _Batch
     ) -> Delivered:
         """Send a batch, and read the next one meanwhile."""
         sending = asyncio.ensure_future(self._plan.destination.send(batch.outgoing))
@@ -260,7 +260,7 @@ class Stream:
                 await asyncio.wait([sending])
 
     async def _send(
-        self, connection: Connection[Any], at: store.Position, batch: _Batch
+        self, connection: Connection[Any], at: store.StreamPosition, batch: _Batch
     ) -> DestinationError | None:
         page, outgoing, refused = batch.page, batch.outgoing, batch.refused
         done, stopped = len(outgoing), None
@@ -287,7 +287,7 @@ class Stream:
     async def _advance(
         self,
         connection: Connection[Any],
-        at: store.Position,
+        at: store.StreamPosition,
         page: SealedPage,
         next_leaf: int,
         refused: Mapping[int, str],
@@ -347,7 +347,7 @@ class Stream:
             raise UnshapeableError(f"it has no such shape ({type(error).__name__})") from error
 
     async def _compare_witness(
-        self, connection: Connection[Any], at: store.Position, size: int
+        self, connection: Connection[Any], at: store.StreamPosition, size: int
     ) -> None:
         """Compare with the witness file. If it is ahead, the store was restored from a backup."""
         sent = self._witness.read()

@@ -79,8 +79,8 @@ class AuditStore:
         sink = PostgresSink(self.dsn)
         try:
             written = await sink.write(records)
-            if written.held:
-                raise StoreError(written.why_held)
+            if written.postponed:
+                raise StoreError(written.why_postponed)
             return written.stored
         finally:
             await sink.close()
@@ -109,7 +109,7 @@ class AuditStore:
         return await verify(self.dsn)
 
 
-class Server:
+class PostgresServer:
     """A running PostgreSQL, with a database that has the audit schema and is only copied.
 
     Attributes:
@@ -161,7 +161,7 @@ class Server:
 
 
 @contextmanager
-def running_server(dsn: str) -> Iterator[Server]:
+def running_server(dsn: str) -> Iterator[PostgresServer]:
     """Use a PostgreSQL that runs already, for as long as the block lasts.
 
     Args:
@@ -176,7 +176,7 @@ def running_server(dsn: str) -> Iterator[Server]:
     except ImportError as error:
         raise MissingExtraError("The fixture audit_store", "testing") from error
     try:
-        server = Server(dsn)
+        server = PostgresServer(dsn)
     except (OSError, asyncpg.PostgresError, ValueError) as error:
         raise StoreUnavailableError(f"audit_server_dsn: {error}") from error
     try:
@@ -186,7 +186,7 @@ def running_server(dsn: str) -> Iterator[Server]:
 
 
 @contextmanager
-def embedded_server() -> Iterator[Server]:
+def embedded_server() -> Iterator[PostgresServer]:
     """Run PostgreSQL for as long as the block lasts; it listens on no network.
 
     It does not wait for the disk: a crash of the machine loses what a test has stored.
@@ -202,7 +202,7 @@ def embedded_server() -> Iterator[Server]:
         raise
     try:
         _run(_execute(server.get_uri(), *_NOT_DURABLE, "SELECT pg_reload_conf()"))
-        yield Server(server.get_uri())
+        yield PostgresServer(server.get_uri())
     finally:
         server.cleanup()
         shutil.rmtree(directory, ignore_errors=True)

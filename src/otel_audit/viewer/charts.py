@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from otel_audit_postgres.query.counts import Histogram
-from otel_audit_postgres.query.grammar import Query, Term, Value
+from otel_audit_postgres.query.grammar import Query, QueryValue, Term
 
 WIDTH: Final = 1000
 HEIGHT: Final = 72
@@ -16,7 +16,7 @@ _WITHIN: Final = 0.85
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class ChartPiece:
     """One outcome's part of a bar."""
 
     outcome: str
@@ -32,7 +32,7 @@ class DrawnBar:
     end: datetime
     x: float
     width: float
-    pieces: tuple[Piece, ...]
+    pieces: tuple[ChartPiece, ...]
     outcomes: dict[str, int]
     total: int
     query: str
@@ -91,7 +91,7 @@ def draw(histogram: Histogram, query: Query, *, sees_store: bool) -> Chart | Non
 def zoomed(query: Query, begin: datetime, end: datetime) -> Query:
     """Return the query for another span of time."""
     terms = _without_time(query).terms
-    bounds = (Value(_text(begin), ">="),), (Value(_text(end), "<"),)
+    bounds = (QueryValue(_text(begin), ">="),), (QueryValue(_text(end), "<"),)
     return Query((*terms, *(Term("time", bound) for bound in bounds)))
 
 
@@ -103,7 +103,7 @@ def _text(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _pieces(outcomes: dict[str, int], highest: int) -> tuple[Piece, ...]:
+def _pieces(outcomes: dict[str, int], highest: int) -> tuple[ChartPiece, ...]:
     pieces, y = [], float(HEIGHT)
     for outcome in _OUTCOMES:
         count = outcomes.get(outcome, 0)
@@ -111,5 +111,5 @@ def _pieces(outcomes: dict[str, int], highest: int) -> tuple[Piece, ...]:
             continue
         height = max(count / highest * HEIGHT, 1.5)
         y -= height
-        pieces.append(Piece(outcome, round(y, 2), round(height, 2)))
+        pieces.append(ChartPiece(outcome, round(y, 2), round(height, 2)))
     return tuple(pieces)

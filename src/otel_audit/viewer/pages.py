@@ -17,7 +17,7 @@ from otel_audit_postgres.ledger.record_proof import RecordProof, check_record
 from otel_audit_postgres.pseudonyms import searchable
 from otel_audit_postgres.query import counts, display, payloads, queries
 from otel_audit_postgres.query.counts import Facet
-from otel_audit_postgres.query.grammar import Query, QueryError, Term, Value, term
+from otel_audit_postgres.query.grammar import Query, QueryError, QueryValue, Term, term
 from otel_audit_postgres.query.queries import Found, Page, Shown
 from starlette.requests import Request
 from starlette.responses import Response
@@ -124,7 +124,7 @@ class _RecordPage:
     actor: tuple[Found, ...]
     views: tuple[Look, ...]
     session: str | None
-    names: Mapping[payloads.Key, payloads.DisplayNames]
+    names: Mapping[payloads.RecordKey, payloads.DisplayNames]
     has_erased: bool
 
 
@@ -148,7 +148,7 @@ async def search(site: Site, request: Request, viewer: Viewer) -> Response:
 
     async def answer(
         connection: Connection[Any],
-    ) -> tuple[Page, Mapping[payloads.Key, payloads.DisplayNames]]:
+    ) -> tuple[Page, Mapping[payloads.RecordKey, payloads.DisplayNames]]:
         page = await queries.search(connection, narrowed, limit=ROWS, after=after)
         return page, await site.names(connection, page.records)
 
@@ -228,8 +228,8 @@ async def entity(site: Site, request: Request, viewer: Viewer) -> Response:
         connection: Connection[Any],
     ) -> tuple[
         Page,
-        Mapping[payloads.Key, str],
-        Mapping[payloads.Key, payloads.DisplayNames],
+        Mapping[payloads.RecordKey, str],
+        Mapping[payloads.RecordKey, payloads.DisplayNames],
         Mapping[str, display.Cell] | None,
     ]:
         page = await queries.search(
@@ -280,7 +280,11 @@ async def actor(site: Site, request: Request, viewer: Viewer) -> Response:
     async def answer(
         connection: Connection[Any],
     ) -> tuple[
-        Page, Page, Chart | None, tuple[Facet, ...], Mapping[payloads.Key, payloads.DisplayNames]
+        Page,
+        Page,
+        Chart | None,
+        tuple[Facet, ...],
+        Mapping[payloads.RecordKey, payloads.DisplayNames],
     ]:
         page = await queries.search(connection, narrowed, limit=ROWS)
         failed = narrowed.with_term(term("outcome", "failure"))
@@ -357,7 +361,7 @@ def _chips(query: Query) -> tuple[Chip, ...]:
 
 
 def _display_names(
-    records: Sequence[Found], names: Mapping[payloads.Key, payloads.DisplayNames]
+    records: Sequence[Found], names: Mapping[payloads.RecordKey, payloads.DisplayNames]
 ) -> dict[tuple[str, str], str]:
     """Display names for values of facets, from the records on the page."""
     found = {}
@@ -467,7 +471,7 @@ def _around_terms(short: Found) -> tuple[Term, ...]:
         begin, end = short.occurred_at - _AROUND, short.occurred_at + _AROUND
     except OverflowError:
         return ()
-    span = Value(begin.isoformat(), "..", end.isoformat())
+    span = QueryValue(begin.isoformat(), "..", end.isoformat())
     return term("actor", short.actor_id), Term("time", (span,))
 
 
@@ -486,7 +490,9 @@ def _on_behalf_of(payload: str | None) -> str:
     return "" if record is None else record.actor.on_behalf_of or ""
 
 
-async def _readable(site: Site, texts: Mapping[payloads.Key, str]) -> Mapping[payloads.Key, str]:
+async def _readable(
+    site: Site, texts: Mapping[payloads.RecordKey, str]
+) -> Mapping[payloads.RecordKey, str]:
     return {key: await site.readable(text) for key, text in texts.items()}
 
 
@@ -520,7 +526,7 @@ async def _state(  # noqa: PLR0913, PLR0917 - of whom, of what, until when
 
 
 def _changes_in(
-    texts: Mapping[payloads.Key, str], one: Found, entity_name: str, viewer: Viewer
+    texts: Mapping[payloads.RecordKey, str], one: Found, entity_name: str, viewer: Viewer
 ) -> tuple[display.EntityChange, ...]:
     text = texts.get((one.id, one.tenant_id))
     record = None if text is None else display.read_record(text, bodies=viewer.sees_bodies)

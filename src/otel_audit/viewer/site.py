@@ -19,7 +19,7 @@ from otel_audit_postgres.pseudonyms import MARK, EncryptedValue, read_encrypted
 from otel_audit_postgres.query import payloads
 from otel_audit_postgres.query.grammar import Query, QueryError, parse
 from otel_audit_postgres.query.own_events import asks_for_own, without_own
-from otel_audit_postgres.query.payloads import DisplayNames, Key
+from otel_audit_postgres.query.payloads import DisplayNames, RecordKey
 from otel_audit_postgres.query.pool import TookTooLongError, TrailPool
 from otel_audit_postgres.query.queries import Found
 from otel_audit_postgres.query.trail import Trail
@@ -39,7 +39,7 @@ _logger = logging.getLogger(__name__)
 _LONGEST_PARAMETER: Final = 1_000
 
 Handler = Callable[["Site", Request, Viewer], Awaitable[Response]]
-Endpoint = Callable[[Request], Awaitable[Response]]
+PageHandler = Callable[[Request], Awaitable[Response]]
 
 
 class Site:
@@ -98,7 +98,7 @@ class Site:
 
     async def names(
         self, connection: Connection[Any], records: Sequence[Found]
-    ) -> dict[Key, DisplayNames]:
+    ) -> dict[RecordKey, DisplayNames]:
         """Display names of actors and tenants, decrypted if their keys are known."""
         found = {
             key: DisplayNames(_readable_name(one.actor), _readable_name(one.tenant))
@@ -112,7 +112,7 @@ class Site:
         opened = await self._opened(encrypted) if encrypted else {}
         return found | {key: DisplayNames(opened.get(key), found[key].tenant) for key in encrypted}
 
-    async def _opened(self, encrypted: Mapping[Key, EncryptedValue]) -> dict[Key, str]:
+    async def _opened(self, encrypted: Mapping[RecordKey, EncryptedValue]) -> dict[RecordKey, str]:
         keys = self.settings.personal_keys
         if keys is None:
             return {}
@@ -150,7 +150,7 @@ class Site:
                 return found
         return None if authenticate is None else await ask_authentication(authenticate, request)
 
-    def page(self, handler: Handler) -> Endpoint:
+    def page(self, handler: Handler) -> PageHandler:
         """Make an endpoint: authenticate, answer, and turn errors into pages."""
 
         async def endpoint(request: Request) -> Response:

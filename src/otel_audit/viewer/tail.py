@@ -14,7 +14,7 @@ from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.latest_records import place_behind, sealed_ids
 from otel_audit_postgres.query import queries
 from otel_audit_postgres.query.grammar import Query
-from otel_audit_postgres.query.payloads import DisplayNames, Key
+from otel_audit_postgres.query.payloads import DisplayNames, RecordKey
 from otel_audit_postgres.query.queries import Found
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
@@ -80,7 +80,7 @@ class _Tail:
         self._place = TailPosition()
         self._is_behind = False
         self._recorded = self._asked = time.monotonic()
-        self._names: dict[Key, DisplayNames] = {}
+        self._names: dict[RecordKey, DisplayNames] = {}
 
     async def begin(self, given: str | None) -> None:
         """Find the start, and record the view."""

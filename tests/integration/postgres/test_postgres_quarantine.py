@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from otel_audit_postgres import PostgresSink
 from otel_audit_postgres.ledger.sealer import Sealer
 from otel_audit_postgres.ledger.verify.verify import verify
-from otel_audit_postgres.quarantine import quarantined
+from otel_audit_postgres.quarantine_review import quarantined
 from strategies import a_record
 
 from otel_audit._util.ids import uuid7

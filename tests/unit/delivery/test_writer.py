@@ -59,15 +59,15 @@ class TestBatch:
         assert (counters.exported, counters.quarantined) == (62, 2)
 
     @pytest.mark.allow_errors
-    async def test_bad_records_are_held(self) -> None:
+    async def test_bad_records_are_postponed(self) -> None:
         """They are named, and are neither stored nor in quarantine."""
         records = some(8)
         sink = Fussy(records[0])
-        written = await write_batch(sink, records, Counters(), bad="hold")
-        assert (written.held, written.stored) == ((records[0].record_id,), 7)
+        written = await write_batch(sink, records, Counters(), bad="postpone")
+        assert (written.postponed, written.stored) == ((records[0].record_id,), 7)
         assert sink.quarantined == []
 
-    @pytest.mark.parametrize("bad", ["raise", "hold", "quarantine"])
+    @pytest.mark.parametrize("bad", ["raise", "postpone", "quarantine"])
     @pytest.mark.allow_errors
     async def test_a_sink_that_bears_no_record_is_at_fault_itself(self, bad: str) -> None:
         """Nothing is put aside then, and the error is raised."""

@@ -53,6 +53,12 @@ class TestConnection:
         assert record.outcome == "success"
         assert "hunter2" not in repr(tapped.kept.frames)
 
+    async def test_text_counts_in_bytes_of_utf_8(self):
+        """As what is kept of it does, and as it is on the wire."""
+        tapped = Tapped(talk({"text": "grüß €"}, {"bytes": b"12"}))
+        await tapped.connect(TEXT, TEXT, GONE)
+        assert tapped.kept.record.metadata["websocket"]["bytes_sent"] == 10 + 2
+
     async def test_it_is_opened_and_closed_with_nothing_between(self):
         """A connection has no answer of its own that a client could rely on."""
         tapped = Tapped(talk())

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from otel_audit.orm.sql_lexer import ANY_STYLE, Style
 from otel_audit.orm.sql_placeholders import placements_in, placements_in_fragment
-from otel_audit.orm.sql_statements import Control, Write, mask_literals, read_sql
+from otel_audit.orm.sql_statements import TransactionControl, Write, mask_literals, read_sql
 
 POSTGRES = Style("postgresql", "numeric_dollar")
 
@@ -139,7 +139,7 @@ class TestWrites:
     def test_transactions_in_a_text(self):
         """What is written before and after a COMMIT is told in its place."""
         steps = read_sql("BEGIN; DELETE FROM a; COMMIT; SAVEPOINT q; DELETE FROM b").steps
-        assert [one.verb if isinstance(one, Control) else one.table for one in steps] == [
+        assert [one.verb if isinstance(one, TransactionControl) else one.table for one in steps] == [
             "begin", "a", "commit", "savepoint", "b",
         ]  # fmt: skip
 
@@ -223,18 +223,18 @@ class TestControl:
     @pytest.mark.parametrize(
         ("statement", "expected"),
         [
-            ("BEGIN", Control("begin")),
-            (" begin immediate transaction;", Control("begin")),
-            ("COMMIT", Control("commit")),
-            (" end transaction", Control("commit")),
-            ("ROLLBACK", Control("rollback")),
-            ("ABORT", Control("rollback")),
-            ("SAVEPOINT a", Control("savepoint", "a")),
-            ('SAVEPOINT "A b"', Control("savepoint", "A b")),
-            ("RELEASE SAVEPOINT A", Control("release", "a")),
-            ("RELEASE a;", Control("release", "a")),
-            ("ROLLBACK TO a", Control("rollback_to", "a")),
-            ("ROLLBACK TRANSACTION TO SAVEPOINT a", Control("rollback_to", "a")),
+            ("BEGIN", TransactionControl("begin")),
+            (" begin immediate transaction;", TransactionControl("begin")),
+            ("COMMIT", TransactionControl("commit")),
+            (" end transaction", TransactionControl("commit")),
+            ("ROLLBACK", TransactionControl("rollback")),
+            ("ABORT", TransactionControl("rollback")),
+            ("SAVEPOINT a", TransactionControl("savepoint", "a")),
+            ('SAVEPOINT "A b"', TransactionControl("savepoint", "A b")),
+            ("RELEASE SAVEPOINT A", TransactionControl("release", "a")),
+            ("RELEASE a;", TransactionControl("release", "a")),
+            ("ROLLBACK TO a", TransactionControl("rollback_to", "a")),
+            ("ROLLBACK TRANSACTION TO SAVEPOINT a", TransactionControl("rollback_to", "a")),
             ("COMMIT PREPARED 'x'", None),
             ("ROLLBACK PREPARED 'x'", None),
             ("SELECT 1", None),

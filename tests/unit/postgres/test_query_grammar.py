@@ -11,8 +11,8 @@ from otel_audit_postgres.query.fields import FIELDS
 from otel_audit_postgres.query.grammar import (
     Query,
     QueryError,
+    QueryValue,
     Term,
-    Value,
     parse,
     spans,
     term,
@@ -32,31 +32,33 @@ def values(draw, field):
         texts_of = st.sampled_from(["7d", "yesterday", "2026-11-21", "2026-11-21 12:00"])
     else:
         operator = "prefix" if field.takes_prefix and draw(st.booleans()) else "="
-        return draw(st.just(Value("", "any")) | st.builds(Value, texts, st.just(operator)))
+        return draw(
+            st.just(QueryValue("", "any")) | st.builds(QueryValue, texts, st.just(operator))
+        )
     operator = draw(st.sampled_from(["=", "any", ">=", ">", "<=", "<", ".."]))
     if operator == "any":
-        return Value("", "any")
+        return QueryValue("", "any")
     if operator == "..":
         first, last = draw(texts_of), draw(st.just("") | texts_of)
-        return Value(first, "..", last)
-    return Value(draw(texts_of), operator)
+        return QueryValue(first, "..", last)
+    return QueryValue(draw(texts_of), operator)
 
 
 @st.composite
 def terms(draw):
     negated = draw(st.booleans())
     if draw(st.booleans()):
-        return Term(None, (Value(draw(st.text(min_size=1, max_size=12))),), negated)
+        return Term(None, (QueryValue(draw(st.text(min_size=1, max_size=12))),), negated)
     field = draw(st.sampled_from(list(FIELDS.values())))
     return Term(field.name, tuple(draw(st.lists(values(field), min_size=1, max_size=3))), negated)
 
 
 class TestRoundTrip:
     @given(st.lists(terms(), max_size=5))
-    @example([Term("actor", (Value("", "prefix"),))])
-    @example([Term(None, (Value("-actor:x"),), negated=True)])
-    @example([Term("event", (Value("a*b"), Value("*"), Value("a*", "prefix")))])
-    @example([Term("target", (Value(">=1"), Value("a..b")))])
+    @example([Term("actor", (QueryValue("", "prefix"),))])
+    @example([Term(None, (QueryValue("-actor:x"),), negated=True)])
+    @example([Term("event", (QueryValue("a*b"), QueryValue("*"), QueryValue("a*", "prefix")))])
+    @example([Term("target", (QueryValue(">=1"), QueryValue("a..b")))])
     def test_what_is_written_is_read_as_it_was(self, some):
         """Any query, with any text in it, becomes text and the same query again."""
         query = Query(tuple(some))
@@ -82,17 +84,17 @@ class TestReading:
         [
             ("event:order.refunded", [term("event", "order.refunded")]),
             ("Event:a,b", [term("event", "a", "b")]),
-            ("-event:order.*", [Term("event", (Value("order.", "prefix"),), negated=True)]),
-            ("status:>=400", [Term("status", (Value("400", ">="),))]),
-            ("status:400..499,5xx", [Term("status", (Value("400", "..", "499"), Value("5xx")))]),
-            ("time:..2026-11-21", [Term("time", (Value("", "..", "2026-11-21"),))]),
+            ("-event:order.*", [Term("event", (QueryValue("order.", "prefix"),), negated=True)]),
+            ("status:>=400", [Term("status", (QueryValue("400", ">="),))]),
+            ("status:400..499,5xx", [Term("status", (QueryValue("400", "..", "499"), QueryValue("5xx")))]),
+            ("time:..2026-11-21", [Term("time", (QueryValue("", "..", "2026-11-21"),))]),
             ("target:order:123", [term("target", "order:123")]),
-            ("actor:*", [Term("actor", (Value("", "any"),))]),
+            ("actor:*", [Term("actor", (QueryValue("", "any"),))]),
             ('tenant:""', [term("tenant", "")]),
-            ('"a b" c', [Term(None, (Value("a b"),)), Term(None, (Value("c"),))]),
-            (r'"a \"b\" \\c"', [Term(None, (Value(r'a "b" \c'),))]),
-            ("-refund", [Term(None, (Value("refund"),), negated=True)]),
-            ('path:"/a b"*', [Term("path", (Value("/a b", "prefix"),))]),
+            ('"a b" c', [Term(None, (QueryValue("a b"),)), Term(None, (QueryValue("c"),))]),
+            (r'"a \"b\" \\c"', [Term(None, (QueryValue(r'a "b" \c'),))]),
+            ("-refund", [Term(None, (QueryValue("refund"),), negated=True)]),
+            ('path:"/a b"*', [Term("path", (QueryValue("/a b", "prefix"),))]),
             ("  ", []),
         ],
     )  # fmt: skip
@@ -180,13 +182,13 @@ class TestTimes:
     @pytest.mark.parametrize(
         ("value", "begin", "end"),
         [
-            (Value("2026-11-21"), "2026-11-21", "2026-11-22"),
-            (Value("2026-11-21", ">="), "2026-11-21", None),
-            (Value("2026-11-21", ">"), "2026-11-22", None),
-            (Value("2026-11-21", "<"), None, "2026-11-21"),
-            (Value("2026-11-21", "<="), None, "2026-11-22"),
-            (Value("2026-11-21", "..", "2026-11-23"), "2026-11-21", "2026-11-24"),
-            (Value("", "..", "2026-11-23"), None, "2026-11-24"),
+            (QueryValue("2026-11-21"), "2026-11-21", "2026-11-22"),
+            (QueryValue("2026-11-21", ">="), "2026-11-21", None),
+            (QueryValue("2026-11-21", ">"), "2026-11-22", None),
+            (QueryValue("2026-11-21", "<"), None, "2026-11-21"),
+            (QueryValue("2026-11-21", "<="), None, "2026-11-22"),
+            (QueryValue("2026-11-21", "..", "2026-11-23"), "2026-11-21", "2026-11-24"),
+            (QueryValue("", "..", "2026-11-23"), None, "2026-11-24"),
         ],
     )
     def test_comparisons_take_whole_days(self, value, begin, end):

@@ -1,4 +1,7 @@
-"""Whether a stored row is what it was when it was recorded."""
+"""What a row's leaf is now, and whether its columns follow from its payload.
+
+`row_pass.py` compares the leaf with the ledger.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The durable spool: what is in it is delivered, whatever becomes of the process."""
 
 from otel_audit.delivery.spool.damaged import damaged_files
-from otel_audit.delivery.spool.encryption import AesGcmEncryption, Cipher, Encryption
+from otel_audit.delivery.spool.encryption import AesGcmEncryption, Encryption
 from otel_audit.delivery.spool.errors import (
     EncryptionError,
     SpoolClosedError,
@@ -29,7 +29,6 @@ __all__ = [
     "START",
     "AbandonedSpool",
     "AesGcmEncryption",
-    "Cipher",
     "DamagedBytes",
     "Encryption",
     "EncryptionError",

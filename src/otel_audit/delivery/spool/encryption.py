@@ -7,26 +7,13 @@ import hmac
 import os
 from typing import Final, Protocol
 
+from otel_audit._util.spill import Cipher
 from otel_audit.delivery.spool.errors import EncryptionError
 from otel_audit.errors import ConfigurationError, MissingExtraError
 
 KEY_BYTES: Final = 32
 _NONCE_BYTES: Final = 12
 _TAG_BYTES: Final = 16
-
-
-class Cipher(Protocol):
-    """Encrypts and decrypts the payloads of one spool. Thread-safe."""
-
-    def encrypt(self, payload: bytes, context: bytes) -> bytes:
-        """Encrypt a payload and bind it to its context (the frame's kind and record id)."""
-
-    def decrypt(self, encrypted: bytes, context: bytes) -> bytes:
-        """Give the payload back.
-
-        Raises:
-            EncryptionError: Another key or another context, or it was altered.
-        """
 
 
 class Encryption(Protocol):

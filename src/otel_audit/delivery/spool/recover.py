@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
 from otel_audit._util.ratelimited_log import log_limited
+from otel_audit._util.spill import Cipher
 from otel_audit.delivery.spool.damaged import keep_damaged
 from otel_audit.delivery.spool.directory import (
     HIDDEN,
@@ -31,7 +32,7 @@ from otel_audit.delivery.spool.directory import (
     spools_in,
     withdraw,
 )
-from otel_audit.delivery.spool.encryption import Cipher, Encryption, context_of
+from otel_audit.delivery.spool.encryption import Encryption, context_of
 from otel_audit.delivery.spool.errors import EncryptionError
 from otel_audit.delivery.spool.expected import Expected
 from otel_audit.delivery.spool.filesystem import file_system

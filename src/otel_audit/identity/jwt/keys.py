@@ -53,7 +53,7 @@ _CURVES_OF_JWK: Final[Mapping[str, ec.EllipticCurve]] = {
     "P-521": ec.SECP521R1(),
 }
 
-PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
+JwtPublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
 
 
 class UnusableKeyError(ValueError):
@@ -222,7 +222,7 @@ def _material(jwk: Mapping[str, Any], algorithms: frozenset[str]) -> dict[str, K
             raise UnusableKeyError("unknown type of key")
 
 
-def _for_public_key(key: PublicKey, algorithms: frozenset[str]) -> dict[str, Key]:
+def _for_public_key(key: JwtPublicKey, algorithms: frozenset[str]) -> dict[str, Key]:
     if isinstance(key, rsa.RSAPublicKey):
         if key.key_size < SMALLEST_RSA:
             raise UnusableKeyError(f"an RSA key of less than {SMALLEST_RSA} bits")
@@ -252,7 +252,7 @@ def _pss(key: rsa.RSAPublicKey, digest: hashes.HashAlgorithm) -> Key:
     return _OwnKey(lambda msg, sig: key.verify(sig, msg, scheme, digest))
 
 
-def _public_key(text: str) -> PublicKey:
+def _public_key(text: str) -> JwtPublicKey:
     raw = text.strip().encode()
     if b"PRIVATE KEY-----" in raw:
         raise UnusableKeyError("a private key, and only the public one is needed here")

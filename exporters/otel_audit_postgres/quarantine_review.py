@@ -1,7 +1,7 @@
-"""The store's quarantine: list it, store records after all, or dismiss them.
+"""The review of the store's quarantine: list it, store records after all, or dismiss them.
 
-Nothing leaves ``audit.quarantine``; what was stored since, or was looked at, is marked, and the
-trail tells so.
+`sink.py` fills it. Nothing leaves ``audit.quarantine``; what was stored since, or was looked at, is
+marked, and the trail tells so.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ async def retry(dsn: str, rows: list[QuarantinedRow]) -> list[QuarantinedRow]:
             if not isinstance(record, AuditRecord):
                 continue
             written = await sink.write([record])
-            if written.held:
-                raise StoreError(written.why_held)
+            if written.postponed:
+                raise StoreError(written.why_postponed)
             if written.stored:
                 done.append(row)
     finally:

@@ -102,7 +102,7 @@ async def in_quarantine(admin) -> int:
 @pytest.mark.parametrize("size", [1, 5, 22, 300])
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_nothing_of_it_is_put_aside(sink, admin, fault, size):
-    """Whatever the fault and the size of the batch: records are held, and stored once it is mended."""
+    """Whatever the fault and the size of the batch: records are postponed, and stored once it is mended."""
     breaking, mending = FAULTS[fault]
     await sink.check()
     await admin.execute(breaking)
@@ -110,9 +110,9 @@ async def test_nothing_of_it_is_put_aside(sink, admin, fault, size):
     written = await sink.write(batch)
     assert written.quarantined == 0
     assert await in_quarantine(admin) == 0
-    assert len(written.held) + written.stored == size
-    assert written.held
-    assert "otel-audit doctor" in written.why_held
+    assert len(written.postponed) + written.stored == size
+    assert written.postponed
+    assert "otel-audit doctor" in written.why_postponed
     if mending is None:
         return
     await admin.execute(mending)
@@ -126,11 +126,11 @@ async def test_records_that_the_fault_does_not_touch_are_stored(sink, admin):
     await admin.execute(
         "ALTER TABLE audit.audit_logs ADD CONSTRAINT not_acme CHECK (tenant_id <> 'acme')"
     )
-    held, sound = records(3, tenant=Tenant(id="acme")), records(30, tenant=Tenant(id="other"))
-    written = await sink.write([*held[:2], *sound, held[2]])
+    postponed, sound = records(3, tenant=Tenant(id="acme")), records(30, tenant=Tenant(id="other"))
+    written = await sink.write([*postponed[:2], *sound, postponed[2]])
     assert written.stored == 30
-    assert set(written.held) == {record.record_id for record in held}
-    assert "not_acme" in written.why_held
+    assert set(written.postponed) == {record.record_id for record in postponed}
+    assert "not_acme" in written.why_postponed
 
 
 async def test_a_key_of_others_is_no_conflict_of_ids(sink, admin):
@@ -144,7 +144,7 @@ async def test_a_key_of_others_is_no_conflict_of_ids(sink, admin):
     assert await sink.write([first]) == Written(stored=1)
     written = await sink.write([second])
     assert (written.stored, written.quarantined, written.conflicts) == (0, 0, 0)
-    assert written.held == (second.record_id,)
+    assert written.postponed == (second.record_id,)
     assert await in_quarantine(admin) == 0
 
 
@@ -155,9 +155,9 @@ async def test_a_malformed_record_is_put_aside_and_holds_up_no_other(sink, admin
         "ALTER TABLE audit.audit_logs ADD CONSTRAINT not_acme CHECK (tenant_id <> 'acme')"
     )
     bad = records(2, occurred_at=-(2**62))
-    held, sound = records(2, tenant=Tenant(id="acme")), records(12)
-    written = await sink.accept([*bad, *held, *sound])
-    assert written.held == {record.record_id for record in held}
+    postponed, sound = records(2, tenant=Tenant(id="acme")), records(12)
+    written = await sink.accept([*bad, *postponed, *sound])
+    assert written.postponed == {record.record_id for record in postponed}
     stored = await admin.fetchval("SELECT count(*) FROM audit.audit_logs")
     assert stored + await in_quarantine(admin) == 14
 
@@ -261,8 +261,8 @@ async def test_serve_sends_away_only_those_whose_records_are_held(audit_store, a
         "ALTER TABLE audit.audit_logs ADD CONSTRAINT not_acme CHECK (tenant_id <> 'acme')"
     )
     intake = Intake(lambda: PostgresSink(audit_store), writers=1)
-    (held,), sound = records(1, tenant=Tenant(id="acme")), records(3)
-    waiting = [asyncio.create_task(intake.store([one], [])) for one in (*sound, held)]
+    (postponed,), sound = records(1, tenant=Tenant(id="acme")), records(3)
+    waiting = [asyncio.create_task(intake.store([one], [])) for one in (*sound, postponed)]
     await asyncio.sleep(0)
     intake.start()
     answers = await asyncio.gather(*waiting, return_exceptions=True)
