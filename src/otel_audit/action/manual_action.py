@@ -41,7 +41,7 @@ from otel_audit.action.lifecycle import FailedParts, Lifecycle
 from otel_audit.action.ports import NoPorts
 from otel_audit.errors import ConfigurationError, StoreUnavailableError
 from otel_audit.identity.redact_identity import shown_actor, shown_tenant
-from otel_audit.policy.events import action_of_event
+from otel_audit.policy.verbs import action_of_event
 from otel_audit.record import (
     ACTOR_FAILED,
     AuditRecord,
