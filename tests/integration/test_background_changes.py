@@ -29,6 +29,10 @@ class Mail(Base):
     subject: Mapped[str]
 
 
+DEAR = "".join(f'{{"key{n}_password": "value {n}", ' for n in range(60))
+"""A text that costs much to redact."""
+
+
 @pytest.fixture
 async def shop(engine_with: Any, audit_store: str) -> AsyncIterator[FastAPI]:
     engine = await engine_with(Base.metadata)
@@ -44,6 +48,16 @@ async def shop(engine_with: Any, audit_store: str) -> AsyncIterator[FastAPI]:
     @app.post("/orders")
     async def create(tasks: BackgroundTasks) -> None:
         tasks.add_task(write, "thank you")
+
+    @app.post("/newsletters")
+    async def send(tasks: BackgroundTasks) -> None:
+        async def write_all() -> None:
+            async with sessions() as opened:
+                opened.add_all(Mail(subject=f"{n} {DEAR}") for n in range(60))
+                await opened.commit()
+
+        await write("the first")
+        tasks.add_task(write_all)
 
     @app.post("/exports")
     async def export() -> StreamingResponse:
@@ -91,6 +105,14 @@ class TestBackgroundWork:
         (row,) = await rows_after(shop, "/orders", audit_store)
         assert (row["entities"], row["transaction_outcome"]) == (["mail:1"], "committed")
         assert row["outcome"] == "success"
+
+    async def test_what_is_cut_there_is_named_in_the_requests_row(self, shop, audit_store):
+        """Also where the record at the answer had changes already, and none of them was cut."""
+        (row,) = await rows_after(shop, "/newsletters", audit_store)
+        payload = json.loads(row["payload"])
+        assert len(payload["changes"]) == 61
+        assert "WITHHELD" in payload["changes"][-1]["values"]["subject"][1]
+        assert payload["metadata"]["audit.truncated"] == ["changes"]
 
     async def test_what_a_stream_commits_on_its_way_is_in_its_row(self, shop, audit_store):
         """Each transaction of the generator belongs to the one action."""

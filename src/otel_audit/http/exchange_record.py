@@ -298,11 +298,13 @@ class ExchangeRecordBuilder(ExchangeFacts):
     def still_rests_on(self, before: tuple[object, ...]) -> bool:
         """Return whether nothing of what `rests_on` lists is another thing at the end.
 
-        What the application may change in place, and what failed before, is described again.
+        What the application may change in place, what failed before, and what may have been cut
+        since is described again.
         """
         audit = self.audit
         return (
             not (audit.metadata or audit.change_records or audit.rolled_back_transactions)
+            and not audit.budget.has_cut_changes
             and not self.parts.failed
             and all(map(is_, before, self.rests_on(self.judgement, wrote=bool(audit.transactions))))
         )

@@ -145,6 +145,12 @@ class Budget:
         return self._share("changes", _CHANGES)
 
     @property
+    def has_cut_changes(self) -> bool:
+        """Whether values of changed rows were withheld, as reading them would have cost more."""
+        share = self._shares.get("changes")
+        return share is not None and share.withheld
+
+    @property
     def error(self) -> WorkBudget:
         """The share of an error's message."""
         return self._share("error.message", _ERROR)
