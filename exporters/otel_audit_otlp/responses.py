@@ -6,8 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from otel_audit._util.http_response import HttpResponse
-from otel_audit._util.retry_after import retry_after
+from otel_audit._util.http_response import HttpResponse, retry_after
 from otel_audit.errors import MissingExtraError, StoreError, StoreUnavailableError
 
 try:

@@ -37,7 +37,7 @@ class OtlpSink:
     """A `otel_audit.delivery.sink.Sink` over one connection, opened when it is first needed.
 
     The receiver must answer only when what it got is safe, as `otel-audit serve` does, and a
-    Collector with a persistent queue. A record that it refuses is found by halving and set aside
+    Collector with a persistent queue. A record that it refuses is found by halving and quarantined
     on this machine with the reason, and holds up no other.
 
     Example::
@@ -86,11 +86,11 @@ class OtlpSink:
             records: The batch, any size.
 
         Returns:
-            How many the receiver has accepted, and how many are set aside.
+            How many the receiver has accepted, and how many are quarantined.
 
         Raises:
             StoreUnavailableError: Not all of the batch is known to be taken; try again later.
-            StoreError: As for `check`, or a refused record cannot be set aside.
+            StoreError: As for `check`, or a refused record cannot be quarantined.
         """
         carried, refused = carry(records)
 

@@ -65,10 +65,10 @@ def sent(found: Sequence[AuditRecord]) -> list[AuditRecord]:
         assert len(message) <= FREE_SIZE
         allowance = RequestBudget(len(body), len(message))
         for batch in decode_protobuf.spans(message, allowance):
-            whole = Batch(batch.items, batch.ignored, batch.broken)
+            whole = Batch(batch.items, batch.ignored, batch.undecodable)
             for decode in batch.large:
                 decode(whole)
-            assert (whole.broken, whole.ignored) == ([], 0)
+            assert (whole.undecodable, whole.ignored) == ([], 0)
             for item in whole.items:
                 read = reader.read(item, NOBODY, allowance)
                 assert not isinstance(read, NotConvertible), read.reason

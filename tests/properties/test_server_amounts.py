@@ -50,7 +50,7 @@ WAYS = [
 
 
 def number_of(batch) -> int:
-    return len(batch.items) + len(batch.broken) + batch.ignored
+    return len(batch.items) + len(batch.undecodable) + batch.ignored
 
 
 @pytest.mark.parametrize(("read", "made"), WAYS)

@@ -16,7 +16,7 @@ from otel_audit.cli.terminal import echo, echo_document, echo_json
 from otel_audit.config import AuditConfig
 from otel_audit.delivery.local_quarantine import (
     LocalQuarantine,
-    SetAsideRecord,
+    QuarantinedRecord,
     services_with_quarantine,
 )
 from otel_audit.delivery.spool import damaged_files
@@ -206,7 +206,7 @@ def _put_back(config: AuditConfig, service: str, place: LocalQuarantine) -> int:
         spool.close()
 
 
-def _show(items: list[SetAsideRecord], aside: list[QuarantinedRow], record_id: str) -> None:
+def _show(items: list[QuarantinedRecord], aside: list[QuarantinedRow], record_id: str) -> None:
     if not items and not aside:
         raise ConfigurationError(f"no refused record has the id {record_id}")
     for item in items:

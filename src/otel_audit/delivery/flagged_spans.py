@@ -97,7 +97,7 @@ def read_flagged(span: ReadableSpan, redacting: SpanRedactor) -> Entry:
         redacting: Takes secrets out, before anything is kept.
 
     Returns:
-        The record; where the span lacks what a record must say, what is to be set aside, and why.
+        The record; where the span lacks what a record must say, what is to be quarantined, and why.
 
     Raises:
         InvalidAuditSpanError: The span was never started, so it holds nothing.

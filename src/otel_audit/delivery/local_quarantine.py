@@ -67,8 +67,8 @@ def _service_of(path: Path) -> str | None:
     return None
 
 
-class SetAsideRecord(NamedTuple):
-    """A refused record, and when it was set aside (Unix seconds)."""
+class QuarantinedRecord(NamedTuple):
+    """A refused record, and when it was quarantined (Unix seconds)."""
 
     path: Path
     refused: Refused
@@ -121,10 +121,10 @@ class LocalQuarantine:
                 held += self._keep(place, item, held)
             place.sync()
         except OtelAuditError as error:
-            raise StoreError(f"what the store refuses cannot be set aside: {error}") from error
+            raise StoreError(f"what the store refuses cannot be quarantined: {error}") from error
         except OSError as error:
             raise StoreError(
-                f"what the store refuses cannot be set aside in {self.path} ({error.strerror}); "
+                f"what the store refuses cannot be quarantined in {self.path} ({error.strerror}); "
                 "make room there, or make it writable"
             ) from error
         if self._on_kept is not None:
@@ -144,7 +144,7 @@ class LocalQuarantine:
         home = open_home(self._directory, self._service) or OwnDirectory(self.path.parent)
         return home.directory(QUARANTINE)
 
-    def read(self) -> Iterator[SetAsideRecord]:
+    def read(self) -> Iterator[QuarantinedRecord]:
         """Read what is kept, oldest first.
 
         Raises:
@@ -215,7 +215,7 @@ class LocalQuarantine:
             raise
         return len(data)
 
-    def _read(self, place: OwnDirectory, path: Path) -> SetAsideRecord:
+    def _read(self, place: OwnDirectory, path: Path) -> QuarantinedRecord:
         try:
             with place.reading(path.name, at_most=self._max_bytes) as file:
                 data = file.read()
@@ -231,7 +231,7 @@ class LocalQuarantine:
         except msgspec.MsgspecError as error:
             raise StoreError(f"{path} is damaged") from error
         refused = Refused(stored.record_id, stored.received.encode(), stored.reason)
-        return SetAsideRecord(path, refused, stored.kept_at)
+        return QuarantinedRecord(path, refused, stored.kept_at)
 
     def _cipher(self) -> Cipher:
         if self._encryption is None:

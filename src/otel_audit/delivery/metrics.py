@@ -21,7 +21,7 @@ class Counters:
         emitted: Records handed to delivery.
         exported: Records that the store has acknowledged.
         dropped: Records that are lost; each one is also logged.
-        quarantined: Records the store set aside as unfit.
+        quarantined: Records that the store refused and quarantined.
         conflicts: Records that the store has under another id, as their own is taken.
         retries: Writes that failed and are tried again.
         capture_errors: Failures of ours while an action was observed.

@@ -202,7 +202,7 @@ def _read(waiting: Sequence[Waiting]) -> tuple[list[AuditRecord], list[Refused]]
             refused.append(Refused(one.record_id, one.text.encode("utf-8", "replace"), reason))
     if refused:
         log_limited(
-            _logger, "outbox", "%d entries of the outbox are not audit records; put aside",
+            _logger, "outbox", "%d entries of the outbox are not audit records; quarantined",
             len(refused),
         )  # fmt: skip
     return records, refused

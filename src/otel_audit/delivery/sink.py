@@ -17,7 +17,7 @@ class Written:
 
     Attributes:
         stored: Records that are in the store now, including those that were there before.
-        quarantined: Records the store could not take; set aside, with the reason.
+        quarantined: Records that the store refused and quarantined, with the reason.
         conflicts: Of those stored, how many are under another id, as their own is taken.
         postponed: Ids of sound records that the store does not take, for a reason of its own: they
             are neither stored nor in quarantine, and have to wait until that is fixed.

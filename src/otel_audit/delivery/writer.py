@@ -255,7 +255,7 @@ async def _write_records(sink: Sink, records: Sequence[AuditRecord], bad: BadRec
             Written(0, postponed=(record.record_id,), why_postponed=why) for record, why in found
         ]
     elif found:
-        # only now: if it is no matter of the records after all, none of them is set aside
+        # only now: if it is no matter of the records after all, none of them is quarantined
         await sink.quarantine(
             [Refused(record.record_id, written_down(record), why) for record, why in found]
         )

@@ -1,8 +1,10 @@
-"""Verbs in paths, each with its class of action."""
+"""Verbs in paths and in event names, each with its class of action."""
 
 from __future__ import annotations
 
 from typing import Final
+
+from otel_audit.policy.words import participle
 
 _CREATE: Final = (
     "add clone copy create duplicate fork generate import insert invite make new open place post "
@@ -198,3 +200,24 @@ SYNONYMS: Final[dict[str, tuple[str, ...]]] = {
     "rejection": ("reject",),
 }
 """Segments that say the same as a verb."""
+
+_BY_PARTICIPLE: Final[dict[str, str]] = {
+    **{participle(verb): action for verb, action in ACTIONS.items()},
+    **{name.rpartition(".")[2]: action for name, action in UNDER_AUTH.values()},
+    **{name.rpartition(".")[2]: action for name, action in ACCOUNT.values()},
+    "accessed": "READ",
+}
+
+
+def action_of_event(name: str) -> str:
+    """Return the kind of action, by the last word of an event name.
+
+    Args:
+        name: Such as ``tenant.provisioned`` or ``user.logged_in``.
+
+    Returns:
+        ``CREATE READ UPDATE DELETE LOGIN LOGOUT``; ``EXECUTE`` where the word says nothing.
+    """
+    word = name.rpartition(".")[2]
+    found = _BY_PARTICIPLE.get(word) or ACTIONS.get(word)
+    return found or _BY_PARTICIPLE.get(word.rpartition("_")[2], "EXECUTE")

@@ -43,14 +43,14 @@ from otel_audit.server.signatures import Checked, TrustedSigners
 _logger = logging.getLogger(__name__)
 
 _LATEST: Final = 1 << 63
-_LONGEST_REFUSED: Final = 65_536
+_LONGEST_QUARANTINED: Final = 65_536
 _SERVICE: Final = "service."
 _SERVICE_NAME: Final = "service.name"
 _LARGEST_NUMBER: Final = 1 << 53
 _LONGEST_PRODUCER: Final = 256
 _FEW: Final = 16
 _RESOURCE_WORK: Final = 500
-_UNFIT_WORK: Final = 500
+_QUARANTINE_WORK: Final = 500
 _LARGEST_RESOURCE: Final = 8_192
 """Bytes of a resource that each record of it repeats."""
 
@@ -64,11 +64,11 @@ _decode_mapping = msgspec.json.Decoder(dict[str, Any]).decode
 
 @dataclass(frozen=True, slots=True)
 class NotConvertible(Refused):
-    """An item that cannot be converted, with one word for the counter.
+    """An item that is not convertible, or undecodable, with one word for the counter.
 
     Attributes:
-        kind: ``invalid``, ``foreign_tenant``, ``foreign_service``, ``too_large``, ``conflict``,
-            ``unverified``.
+        kind: ``invalid``, ``undecodable``, ``foreign_tenant``, ``foreign_service``, ``too_large``,
+            ``conflict``, ``unverified``.
         place: Where it was in its request.
     """
 
@@ -86,7 +86,7 @@ class _Resource:
 
 
 class Converter:
-    """Makes records; what cannot become one is for the quarantine, with the reason."""
+    """Makes records; what is not convertible is for the quarantine, with the reason."""
 
     def __init__(
         self,
@@ -141,14 +141,19 @@ class Converter:
             reason = names.what_is_wrong(item.attributes, what)
             return self._not_convertible(item, sender, "invalid", reason, allowance)
         except Exception as error:  # noqa: BLE001 - one item must not cost its whole batch
-            log_limited(_logger, "reading", "A record goes to quarantine unread", error=error)
+            log_limited(
+                _logger,
+                "reading",
+                "A record that is not convertible goes to quarantine",
+                error=error,
+            )
             reason = f"it could not be read: {type(error).__name__}"
             return self._not_convertible(item, sender, "invalid", reason, allowance)
 
     def quarantine_undecodable(
         self, item: ReceivedItem, why: str, sender: Sender, allowance: RequestBudget | None = None
     ) -> NotConvertible:
-        """Keep what is left of an item that cannot be decoded. Never raises."""
+        """Keep what is left of an undecodable item. Never raises."""
         allowance = _ample() if allowance is None else allowance
         kind = "too_large" if why == TOO_LARGE else "undecodable"
         return self._not_convertible(item, sender, kind, why, allowance)
@@ -236,8 +241,8 @@ class Converter:
     def _redacted(self, item: ReceivedItem, came: AuditRecord, budget: SpanBudget) -> AuditRecord:
         name = self._redacting.name(item.name, budget)
         attributes = self._redacting.redact(item.attributes, budget)
-        if item.unreadable:
-            attributes = _with_unreadable(attributes, item.unreadable)
+        if item.notes:
+            attributes = _with_notes(attributes, item.notes)
         if attributes is item.attributes and name == item.name and not item.is_log:
             return came
         return _record(item, self._details(item, attributes, budget), name)
@@ -288,7 +293,7 @@ class Converter:
     def _not_convertible(
         self, item: ReceivedItem, sender: Sender, kind: str, reason: str, allowance: RequestBudget
     ) -> NotConvertible:
-        budget = SpanBudget(allowance.work, _UNFIT_WORK)
+        budget = SpanBudget(allowance.work, _QUARANTINE_WORK)
         record_id = item.attributes.get(names.RECORD_ID)
         if not isinstance(record_id, str) or _is_uuid(record_id) is None:
             record_id = derived_uuid7(item.start_time, *_own_ids(item))
@@ -306,7 +311,7 @@ class Converter:
             received["body"] = self._document(item.body, budget)
         text = written_down(received)
         if len(text) > self._largest:
-            text = text[:_LONGEST_REFUSED] + b" [cut]"
+            text = text[:_LONGEST_QUARANTINED] + b" [cut]"
         return NotConvertible(record_id, text, reason, kind, item.spelled_place())
 
 
@@ -319,7 +324,7 @@ def with_own_place(item: ReceivedItem) -> ReceivedItem:
         item: What came.
 
     Returns:
-        The same item, or one whose `unreadable` lists what was left out.
+        The same item, or one whose `notes` lists what was left out.
     """
     signal = exact_values(item.attributes, item.origin.attributes)
     anew = with_stream_id(item.attributes, names.PRODUCER_ID)
@@ -337,19 +342,15 @@ def with_own_place(item: ReceivedItem) -> ReceivedItem:
             name: value for name, value in attributes.items() if name != names.PRODUCER_ID
         }
         notes.append(f"{names.PRODUCER_ID} is longer than {_LONGEST_PRODUCER} characters; left out")
-    return (
-        replace(item, attributes=attributes, unreadable=(*item.unreadable, *notes))
-        if notes
-        else item
-    )
+    return replace(item, attributes=attributes, notes=(*item.notes, *notes)) if notes else item
 
 
 def _ample() -> RequestBudget:
     return RequestBudget(1 << 30, 1 << 30)
 
 
-def _with_unreadable(attributes: Mapping[str, Any], unreadable: Sequence[str]) -> Mapping[str, Any]:
-    """Name in the metadata what of an item could not be read as it came."""
+def _with_notes(attributes: Mapping[str, Any], notes: Sequence[str]) -> Mapping[str, Any]:
+    """Name in the metadata what of an item was left out or changed."""
     metadata: dict[str, Any] = {}
     if isinstance(attributes.get(names.METADATA), str):
         try:
@@ -357,7 +358,7 @@ def _with_unreadable(attributes: Mapping[str, Any], unreadable: Sequence[str]) -
         except (msgspec.MsgspecError, RecursionError):
             return attributes  # it becomes no record
     earlier = metadata.get(INCOMPLETE)
-    named = [*(earlier if isinstance(earlier, list) else ()), *unreadable]
+    named = [*(earlier if isinstance(earlier, list) else ()), *notes]
     return {**attributes, names.METADATA: to_json({**metadata, INCOMPLETE: named}).decode()}
 
 

@@ -29,7 +29,7 @@ from otel_audit.server.items import (
     ReceivedItem,
     Resource,
 )
-from otel_audit.server.recover_json import Lenient, UnreadableError
+from otel_audit.server.recover_json import Lenient, UndecodableError
 from otel_audit.server.request_budget import MOST_OBJECTS, RequestBudget
 from otel_audit.server.scan_json import ListNames, Range, Splitter, StructureError
 
@@ -251,7 +251,7 @@ def _origin(text: bytes, place: Range | None) -> Resource:
     except (*_NOT_STRICT, _FlawError):
         try:
             read = Lenient(raw).attributes()
-        except UnreadableError:
+        except UndecodableError:
             return Resource({}, 1)
         kept = dict(list(read.items())[:MOST_ATTRIBUTES])
         return Resource(kept, len(read) - len(kept))
@@ -270,7 +270,7 @@ def _scope_name(text: bytes, place: Range | None) -> str:
 
 def _add(batch: Batch, text: bytes, item: Range | None, place: ItemPath, scope: _Shared) -> None:
     if item is None:
-        _break(batch, b"", place, scope, "it is not an object")
+        _add_undecodable(batch, b"", place, scope, "it is not an object")
         return
     _ITEMS.add(batch, text[slice(*item)], place, scope)
 
@@ -295,8 +295,8 @@ def _decode(batch: Batch, raw: bytes, place: ItemPath, scope: _Shared) -> None:
     except (*_NOT_STRICT, _FlawError):
         try:
             found = _leniently(raw, place, scope)
-        except UnreadableError as error:
-            _break(batch, raw, place, scope, f"it cannot be decoded: {error}")
+        except UndecodableError as error:
+            _add_undecodable(batch, raw, place, scope, f"it cannot be decoded: {error}")
             return
     if scope.is_log or found.attributes.get(FLAG) is True:
         batch.items.append(found)
@@ -304,7 +304,7 @@ def _decode(batch: Batch, raw: bytes, place: ItemPath, scope: _Shared) -> None:
         batch.ignored += 1
 
 
-def _break(batch: Batch, raw: bytes, place: ItemPath, scope: _Shared, why: str) -> None:
+def _add_undecodable(batch: Batch, raw: bytes, place: ItemPath, scope: _Shared, why: str) -> None:
     attributes = {
         "undecodable.bytes": len(raw),
         "undecodable.sha256": hashlib.sha256(raw).hexdigest(),
@@ -313,7 +313,7 @@ def _break(batch: Batch, raw: bytes, place: ItemPath, scope: _Shared, why: str) 
         "", "", "", "", 0, 0, attributes, scope.name, scope.origin, is_log=scope.is_log,
         place=place,
     )  # fmt: skip
-    batch.broken.append((left, why))
+    batch.undecodable.append((left, why))
 
 
 def _span(raw: bytes, place: ItemPath, scope: _Shared) -> ReceivedItem:
@@ -372,7 +372,7 @@ def _leniently(raw: bytes, place: ItemPath, scope: _Shared) -> ReceivedItem:
         is_log=scope.is_log,
         body=read.value("body") if scope.is_log else None,
         place=place,
-        unreadable=tuple(read.notes),
+        notes=tuple(read.notes),
     )
 
 
@@ -426,4 +426,4 @@ def _id(text: str) -> str:
     return text.lower()
 
 
-_ITEMS: Final = ItemDecoder(_may_be_flagged, _has_too_many_objects, _decode, _break)
+_ITEMS: Final = ItemDecoder(_may_be_flagged, _has_too_many_objects, _decode, _add_undecodable)

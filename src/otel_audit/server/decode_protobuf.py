@@ -131,14 +131,14 @@ def _decode(batch: Batch, raw: bytes, place: ItemPath, scope: _Scope) -> None:
         else:
             batch.ignored += 1
     except DecodeError:
-        _break(batch, raw, place, scope, recover_protobuf.NOT_UTF8)
+        _add_undecodable(batch, raw, place, scope, recover_protobuf.NOT_UTF8)
 
 
-def _break(batch: Batch, raw: bytes, place: ItemPath, scope: _Scope, why: str) -> None:
+def _add_undecodable(batch: Batch, raw: bytes, place: ItemPath, scope: _Scope, why: str) -> None:
     left = recover_protobuf.recovered(
         raw, scope.name, scope.origin, is_log=scope.is_log, place=place
     )
-    batch.broken.append((left, why))
+    batch.undecodable.append((left, why))
 
 
 def _span(span: Any, pairs: list[bytes], place: ItemPath, scope: _Scope) -> ReceivedItem:
@@ -179,4 +179,6 @@ def _may_be_flagged(raw: bytes) -> bool:
     return _FLAG in raw
 
 
-_ITEMS: Final = ItemDecoder(_may_be_flagged, recover_protobuf.has_too_many_fields, _decode, _break)
+_ITEMS: Final = ItemDecoder(
+    _may_be_flagged, recover_protobuf.has_too_many_fields, _decode, _add_undecodable
+)

@@ -41,7 +41,7 @@ class Stored:
     """The result of one request's records.
 
     Attributes:
-        quarantined: Those that the store set aside.
+        quarantined: Those that the store quarantined.
         receipts: Receipts of the others, if requested, by the id in the store.
         conflicts: Those that it has under another id than their own.
     """
@@ -54,7 +54,7 @@ class Stored:
 @dataclass(slots=True)
 class _Waiting:
     records: Sequence[AuditRecord]
-    refused: Sequence[Refused]
+    to_quarantine: Sequence[Refused]
     wants_receipts: bool
     done: asyncio.Future[Stored]
     sender: str
@@ -177,7 +177,7 @@ class Intake:
     async def store(
         self,
         records: Sequence[AuditRecord],
-        refused: Sequence[Refused],
+        to_quarantine: Sequence[Refused],
         *,
         receipts: bool = False,
         sender: str = "",
@@ -187,7 +187,7 @@ class Intake:
 
         Args:
             records: The records.
-            refused: What became no record.
+            to_quarantine: What is not convertible, or undecodable.
             receipts: Whether receipts are requested.
             sender: Who sent them.
             size: About how many bytes they have.
@@ -196,10 +196,10 @@ class Intake:
             RequestError: 503, where they may not be stored; to be sent again.
         """
         self.refuse_if_unavailable()
-        if not records and not refused:
+        if not records and not to_quarantine:
             return Stored([], {})
         done = asyncio.get_running_loop().create_future()
-        one = _Waiting(records, refused, receipts, done, sender, size)
+        one = _Waiting(records, to_quarantine, receipts, done, sender, size)
         async with self._wake:
             self._waiting.append(one)
             self._wake.notify()
@@ -287,11 +287,11 @@ class Intake:
 
     async def _write(self, store: Store, group: Sequence[_Waiting]) -> None:
         records = [record for one in group for record in one.records]
-        refused = [item for one in group for item in one.refused]
+        to_quarantine = [item for one in group for item in one.to_quarantine]
         asked = [id_ for one in group if one.wants_receipts for id_ in one.ids]
         began = time.monotonic()
         try:
-            became = await store.accept(records, refused)
+            became = await store.accept(records, to_quarantine)
             asked += [conflict.stored_as for conflict in became.conflicts] if asked else []
             receipts = await _receipts(store, asked)
         except Exception as error:  # noqa: BLE001 - whatever it is, no sender gets success
@@ -319,7 +319,7 @@ class Intake:
         if isinstance(error, StoreUnavailableError):
             log_limited(_logger, "away", "No records accepted: %s", error, level=logging.WARNING)
         elif isinstance(error, StoreError):
-            log_limited(_logger, "unfit", "NO RECORDS ACCEPTED until this is fixed: %s", error)
+            log_limited(_logger, "held", "NO RECORDS ACCEPTED until this is fixed: %s", error)
         else:
             log_limited(_logger, "write", "No records accepted: writing failed", error=error)
 

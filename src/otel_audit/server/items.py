@@ -25,7 +25,7 @@ MOST_ATTRIBUTES: Final = 256
 """Attributes of a resource that are kept."""
 
 TOO_LARGE: Final = "it is too large, or has too many parts, to be decoded"
-"""Why an item is set aside undecoded."""
+"""Why an item is quarantined undecoded."""
 
 ItemPath = tuple[int, int, int]
 """An item's place in its request: the indexes of its resource, its scope, and its own."""
@@ -60,7 +60,7 @@ class ReceivedItem(msgspec.Struct, frozen=True):
         is_log: Whether it is a log record.
         body: A log record's body.
         place: Where it is in its request.
-        unreadable: The parts that could not be read: place in the item, and why.
+        notes: The parts that were left out or changed: place in the item, and why.
         raw: A log record's original bytes, for its signature.
         signal: Its attributes of the draft audit signal, as they are stored.
     """
@@ -77,7 +77,7 @@ class ReceivedItem(msgspec.Struct, frozen=True):
     is_log: bool = False
     body: Any = None
     place: ItemPath | None = None
-    unreadable: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     raw: bytes = b""
     signal: Mapping[str, Any] = {}
 
@@ -101,18 +101,18 @@ class Batch:
     Attributes:
         items: What is to be recorded.
         ignored: How many spans were not flagged.
-        broken: What seems to be flagged and cannot be decoded: what is left of it, and why.
+        undecodable: What seems to be flagged and cannot be decoded: what is kept of it, and why.
         large: Decodes a large item into a batch; to be called in a thread.
     """
 
     items: list[ReceivedItem] = field(default_factory=list)
     ignored: int = 0
-    broken: list[tuple[ReceivedItem, str]] = field(default_factory=list)
+    undecodable: list[tuple[ReceivedItem, str]] = field(default_factory=list)
     large: list[Callable[[Batch], None]] = field(default_factory=list)
 
     def __len__(self) -> int:
         """Spans or log records in it."""
-        return len(self.items) + len(self.broken) + len(self.large) + self.ignored
+        return len(self.items) + len(self.undecodable) + len(self.large) + self.ignored
 
     def __bool__(self) -> bool:
         """Whether there is any."""
@@ -143,13 +143,13 @@ class ItemDecoder(Generic[S]):
         may_be_flagged: Whether its bytes may hold the flag; a span that cannot is not decoded.
         has_too_many_parts: Whether decoding would make too much of its bytes.
         decode: Puts what it is into a batch.
-        quarantine_undecodable: Puts into a batch what is left of it, and why it is not decoded.
+        add_undecodable: Adds to a batch what is kept of it, and why it is not decoded.
     """
 
     may_be_flagged: Callable[[bytes], bool]
     has_too_many_parts: Callable[[bytes], bool]
     decode: Callable[[Batch, bytes, ItemPath, S], None]
-    quarantine_undecodable: Callable[[Batch, bytes, ItemPath, S, str], None]
+    add_undecodable: Callable[[Batch, bytes, ItemPath, S, str], None]
 
     def add(self, batch: Batch, raw: bytes, place: ItemPath, scope: S) -> None:
         """Decode an item into a batch, or leave a large one to be decoded in a thread."""
@@ -164,6 +164,6 @@ class ItemDecoder(Generic[S]):
 
     def _decode_large(self, batch: Batch, raw: bytes, place: ItemPath, scope: S) -> None:
         if len(raw) > LARGEST or self.has_too_many_parts(raw):
-            self.quarantine_undecodable(batch, raw, place, scope, TOO_LARGE)
+            self.add_undecodable(batch, raw, place, scope, TOO_LARGE)
         else:
             self.decode(batch, raw, place, scope)

@@ -50,7 +50,7 @@ def of(outcome: RequestResult) -> PartialSuccess | None:
     notes = list(islice(_notes(outcome), _MOST_NOTES))
     if not notes:
         return None
-    more = rejected + len(outcome.unreadable) - len(notes)
+    more = rejected + len(outcome.notes) - len(notes)
     if more:
         notes.append(f"and {more} more")
     head = f"{rejected} not stored but kept in audit.quarantine" if rejected else "all is stored"
@@ -75,4 +75,4 @@ def _notes(outcome: RequestResult) -> Iterator[str]:
     for item in outcome.quarantined:
         place = item.place if isinstance(item, NotConvertible) else f"record {item.record_id}"
         yield f"{place}: {item.reason}"
-    yield from outcome.unreadable
+    yield from outcome.notes

@@ -14,7 +14,7 @@ from otel_audit._util.cache import BoundedCache, Memo, are_few_names
 from otel_audit._util.ids import derived_uuid7
 from otel_audit.server.items import ReceivedItem
 from otel_audit.server.signed_forms import (
-    UnreadableRecordError,
+    UndecodableRecordError,
     canonical_forms,
     integrity_hash,
     parse_log,
@@ -182,7 +182,7 @@ class Chains:
         try:
             record = parse_log(last.raw)
             found |= {hashlib.sha256(text).hexdigest() for _, text in canonical_forms(record)}
-        except UnreadableRecordError:
+        except UndecodableRecordError:
             pass  # what is too long to be remembered has the hash of its receipt only
         return found - {""}
 

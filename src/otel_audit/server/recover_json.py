@@ -22,7 +22,7 @@ _MOST_NOTES: Final = 20
 _BOOLEANS: Final = {"true": True, "false": False, 1: True, 0: False}
 
 
-class UnreadableError(ValueError):
+class UndecodableError(ValueError):
     """Nothing can be read of it; the message says why."""
 
 
@@ -41,7 +41,7 @@ class Lenient:
             raw: Its text in JSON.
 
         Raises:
-            UnreadableError: It is not JSON.
+            UndecodableError: It is not JSON.
         """
         self.notes: list[str] = []
         try:
@@ -52,9 +52,9 @@ class Lenient:
         try:
             self.item: dict[str, Any] = json.loads(text, parse_int=_integer, strict=False)
         except RecursionError:
-            raise UnreadableError("it is nested too deep") from None
+            raise UndecodableError("it is nested too deep") from None
         except ValueError:
-            raise UnreadableError("it is malformed JSON") from None
+            raise UndecodableError("it is malformed JSON") from None
 
     def text(self, name: str) -> str:
         """Read a text, empty where there is none."""

@@ -1,10 +1,10 @@
-"""A protobuf message, taken apart item by item, and what can be saved of one that is broken.
+"""A protobuf message, taken apart item by item, and what is kept of an undecodable item.
 
 One span with a text that is not UTF-8 makes the whole request invalid, and a Collector passes such
 texts on. If that were answered with 400, the batch's other records would be lost for good; so a
 message is taken apart by its framing alone (https://protobuf.dev/programming-guides/encoding/),
-each item is decoded by itself, and only those that cannot be are set aside. Nothing is decoded as a
-whole either way: that would hold up all other requests for as long as it takes.
+each item is decoded by itself, and only the undecodable ones are quarantined. Nothing is decoded as
+a whole either way: that would hold up all other requests for as long as it takes.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def scope_name(scope: bytes) -> str:
 def recovered(
     raw: bytes, scope: str, whence: Resource, *, is_log: bool, place: ItemPath | None = None
 ) -> ReceivedItem:
-    """Read what can be read of an item that cannot be decoded, for the quarantine.
+    """Read what can be read of an undecodable item, for the quarantine.
 
     Texts that are not UTF-8 have U+FFFD in them; of what cannot be read only size and hash are
     kept, because its secrets cannot be found.

@@ -42,10 +42,10 @@ class RequestResult:
     Attributes:
         stored: Records that are in the store, those that were there before included.
         ignored: Spans that were not flagged.
-        quarantined: What is in quarantine instead, with the reason.
+        quarantined: What is in quarantine: not convertible, undecodable, or refused by the store.
         conflicts: What is stored under another id, as its own is another record's.
         receipts: The store's receipts by record id, if requested.
-        unreadable: The parts that could not be read and are left out: where, and why.
+        notes: The parts of stored records that were left out or changed: where, and why.
     """
 
     stored: int = 0
@@ -53,7 +53,7 @@ class RequestResult:
     quarantined: list[Refused] = field(default_factory=list)
     conflicts: list[Conflict] = field(default_factory=list)
     receipts: dict[str, Receipt] = field(default_factory=dict)
-    unreadable: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 class Service:
@@ -113,23 +113,23 @@ class Service:
                 is_left = await taking.read(batches, turn)
             await self._store(taking, outcome, receipts=receipts)
         self.meters.counts["ignored"] += outcome.ignored
-        self.meters.counts["chains.broken"] += taking.broken
+        self.meters.counts["chains.broken"] += taking.broken_chains
         return outcome
 
     async def _store(self, taking: _Taking, outcome: RequestResult, *, receipts: bool) -> None:
-        records, refused, size = taking.give()
+        records, quarantined, size = taking.give()
         sender = taking.sender
         stored = await self.intake.store(
-            records, refused, receipts=receipts, sender=sender.identity, size=size
+            records, quarantined, receipts=receipts, sender=sender.identity, size=size
         )
-        self._count(len(records), refused, stored, sender)
+        self._count(len(records), quarantined, stored, sender)
         outcome.stored += len(records) - len(stored.quarantined)
         outcome.ignored = taking.ignored
-        outcome.quarantined += [*refused, *stored.quarantined]
+        outcome.quarantined += [*quarantined, *stored.quarantined]
         outcome.conflicts += stored.conflicts
         if receipts:
             outcome.receipts.update(_with_integrity(records, stored.receipts, taking.reader.chains))
-        outcome.unreadable = taking.unreadable
+        outcome.notes = taking.notes
 
     async def _ready(self) -> Converter:
         self.intake.refuse_if_unavailable()
@@ -145,7 +145,7 @@ class Service:
         return self._reader
 
     def _count(
-        self, records: int, refused: list[NotConvertible], stored: Stored, sender: Sender
+        self, records: int, quarantined: list[NotConvertible], stored: Stored, sender: Sender
     ) -> None:
         self.meters.counts["stored"] += records - len(stored.quarantined)
         self.meters.counts["conflicts"] += len(stored.conflicts)
@@ -155,7 +155,7 @@ class Service:
                 "A record from %s came under an id that another one has: %s, stored as %s",
                 sender.identity, conflict.record_id, conflict.stored_as, level=logging.WARNING,
             )  # fmt: skip
-        for item in (*refused, *stored.quarantined):
+        for item in (*quarantined, *stored.quarantined):
             kind = kind_of(item)
             self.meters.quarantined[kind] += 1
             log_limited(
@@ -170,12 +170,12 @@ class _Taking:
     def __init__(self, reader: Converter, sender: Sender, allowance: RequestBudget) -> None:
         self.sender = sender
         self.ignored = 0
-        self.unreadable: list[str] = []
-        self.broken = 0
+        self.notes: list[str] = []
+        self.broken_chains = 0
         self.reader = reader
         self._allowance = allowance
         self._records: list[AuditRecord] = []
-        self._refused: list[NotConvertible] = []
+        self._quarantined: list[NotConvertible] = []
         self._size = 0
 
     async def read(self, batches: Iterator[Batch], turn: Turn) -> bool:
@@ -186,15 +186,15 @@ class _Taking:
                 # it may take longer than a turn: others run meanwhile
                 await asyncio.to_thread(self._read_large, decode)
                 await turn.pause()
-            for item, why in batch.broken:
-                self._put_aside(item, why)
+            for item, why in batch.undecodable:
+                self._quarantine(item, why)
                 await turn.pause()
             for item in batch.items:
                 self._take(item)
                 # by time, not by number: one may be as large as ten thousand
                 await turn.pause()
             await turn.pause()
-            if len(self._records) + len(self._refused) >= _STORED_AT_ONCE:
+            if len(self._records) + len(self._quarantined) >= _STORED_AT_ONCE:
                 return True
             if self._size >= _BYTES_AT_ONCE:
                 return True
@@ -202,23 +202,23 @@ class _Taking:
 
     def give(self) -> tuple[list[AuditRecord], list[NotConvertible], int]:
         """Return the records to store, and their approximate size in bytes."""
-        found = self._records, self._refused, self._size
-        self._records, self._refused, self._size = [], [], 0
+        found = self._records, self._quarantined, self._size
+        self._records, self._quarantined, self._size = [], [], 0
         return found
 
     def _read_large(self, decode: Callable[[Batch], None]) -> None:
         found = Batch()
         decode(found)
         self.ignored += found.ignored
-        for item, why in found.broken:
-            self._put_aside(item, why)
+        for item, why in found.undecodable:
+            self._quarantine(item, why)
         for item in found.items:
             self._take(item)
 
-    def _put_aside(self, item: ReceivedItem, why: str) -> None:
-        unfit = self.reader.quarantine_undecodable(item, why, self.sender, self._allowance)
-        self._refused.append(unfit)
-        self._size += len(unfit.received)
+    def _quarantine(self, item: ReceivedItem, why: str) -> None:
+        found = self.reader.quarantine_undecodable(item, why, self.sender, self._allowance)
+        self._quarantined.append(found)
+        self._size += len(found.received)
 
     def _take(self, item: ReceivedItem) -> None:
         item = with_own_place(item)
@@ -226,14 +226,14 @@ class _Taking:
         found = self.reader.read(item, self.sender, self._allowance)
         self._size += self._allowance.came - before
         if isinstance(found, NotConvertible):
-            self._refused.append(found)
+            self._quarantined.append(found)
             self._size += len(found.received)
             return
         self._records.append(found)
         if found.received is not None and found.received.link == "broken":
-            self.broken += 1
+            self.broken_chains += 1
             self._records.append(chain_broken(found, break_id(found.occurred_at, found.record_id)))
-        self.unreadable += [f"{item.spelled_place()}: {note}" for note in item.unreadable]
+        self.notes += [f"{item.spelled_place()}: {note}" for note in item.notes]
 
 
 def _signers(config: AuditConfig) -> TrustedSigners | None:

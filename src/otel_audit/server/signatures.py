@@ -19,7 +19,7 @@ from otel_audit.attributes import PRODUCER_ID
 from otel_audit.audit_signal import ALGORITHM, CERTIFICATE, VALUE
 from otel_audit.errors import ConfigurationError, MissingExtraError
 from otel_audit.server.decode_attributes import WITHHELD, Nodes, value_of
-from otel_audit.server.signed_forms import UnreadableRecordError, canonical_forms, parse_log
+from otel_audit.server.signed_forms import UndecodableRecordError, canonical_forms, parse_log
 
 Verdict = Literal["valid", "invalid", "unsigned", "unknown_signer", "unsupported"]
 
@@ -124,7 +124,7 @@ class TrustedSigners:
                 for signer in signers:
                     if _holds(signer.key, algorithm, signature, text):
                         return Checked("valid", signer.name, form)
-        except UnreadableRecordError:
+        except UndecodableRecordError:
             return Checked("invalid")
         return Checked("invalid")
 

@@ -28,7 +28,7 @@ _EXACT: Final = (1 << 53) - 1
 """The largest integer that RFC 8785, which knows doubles only, writes exactly."""
 
 
-class UnreadableRecordError(ValueError):
+class UndecodableRecordError(ValueError):
     """A log record that has no canonical form."""
 
 
@@ -36,20 +36,20 @@ def parse_log(raw: bytes) -> LogRecord:
     """Read one log record as it came, in protobuf or in OTLP's JSON.
 
     Raises:
-        UnreadableRecordError: It is neither.
+        UndecodableRecordError: It is neither.
     """
     try:
         # no field of a LogRecord has a tag that is the byte of "{"
         return _from_json(json.loads(raw)) if raw[:1] == b"{" else LogRecord.FromString(raw)
     except (DecodeError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UnreadableRecordError(f"no log record: {type(error).__name__}") from None
+        raise UndecodableRecordError(f"no log record: {type(error).__name__}") from None
 
 
 def canonical_forms(record: LogRecord) -> Iterator[tuple[Form, bytes]]:
     """Write a record in each form in which it may have been signed, the newest first.
 
     Raises:
-        UnreadableRecordError: It is too deep, or its text is none.
+        UndecodableRecordError: It is too deep, or its text is none.
     """
     try:
         yield "jcs-typed", rfc8785.dumps(_document(record, is_typed=True, with_typed_body=False))
@@ -68,7 +68,7 @@ def canonical_forms(record: LogRecord) -> Iterator[tuple[Form, bytes]]:
                     found |= _severity(record)
                 yield "jcs", rfc8785.dumps(found)
     except (rfc8785.CanonicalizationError, ValueError, RecursionError) as error:
-        raise UnreadableRecordError(f"no canonical form: {type(error).__name__}") from None
+        raise UndecodableRecordError(f"no canonical form: {type(error).__name__}") from None
 
 
 def integrity_hash(payload: bytes) -> str:
@@ -128,7 +128,7 @@ def _severity(record: LogRecord) -> dict[str, Any]:
 
 def _value(value: AnyValue, *, is_typed: bool, depth: int = 0) -> Any:
     if depth > _DEEPEST:
-        raise UnreadableRecordError("a value is too deep")
+        raise UndecodableRecordError("a value is too deep")
     kind = value.WhichOneof("value")
     if kind == "array_value":
         return [_value(one, is_typed=is_typed, depth=depth + 1) for one in value.array_value.values]
@@ -174,7 +174,7 @@ def _from_json(document: dict[str, Any]) -> LogRecord:
 
 def _fill(value: AnyValue, document: dict[str, Any], depth: int) -> None:
     if depth > _DEEPEST:
-        raise UnreadableRecordError("a value is too deep")
+        raise UndecodableRecordError("a value is too deep")
     kind = next((one for one in _READERS if one in document), None)
     if kind is not None:
         name, read = _READERS[kind]

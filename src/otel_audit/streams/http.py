@@ -10,9 +10,8 @@ from typing import Any, Final
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
-from otel_audit._util.http_response import HttpResponse
+from otel_audit._util.http_response import HttpResponse, retry_after
 from otel_audit._util.printable import visible
-from otel_audit._util.retry_after import retry_after
 from otel_audit.errors import ConfigurationError, MissingExtraError
 from otel_audit.streams.destination import DestinationError
 

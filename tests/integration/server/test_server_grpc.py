@@ -53,7 +53,7 @@ def test_what_cannot_be_decoded(called, port):
         export(port, called.token, b"\xff\xff")
 
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert "no ExportTraceServiceRequest" in refused.value.details()
+    assert "not a valid ExportTraceServiceRequest" in refused.value.details()
 
 
 @pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])

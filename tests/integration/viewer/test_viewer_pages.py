@@ -259,7 +259,7 @@ class TestRecord:
         """Not there, and no id at all."""
         client = await clients(AUDITOR)
         assert "no record" in await get(client, f"/record/{uuid.uuid4()}", 404)
-        assert "no record" in await get(client, "/record/x", 404)
+        assert "is not a record" in await get(client, "/record/x", 404)
         assert "no such page" in await get(client, "/nothing", 404)
 
     async def test_support_sees_no_bodies(self, store, clients):

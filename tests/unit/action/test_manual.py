@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import otel_audit
 from otel_audit._util import ratelimited_log
 from otel_audit.action import current_runtime as recordings
-from otel_audit.policy.events import action_of_event
+from otel_audit.policy.verbs import action_of_event
 from otel_audit.record import to_json
 from otel_audit.scope import current_scope
 from otel_audit.testing import Recorded, recorded

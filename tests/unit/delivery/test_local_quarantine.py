@@ -78,7 +78,7 @@ class TestKeeping:
         """A file stands where the directory should."""
         (tmp_path / "spool").write_text("")
         place = LocalQuarantine(tmp_path / "spool", "shop", max_bytes=1_500)
-        with pytest.raises(StoreError, match="cannot be set aside"):
+        with pytest.raises(StoreError, match="cannot be quarantined"):
             place.keep([refused(a_record())])
         assert place.files() == []
 

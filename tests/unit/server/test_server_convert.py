@@ -40,11 +40,11 @@ def test_a_tenant_that_looks_like_a_secret(reader, name, bound_to):
 @pytest.mark.parametrize("told", [SECRET, "a\0b", "1", "0198-not-a-uuid-at-all-but-of-36-chars"])
 def test_an_id_that_is_no_uuid_is_no_id_in_the_quarantine(reader, told):
     mine = {"audit__record__id": told, "audit__actor__id": ""}
-    unfit = read(reader, **mine)
+    found = read(reader, **mine)
 
-    assert isinstance(unfit, NotConvertible)
-    assert unfit.record_id == read(reader, audit__actor__id="").record_id
-    assert SECRET not in str(unfit)
+    assert isinstance(found, NotConvertible)
+    assert found.record_id == read(reader, audit__actor__id="").record_id
+    assert SECRET not in str(found)
 
 
 def test_an_id_that_is_one_is_found_by_it(reader):

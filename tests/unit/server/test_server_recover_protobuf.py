@@ -28,7 +28,7 @@ def test_only_what_is_broken_is_put_aside():
     )
 
     assert [item.span_id for batch in found for item in batch.items] == ["0000000000000001"]
-    ((item, why),) = [broken for batch in found for broken in batch.broken]
+    ((item, why),) = [undecodable for batch in found for undecodable in batch.undecodable]
     assert (item.name, item.span_id) == ("order.created", "0000000000000002")
     assert item.attributes["audit.session"] == "���"
     assert item.attributes["audit.actor.id"] == "user-1"
@@ -40,7 +40,7 @@ def test_only_what_is_broken_is_put_aside():
 def test_a_broken_span_that_is_not_flagged_is_nobodys_business():
     (batch,) = spans(broken_request(span(1, "MMM", audit__flagged=None)))
 
-    assert (batch.items, batch.broken, batch.ignored) == ([], [], 1)
+    assert (batch.items, batch.undecodable, batch.ignored) == ([], [], 1)
 
 
 def test_a_broken_resource_costs_only_the_broken_attribute():

@@ -287,7 +287,7 @@ class TestASignature:
 def items_of(batches) -> list[ReceivedItem]:
     found: list[ReceivedItem] = []
     for batch in batches:
-        assert not batch.broken
+        assert not batch.undecodable
         for decode in batch.large:
             decode(batch)
         found += batch.items
