@@ -107,7 +107,7 @@ class JwtVerifier:
         leeway: float = 0.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Remember the issuers; no key set is read yet.
+        """Start with no token remembered.
 
         Args:
             issuers: At least one, each with its own name. One may have none: for all other tokens.
