@@ -97,6 +97,7 @@ class AuditScope(msgspec.Struct, eq=False, weakref=True):
         action_id: The action's id; the record's own where the action has only one.
         occurred_at: When it began, Unix nanoseconds.
         started: The same on the monotonic clock, nanoseconds.
+        error: What made an action by hand fail.
         server_span: The application's own span of the request, where there is one.
         place: Trace and process, where that is settled already: so its records need no copy that
             says so.

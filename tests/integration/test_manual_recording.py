@@ -112,6 +112,21 @@ class TestChanges:
         assert then["actor_id"] == "job"
         assert then["entities"] == (["plan:1"] if how == "commit" else [])
 
+    async def test_what_the_application_says_after_the_block_is_told_with_it(self, sessions, rows):
+        """Whoever keeps the action may add to it until its transaction has ended."""
+        async with sessions() as session:
+            async with otel_audit.audit("plan.created") as action:
+                session.add(Plan(name="trial"))
+                await session.flush()
+            action.add_metadata(checked="late")
+            action.set_target(otel_audit.Target(type="plan", id="P-1"))
+            action.fail("quota_exceeded")
+            await session.commit()
+        first, then = await rows()
+        assert (first["error_type"], first["target_id"]) == (None, None)
+        assert (then["error_type"], then["target_id"]) == ("quota_exceeded", "P-1")
+        assert json.loads(then["payload"])["metadata"]["checked"] == "late"
+
     async def test_each_change_is_told_once_by_the_innermost_action(self, sessions, rows):
         """The outer action does not repeat what an inner one has changed, nor fail with it."""
         async with otel_audit.audit("import.run") as outer, sessions() as session:

@@ -75,7 +75,6 @@ class Action(Lifecycle):
         self._runtime = runtime
         self._pid = os.getpid()
         self._phase: Phase = "completed"
-        self._failure: ErrorInfo | None = None
         self._unnumbered: tuple[Target | None, object] = (None, None)
         self._parent: ActionReference | None = None
         around = scopes.current_scope()
@@ -152,7 +151,7 @@ class Action(Lifecycle):
             reason: Recorded as the error's type; a word such as ``quota_exceeded``.
         """
         if self._runtime is not None:
-            self._failure = ErrorInfo(type=parse_event(reason, self._runtime.redactor))
+            self._audit.error = ErrorInfo(type=parse_event(reason, self._runtime.redactor))
 
     def begin(self) -> None:
         """Make the action the current one, and write down that it has begun.
@@ -214,12 +213,12 @@ class Action(Lifecycle):
             # a fork in the middle: the parent records the action, the child its own part
             scope.record_id, self._phase = uuid7(), "continued"
         self._end_scope()
-        if self._failure is None and error is not None and not _is_orderly_exit(error):
+        if scope.error is None and error is not None and not _is_orderly_exit(error):
             try:
-                self._failure = describe_error(error, runtime.redactor, scope.budget)
+                scope.error = describe_error(error, runtime.redactor, scope.budget)
             except Exception as ours:  # noqa: BLE001 - its type is known all the same
                 self._parts.fail("error", ours)
-                self._failure = ErrorInfo(type=type(error).__name__)
+                scope.error = ErrorInfo(type=type(error).__name__)
         return self._outcome(error)
 
     def record_now(self, outcome: Outcome) -> None:
@@ -371,7 +370,7 @@ class Action(Lifecycle):
         cut_off = is_cancellation(error) or isinstance(error, _CUT_OFF)
         if cut_off or self._transaction == "unknown":
             return "unknown"
-        if self._failure is not None:
+        if self._audit.error is not None:
             return "failure"
         return outcome_of_transactions(self._audit.final_transaction) or "success"
 
@@ -426,7 +425,7 @@ class Action(Lifecycle):
             source=origin.source,
             request=None if origin.request_id is None else Request(id=origin.request_id),
             transaction=self._transaction,
-            error=self._failure,
+            error=scope.error,
             metadata=parts.named(with_scope_facts(metadata, scope)),
         )
 
