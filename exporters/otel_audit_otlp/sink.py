@@ -48,7 +48,7 @@ class OtlpSink:
     """
 
     def __init__(self, endpoint: Endpoint, set_aside: Callable[[Sequence[Refused]], None]) -> None:
-        """Take the settings; nothing is opened yet.
+        """Remember the settings; no connection is opened yet.
 
         Args:
             endpoint: The receiver.

@@ -57,7 +57,7 @@ class Loader:
     """Loads batches over one connection, for as long as that works there."""
 
     def __init__(self, connection: OwnConnection, statement_timeout: float) -> None:
-        """Take a connection outside a transaction; nothing is sent yet.
+        """Remember the connection; nothing is sent yet.
 
         Args:
             connection: To the store.

@@ -61,7 +61,7 @@ class PostgresAuditSpanExporter(SpanExporter):
         timeout: float = 10.0,
         connect_timeout: float | None = None,
     ) -> None:
-        """Take the settings; nothing is opened yet.
+        """Remember the settings; no connection is opened yet.
 
         Args:
             dsn: The audit store; by default what ``OTEL_AUDIT_DSN`` or the settings' file says.

@@ -204,7 +204,7 @@ class PostgresOutbox:
     def __init__(
         self, dsn: str, *, connect_timeout: float = 5.0, statement_timeout: float = 30.0
     ) -> None:
-        """Take the settings; nothing is opened yet.
+        """Remember the settings; no connection is opened yet.
 
         Args:
             dsn: The application's database, as the relay's role.

@@ -50,7 +50,7 @@ class RowParts:
     """Rows, split into parts that fit into one statement each."""
 
     def __init__(self, rows: Iterator[Row], most_bytes: int) -> None:
-        """Take the first row.
+        """Start at the first row.
 
         Args:
             rows: All of them.

@@ -121,7 +121,7 @@ class PostgresSink:
         on_default_rows: Callable[[int], None] | None = None,
         protector: Protector | None = None,
     ) -> None:
-        """Take the settings; nothing is opened yet.
+        """Remember the settings; no connection is opened yet.
 
         Args:
             dsn: The audit store, ``postgresql://`` or ``postgresql+asyncpg://``.

@@ -265,7 +265,7 @@ async def pause(connection: Connection[Any], name: str, *, paused: bool) -> bool
 
 
 async def rewind(connection: Connection[Any], name: str, to_leaf: int, reason: str) -> None:
-    """Let a stream send again from a leaf on."""
+    """Rewind a stream, so that it sends again from a leaf on."""
     await connection.fetchval("SELECT audit.rewind_stream($1, $2, $3)", name, to_leaf, reason)
 
 

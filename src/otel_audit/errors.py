@@ -68,7 +68,7 @@ class MissingExtraError(OtelAuditError, ImportError):
     """
 
     def __init__(self, needed_for: str, extra: str) -> None:
-        """Say what needs it and how to install it.
+        """Make the message: what needs the extra, and how to install it.
 
         Args:
             needed_for: The feature that needs it, in a few words.

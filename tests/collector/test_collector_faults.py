@@ -249,8 +249,7 @@ class TestWhatIsSent:
                 batch = [audit_span("before"), poisoned, liar, audit_span("after")]
                 assert sender.post(request_of(batch), client)
             await all_stored_once(it.store, ["before", "after"])
-            found = await quarantined(it.store)
-            assert len(found) == 2
+            found = await eventually(lambda: quarantined(it.store), lambda rows: len(rows) == 2)
             assert any("audit.actor.type" in row["reason"] for row in found)
             sender.send(5)
             await all_stored_once(it.store, ["before", "after", *sender.acknowledged])
@@ -264,7 +263,7 @@ class TestWhatIsSent:
             with sender.client() as client:
                 assert sender.post(body.replace(b"@@@@", b"\xff\xfe@@"), client)
             await all_stored_once(it.store, ["before", "after"])
-            (row,) = await quarantined(it.store)
+            (row,) = await eventually(lambda: quarantined(it.store), bool)
             assert row["reason"]
             nothing_dropped(it.agent, it.gateway)
 
@@ -299,7 +298,7 @@ class TestWhatIsSent:
                 large = audit_span("large", **{"audit.metadata": note})
                 assert sender.post(request_of([large, audit_span("small")]), client)
             await all_stored_once(it.store, ["small"])
-            (row,) = await quarantined(it.store)
+            (row,) = await eventually(lambda: quarantined(it.store), bool)
             assert "bytes" in row["reason"]
             nothing_dropped(it.agent, it.gateway)
 

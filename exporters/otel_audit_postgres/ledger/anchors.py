@@ -183,7 +183,7 @@ class ObjectAnchor:
     def __init__(
         self, name: str, get: Callable[[], str | None], put: Callable[[str], object]
     ) -> None:
-        """Take the command; nothing is called yet.
+        """Remember the command; it is not called yet.
 
         Args:
             name: What to call it in messages.

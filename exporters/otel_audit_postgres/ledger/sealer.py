@@ -139,7 +139,7 @@ class Sealer:
         block_bytes: int = BLOCK_BYTES,
         connect_timeout: float = 10.0,
     ) -> None:
-        """Take the settings; nothing is opened yet.
+        """Remember the settings; no connection is opened yet.
 
         Args:
             dsn: The audit store, as a role that may seal.

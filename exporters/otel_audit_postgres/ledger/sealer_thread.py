@@ -22,7 +22,7 @@ class SealingThread:
     """A thread with its own event loop that seals until it is stopped. It never raises."""
 
     def __init__(self, sealer: Sealer, interval: float) -> None:
-        """Take the sealer; nothing is started yet.
+        """Remember the sealer; the thread is not started yet.
 
         Args:
             sealer: Used by this thread alone.

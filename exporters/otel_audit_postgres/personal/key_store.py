@@ -214,7 +214,7 @@ class KeyStore:
     def __init__(
         self, dsn: str, wrapper: KeyWrapper, *, pending: Path | None = None, timeout: float = 5.0
     ) -> None:
-        """Take the settings; nothing is opened yet.
+        """Remember the settings; no connection is opened yet.
 
         Args:
             dsn: The database of keys; not the audit store's.

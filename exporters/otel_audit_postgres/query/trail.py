@@ -80,7 +80,7 @@ class Trail:
         scope: ReaderScope | None = None,
         is_repeated: Callable[[tuple[object, ...]], bool] = lambda _: False,
     ) -> None:
-        """Use a connection; see `open_trail`.
+        """Remember the connection; see `open_trail`.
 
         Args:
             connection: To the store.

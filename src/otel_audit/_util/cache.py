@@ -81,7 +81,7 @@ class Memo(BoundedCache[K, V]):
     def __init__(
         self, make: Callable[[K], V], size: int, is_worth: Callable[[K], bool] = lambda _: True
     ) -> None:
-        """Take the function.
+        """Start with no result remembered.
 
         Args:
             make: Depends on its argument only; what it raises is the caller's.

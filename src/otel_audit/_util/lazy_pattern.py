@@ -28,7 +28,7 @@ class LazyPattern:
         options: Any = None,
         compiler: Callable[..., Any] = re2.compile,
     ) -> None:
-        """Take the pattern; it is compiled on first use.
+        """Remember the pattern; it is compiled on first use.
 
         Args:
             pattern: Its source, or what makes it.

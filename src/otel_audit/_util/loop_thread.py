@@ -119,7 +119,7 @@ class LoopThread:
     def __init__(
         self, name: str, work: Callable[[], Coroutine[Any, Any, None]] | None = None
     ) -> None:
-        """Take name and work of the thread; nothing is started yet.
+        """Remember name and work of the thread; it is not started yet.
 
         Args:
             name: Of the thread.
@@ -200,7 +200,7 @@ class LoopThread:
         self.schedule(lambda: self.wake.set())  # noqa: PLW0108 - of the loop at that time
 
     def end(self) -> None:
-        """Let the coroutine not be run again once it ends, and rouse it. Never raises."""
+        """Rouse the coroutine; once it ends, it is not run again. Never raises."""
         self._set_ending()
         self.rouse()
 

@@ -67,7 +67,7 @@ def _shown(value: object) -> object:
 
 
 def forget() -> None:
-    """Let the next line on every matter through; for tests."""
+    """Forget which lines were logged; for tests."""
     with _lock:
         _last.clear()
 

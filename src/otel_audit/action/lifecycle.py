@@ -44,7 +44,7 @@ class FailedParts:
     __slots__ = ("_on_error", "failed")
 
     def __init__(self, on_error: Callable[[], None]) -> None:
-        """Begin with none.
+        """Start with no part failed.
 
         Args:
             on_error: Called for each failure of ours.
@@ -80,7 +80,7 @@ class Lifecycle(ABC):
     """One action from its beginning to its last record."""
 
     def __init__(self, ports: Ports, audit: AuditScope, parts: FailedParts) -> None:
-        """Begin one.
+        """Start a lifecycle in which nothing has been recorded yet.
 
         Args:
             ports: What takes the records.

@@ -65,7 +65,7 @@ class Action(Lifecycle):
     """An action under way. None of its methods raises for what the application gives."""
 
     def __init__(self, arguments: RecordArguments, runtime: CurrentRuntime | None) -> None:
-        """Take what the caller says; see `audit`.
+        """Remember the arguments; see `audit`.
 
         Args:
             arguments: What the caller says.

@@ -19,7 +19,7 @@ class BatchSize:
     """
 
     def __init__(self, entries: int, size: int) -> None:
-        """Begin with as much as there may be.
+        """Start with the largest size.
 
         Args:
             entries: In one write, at most.

@@ -70,7 +70,7 @@ class Recovery:
     """
 
     def __init__(self, adopt: Adopt, counters: Counters) -> None:
-        """Take what adopts.
+        """Remember what the records are delivered with.
 
         Args:
             adopt: Locks the spools of dead processes.

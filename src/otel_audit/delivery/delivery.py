@@ -84,7 +84,7 @@ class Delivery:
         spool: Callable[[], Spool] | None = None,
         adopt: Adopt | None = None,
     ) -> None:
-        """Name the sink, and open the spool; nothing is connected yet.
+        """Open the spool; the sink is not connected yet.
 
         Args:
             make_sink: Makes the sink, in the worker's thread.
@@ -183,7 +183,7 @@ class Delivery:
         self._group.ensure()
 
     def hurry(self) -> None:
-        """Let what waits for company go now."""
+        """Deliver records that wait for a larger batch now."""
         with self._lock:
             self._rouse()
 

@@ -35,7 +35,7 @@ class FlaggedSpans(SpanProcessor):
     def __init__(
         self, recorder: TakesSpans, redactor: Redactor, on_error: Callable[[], None]
     ) -> None:
-        """Name who takes the records.
+        """Remember who takes the records.
 
         Args:
             recorder: Takes them.

@@ -45,7 +45,7 @@ class GroupSync:
         interval: float | None = None,
         on_failure: Callable[[], None] = lambda: None,
     ) -> None:
-        """Name what is synced.
+        """Remember what is synced.
 
         Args:
             spool: Gives this process's open spool; None if nothing needs syncing.

@@ -40,7 +40,7 @@ class Intents(OwnsWriter):
     """
 
     def __init__(self, make_sink: Callable[[], Sink], counters: Counters, timeout: float) -> None:
-        """Name the store; nothing is connected yet.
+        """Remember the store; it is not connected yet.
 
         Args:
             make_sink: Makes the sink, in the thread that uses it.

@@ -87,7 +87,7 @@ class LocalQuarantine:
         encryption: Encryption | None = None,
         on_kept: Callable[[Path, Sequence[Refused]], None] | None = None,
     ) -> None:
-        """Name the place; nothing is made yet.
+        """Remember the place; no directory is made yet.
 
         Args:
             directory: Holds the spools of all services.

@@ -69,7 +69,7 @@ class Outbox(Protocol):
         """Delete records that were taken."""
 
     async def release(self, record_ids: Collection[str]) -> None:
-        """Let others take records that were taken."""
+        """Give claimed records back, so that others may claim them."""
 
     async def state(self) -> OutboxState:
         """Say how much waits, and how long."""
@@ -221,7 +221,7 @@ class Relay(OwnsWriter):
         counters: Counters,
         options: RelayOptions = RelayOptions(),
     ) -> None:
-        """Name where from and where to; nothing is connected yet.
+        """Remember the outbox and the sink; neither is connected yet.
 
         Args:
             make_outbox: Makes the outbox, in the relay's thread.

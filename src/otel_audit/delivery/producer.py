@@ -63,7 +63,7 @@ class Producer:
         span_processors: Sequence[SpanProcessor] = (),
         record_limit: int = RECORD_LIMIT,
     ) -> None:
-        """Name where records go.
+        """Remember where records go.
 
         Args:
             delivery: Takes what is known of actions, and finished records, in microseconds each.

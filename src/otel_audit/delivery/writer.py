@@ -78,7 +78,7 @@ class Writer(LoopThread):
         backoff: Backoff = _BACKOFF,
         messages: Messages = Messages(),
     ) -> None:
-        """Name what it does; nothing is started yet.
+        """Remember what the thread does; it is not started yet.
 
         Args:
             name: Of the thread.
@@ -113,7 +113,7 @@ class Writer(LoopThread):
         return not self.ending and super().start()
 
     def end(self, *, at_once: bool = False) -> None:
-        """Let the work end; what is under way is finished, or cancelled at once. Never raises."""
+        """End the work; what is under way is finished, or cancelled at once. Never raises."""
         self.ending = True
         if at_once:
             self.cancel()

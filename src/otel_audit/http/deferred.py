@@ -59,7 +59,7 @@ class DeferredRequest(PendingScope):
         loop: asyncio.AbstractEventLoop,
         open_exchange: OpenExchange,
     ) -> None:
-        """Begin.
+        """Remember the request; nothing is observed yet.
 
         Args:
             options: The options of capture.

@@ -46,7 +46,7 @@ class Exchange(Lifecycle):
         scope: MutableMapping[str, Any],
         begun: DeferredRequest | None = None,
     ) -> None:
-        """Begin to observe a request.
+        """Start to observe a request.
 
         Args:
             options: How.

@@ -86,7 +86,7 @@ class ExchangeFacts:
         scope: MutableMapping[str, Any],
         begun: DeferredRequest | None = None,
     ) -> None:
-        """Begin with what the server says.
+        """Start with what the server says.
 
         Args:
             options: The options of capture.

@@ -77,7 +77,7 @@ class ExchangeRecordBuilder(ExchangeFacts):
         scope: MutableMapping[str, Any],
         begun: DeferredRequest | None = None,
     ) -> None:
-        """Begin with what the server says.
+        """Start with what the server says.
 
         Args:
             options: The options of capture.

@@ -71,7 +71,7 @@ class RequestHead:
         budget: Budget,
         parts: FailedParts,
     ) -> None:
-        """Keep the scope; nothing is read before it is needed.
+        """Remember the scope; nothing is read before it is needed.
 
         Args:
             scope: The ASGI scope, as the server made it.

@@ -261,7 +261,7 @@ class SourceReader:
     """Reads the source of requests, as it is shown; what they have alike is read once."""
 
     def __init__(self, options: SourceOptions, redactor: Redactor) -> None:
-        """Take what reading needs.
+        """Remember which proxies and headers are trusted.
 
         Args:
             options: From the settings.

@@ -119,7 +119,7 @@ def warn_once(reason: str) -> None:
 
 
 def forget() -> None:
-    """Let each line be logged again; for tests."""
+    """Forget which lines were logged; for tests."""
     with _lock:
         _warned.clear()
 

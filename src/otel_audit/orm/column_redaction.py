@@ -228,7 +228,7 @@ class PersonalColumns:
     """The marked columns of the tables and classes met so far."""
 
     def __init__(self, referred: Callable[[Column[Any]], Iterable[Column[Any] | str]]) -> None:
-        """Begin with none.
+        """Start with no class known.
 
         Args:
             referred: Finds the columns that a foreign key refers to: it holds the same values.

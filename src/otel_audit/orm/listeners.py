@@ -55,7 +55,7 @@ class MapperListeners:
     def __init__(
         self, flushes: OpenFlushes, mapper_infos: MapperInfoCache, *, fetch: Fetching
     ) -> None:
-        """Take what listening needs.
+        """Remember what the events are passed on to.
 
         Args:
             flushes: The flushes under way.

@@ -136,7 +136,7 @@ class MapperInfoCache:
         is_not_sensitive: Callable[[str], bool],
         names: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Begin with none.
+        """Start with no class known.
 
         Args:
             selection: What is captured.

@@ -62,7 +62,7 @@ class ReferenceNames:
     """The nouns of the classes seen so far, and of all classes in their registries."""
 
     def __init__(self, names: Mapping[str, str]) -> None:
-        """Begin with none.
+        """Start with no class known.
 
         Args:
             names: Classes, tables or derived nouns to the nouns that are to be used.

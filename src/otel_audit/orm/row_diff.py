@@ -120,7 +120,7 @@ class ValueReader:
     def __init__(
         self, column_redaction: ColumnRedaction, dialect: Dialect, sent: SentValues | None = None
     ) -> None:
-        """Take what reading needs.
+        """Remember how values are redacted and bounded.
 
         Args:
             column_redaction: Redacts.

@@ -82,7 +82,7 @@ class TransactionTracker:
         on_recorded: Callable[[], None] = lambda: None,
         on_beside: Callable[[TransactionState], None] | None = None,
     ) -> None:
-        """Begin with no transaction.
+        """Start with no transaction.
 
         Args:
             options: Bounds, and whether undone changes are kept.

@@ -49,7 +49,7 @@ class WorkBudget:
     __slots__ = ("_keys", "_names", "left", "rate", "withheld")
 
     def __init__(self, size: int | None = None) -> None:
-        """Begin.
+        """Start with all units left.
 
         Args:
             size: Bytes or characters of the document; None if not known.
@@ -110,7 +110,7 @@ class Budget:
     __slots__ = ("_body", "_cut", "_shares")
 
     def __init__(self, body_limit: int = _BODY_LIMIT) -> None:
-        """Begin.
+        """Start with all units left.
 
         Args:
             body_limit: Bytes of a body that are copied, as configured.

@@ -183,7 +183,7 @@ class Walk:
         values_clean: bool = False,
         work: WorkBudget | None = None,
     ) -> None:
-        """Begin.
+        """Start a walk with nothing seen yet.
 
         Args:
             rules: The configuration's rules.

@@ -97,7 +97,7 @@ class Converter:
         *,
         requires_signature: bool = False,
     ) -> None:
-        """Say by which rules.
+        """Remember the rules.
 
         Args:
             redactor: Takes secrets out.

@@ -92,7 +92,7 @@ class Turn:
         self._began = 0.0
 
     async def pause(self) -> None:
-        """Let others have their turn, if it is time."""
+        """Give the turn to others, if it has lasted long enough."""
         if time.perf_counter() - self._began >= _LONGEST:
             await self.__aexit__()
             await self.__aenter__()

@@ -121,7 +121,7 @@ class Intake:
         retry_after: int = 5,
         observe: Callable[[float, int], None] = lambda _seconds, _records: None,
     ) -> None:
-        """Take the settings; nothing is opened yet.
+        """Remember the settings; no connection is opened yet.
 
         Args:
             make_store: Makes a connection's store; called once a writer.

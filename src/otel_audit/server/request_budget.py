@@ -47,7 +47,7 @@ class RequestBudget:
     __slots__ = ("_weight", "came", "copies", "items", "nodes", "objects", "parts", "work")
 
     def __init__(self, sent: int, size: int) -> None:
-        """Begin.
+        """Start with nothing used.
 
         Args:
             sent: Bytes of the request as it came.

@@ -78,7 +78,7 @@ class Protocol(H11Protocol):
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin a connection."""
+        """Read the client's certificate, and bound the wait for the first head."""
         super().connection_made(transport)
         certificate = _client_certificate(transport.get_extra_info("ssl_object"))
         if certificate is not None:
@@ -87,7 +87,7 @@ class Protocol(H11Protocol):
         self._await_head()
 
     def data_received(self, data: bytes) -> None:
-        """Take what came."""
+        """Bound the wait for the next head, or end it."""
         before = self.cycle
         if self._deadline is None and (before is None or before.response_complete):
             self._await_head()

@@ -35,7 +35,7 @@ class AesGcmEncryption:
     """
 
     def __init__(self, key: bytes) -> None:
-        """Take the master key.
+        """Remember the master key.
 
         Args:
             key: 32 random bytes.

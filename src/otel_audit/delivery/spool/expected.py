@@ -15,7 +15,7 @@ class Expected:
     """Judges what is found by what the process has noted; see `watermarks`."""
 
     def __init__(self, marks: dict[int, Watermark] | None, *, doubtful: bool) -> None:
-        """Take the notes.
+        """Remember the notes.
 
         Args:
             marks: By segment; None if there are none.

@@ -53,7 +53,7 @@ class Watermarks:
     __slots__ = ("_file", "_written")
 
     def __init__(self, file: int) -> None:
-        """Begin with a spool whose first segment is empty.
+        """Start for a spool whose first segment is empty.
 
         Args:
             file: The lock's file descriptor.

@@ -69,7 +69,7 @@ class KeySet:
         name: str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take how to read the set; nothing is read yet.
+        """Remember how to read the set; it is not read yet.
 
         Args:
             read: Returns the set's JSON; may take long, may raise anything.

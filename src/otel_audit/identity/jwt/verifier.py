@@ -107,10 +107,10 @@ class JwtVerifier:
         leeway: float = 0.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Take the issuers, each with a name of its own; one may have none, for all other tokens.
+        """Start with no token remembered.
 
         Args:
-            issuers: At least one.
+            issuers: At least one, each with its own name. One may have none: for all other tokens.
             leeway: Seconds of clock difference that are forgiven.
             clock: Unix seconds.
         """
