@@ -180,7 +180,7 @@ class Served:
         assert otel_audit.flush(60)
 
     def left_by(self, ask: Callable[[int], None]) -> Counter[str]:
-        """What each request leaves to the garbage collector, by type."""
+        """What `TIMES` requests leave to the garbage collector, by type."""
         for _ in range(3):
             ask(self.port)
         self.settle()
@@ -192,12 +192,11 @@ class Served:
                 ask(self.port)
             self.settle()
             gc.collect()
-            found = Counter(_name(type(one)) for one in gc.garbage)
+            return Counter(_name(type(one)) for one in gc.garbage)
         finally:
             gc.set_debug(0)
             gc.garbage.clear()
             gc.enable()
-        return Counter({name: n // TIMES for name, n in found.items() if n >= TIMES})
 
 
 def _name(kind: type) -> str:
@@ -278,5 +277,11 @@ def audited(database, audit_store, tmp_path) -> Iterator[Served]:
 def test_what_is_over_is_freed_at_once(unaudited, audited):
     """Each request leaves to the garbage collector what it leaves without us, and nothing of ours."""
     left = {way: audited.left_by(ask) for way, ask in WAYS.items()}
-    more = {way: found - unaudited[way] for way, found in left.items()}
-    assert {way: found for way, found in more.items() if found} == {}
+    # asyncio leaves the transport of a socket or not, as it happens to be closed: once more or less
+    more = {
+        (way, name): n
+        for way, found in left.items()
+        for name, n in (found - unaudited[way]).items()
+        if n >= TIMES
+    }
+    assert more == {}
