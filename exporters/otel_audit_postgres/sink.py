@@ -85,7 +85,8 @@ _TRIED: Final = 8
 CONFLICT: Final = "another record with this id is in the store"
 """Why a record is in quarantine whose id is taken, and every id that it could have instead."""
 
-_FUTURE_ID: Final = "well_formed_id"
+_ID_CHECK: Final = "well_formed_id"
+"""Of an id of ours, the constraint refuses only a time more than a day ahead."""
 """The store's check of a record's id."""
 _TODAY: Final = "SELECT extract(epoch FROM date_trunc('day', now() AT TIME ZONE 'UTC'))::bigint"
 _MOST_CLAIMS: Final = 4
@@ -532,7 +533,7 @@ class PostgresSink:
 
         async def refuse(row: Row, error: Exception) -> None:
             nonlocal new
-            if getattr(error, "constraint_name", None) != _FUTURE_ID:
+            if getattr(error, "constraint_name", None) != _ID_CHECK:
                 await self._judge(connection, row, error, became)
                 return
             moved, more = await self._put_at_present(connection, row, became)

@@ -376,7 +376,11 @@ class AuditConfig(BaseSettings):
     tenant_domain: str | None = Field(
         None, description="Domain whose subdomains are tenants, such as example.com."
     )
-    tenant_header: HeaderName | None = Field(None, description="Header with the tenant.")
+    tenant_header: HeaderName | None = Field(
+        None,
+        description="Header with the tenant, asked after the application and the token; only if "
+        "nobody outside can send it.",
+    )
     trusted_proxies: Names = Field(
         (), description="Addresses or networks whose forwarded headers are trusted."
     )

@@ -104,6 +104,7 @@ class ExchangeFacts:
         self.judged: tuple[object, ...] | None = None
         self.resolved = self.is_quiet = False
         self.parts = FailedParts(options.on_error)
+        self._named: tuple[Actor | None, Tenant | None] = (None, None)
         self._bearer: tuple[object, Bearer] | None = None
         self._secrets: frozenset[str] | None = frozenset()
         self._served: tuple[tuple[object, ...], str | None] | None = None
@@ -150,11 +151,14 @@ class ExchangeFacts:
         self, earlier: tuple[Actor | None, Tenant | None, bool, tuple[object, ...] | None]
     ) -> None:
         self.audit.actor, self.audit.tenant, self.resolved, self.judged = earlier
+        self._named = self.audit.actor, self.audit.tenant
 
     def origin(self) -> Origin:
         """Say what an action inside of this one takes over; more may be known later."""
         scope, audit = self.routed, self.audit
         bearer = self.read_bearer(scope)
+        if self.resolved:
+            self._resolve_what_was_named_since(scope)
         return Origin(
             actor=audit.actor if self.resolved else self.actor(scope, bearer),
             tenant=audit.tenant if self.resolved else self._tenant(scope, bearer),
@@ -174,6 +178,8 @@ class ExchangeFacts:
             if self.inner_scope is None:
                 scope = self._foresee()
             self._resolve(scope)
+        else:
+            self._resolve_what_was_named_since(scope)
         judged = (self.bodies.status, wrote, audit.actor, audit.tenant, self.head.method)
         if judged != self.judged:
             self.judge(route=self._route(scope), wrote=wrote, scope=scope)
@@ -214,6 +220,7 @@ class ExchangeFacts:
         actor = self.actor(scope, bearer)
         self.audit.tenant = self._tenant(scope, bearer)
         self.audit.actor = actor
+        self._named = actor, self.audit.tenant
         parameters = scope.get("path_params")
         if parameters:
             try:
@@ -225,6 +232,22 @@ class ExchangeFacts:
             except Exception as error:  # noqa: BLE001 - it costs the target's id
                 self.parts.fail("target", error)
                 self._secrets = None
+
+    def _resolve_what_was_named_since(self, scope: Mapping[str, Any]) -> None:
+        """Settle whom the application has named when the answer was out already.
+
+        It is the application's own text: what looks like a secret in it is redacted as before.
+        """
+        audit = self.audit
+        actor, tenant = self._named
+        if audit.actor is actor and audit.tenant is tenant:
+            return
+        bearer = self.read_bearer(scope)
+        if audit.actor is not actor:
+            audit.actor = self.actor(scope, bearer)
+        if audit.tenant is not tenant:
+            audit.tenant = self._tenant(scope, bearer)
+        self._named = audit.actor, audit.tenant
 
     def read_bearer(self, scope: Mapping[str, Any]) -> Bearer:
         """Read the bearer token of a request. Never raises."""
