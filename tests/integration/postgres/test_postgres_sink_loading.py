@@ -211,8 +211,8 @@ class TestBothWays:
         assert became.conflicts[0].stored_as != first.record_id
         assert await stored(reader) == size + 2
 
-    async def test_leave_nothing_when_cancelled(self, sink, reader, size):
-        """What was cut short is not half there, and can be written again."""
+    async def test_leave_nothing_half_done_when_cancelled(self, sink, reader, size):
+        """What was cut short is never half there, and can be written again."""
         batch = a_batch(size)
         await sink.check()
         transaction = reader.transaction()
@@ -224,7 +224,8 @@ class TestBothWays:
         with pytest.raises(asyncio.CancelledError):
             await writing
         await transaction.rollback()
-        assert await stored(reader) == 0
+        # the server may get the lock before it is asked to stop: then all of it is stored
+        assert await stored(reader) in (0, size)
         for _ in range(2):
             assert await sink.write(batch) == Written(stored=size)
         assert await stored(reader) == size
