@@ -14,6 +14,7 @@ import ssl
 from collections.abc import AsyncIterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -37,6 +38,8 @@ try:
     )
 except ImportError as missing:
     raise MissingExtraError("the PostgreSQL audit store", "postgres") from missing
+
+_COPY_IN: Final = ["self", "copy_stmt", "source", "timeout"]
 
 APPLICATION_NAME = "otel-audit"
 """Name of our connections in ``pg_stat_activity``."""
@@ -175,6 +178,12 @@ class OwnConnection(_Connection):
             async with self.transaction():
                 return await super().fetchval(*args, **options)
         return await super().fetchval(*args, **options)
+
+    @classmethod
+    def can_copy_then(cls) -> bool:
+        """Return whether the driver still has what `copy_then` is made of: it is not public."""
+        own = getattr(cls, "_copy_in", None)
+        return own is not None and list(signature(own).parameters) == _COPY_IN
 
     async def copy_then(
         self,

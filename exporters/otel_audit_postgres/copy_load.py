@@ -69,8 +69,9 @@ class Loader:
         # ON CONFLICT costs each row something, and is needed only where another connection inserts
         # a row of the batch in the same moment
         self._insert = _INSERT_NEW
-        # a temporary table is a session's, and behind a pooler there is none
-        self._is_possible = not is_pooled(connection)
+        # a temporary table is a session's, and behind a pooler there is none; another version of
+        # the driver may copy in another way
+        self._is_possible = not is_pooled(connection) and connection.can_copy_then()
 
     async def load(self, rows: Iterable[Row]) -> int | None:
         """Store rows; return only after they are committed.
