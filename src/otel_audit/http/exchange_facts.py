@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
 from operator import is_
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 from opentelemetry import trace
@@ -54,6 +54,10 @@ if TYPE_CHECKING:
     from otel_audit.policy import PolicyDecision
     from otel_audit.redaction import Redactor
 
+_Settled: TypeAlias = (
+    "tuple[Actor | None, Tenant | None, bool, tuple[object, ...] | None, "
+    "tuple[Actor | None, Tenant | None]]"
+)
 
 UNREADABLE_BEARER = Bearer(problem="bearer_failed")
 
@@ -142,23 +146,23 @@ class ExchangeFacts:
         self.inner_scope = self.routed = scope
 
     @property
-    def settled(self) -> tuple[Actor | None, Tenant | None, bool, tuple[object, ...] | None]:
+    def settled(self) -> _Settled:
         """Actor, tenant, and the facts they depend on: to undo a decision that came too early."""
-        return self.audit.actor, self.audit.tenant, self.resolved, self.judged
+        return self.audit.actor, self.audit.tenant, self.resolved, self.judged, self._named
 
     @settled.setter
-    def settled(
-        self, earlier: tuple[Actor | None, Tenant | None, bool, tuple[object, ...] | None]
-    ) -> None:
-        self.audit.actor, self.audit.tenant, self.resolved, self.judged = earlier
-        self._named = self.audit.actor, self.audit.tenant
+    def settled(self, earlier: _Settled) -> None:
+        audit = self.audit
+        # with what was resolved then: an actor that was named since is not among it, as it must be
+        # redacted first
+        audit.actor, audit.tenant, self.resolved, self.judged, self._named = earlier
 
     def origin(self) -> Origin:
         """Say what an action inside of this one takes over; more may be known later."""
         scope, audit = self.routed, self.audit
         bearer = self.read_bearer(scope)
         if self.resolved:
-            self._resolve_what_was_named_since(scope)
+            self._resolve_late_identity(scope)
         return Origin(
             actor=audit.actor if self.resolved else self.actor(scope, bearer),
             tenant=audit.tenant if self.resolved else self._tenant(scope, bearer),
@@ -179,7 +183,7 @@ class ExchangeFacts:
                 scope = self._foresee()
             self._resolve(scope)
         else:
-            self._resolve_what_was_named_since(scope)
+            self._resolve_late_identity(scope)
         judged = (self.bodies.status, wrote, audit.actor, audit.tenant, self.head.method)
         if judged != self.judged:
             self.judge(route=self._route(scope), wrote=wrote, scope=scope)
@@ -233,8 +237,8 @@ class ExchangeFacts:
                 self.parts.fail("target", error)
                 self._secrets = None
 
-    def _resolve_what_was_named_since(self, scope: Mapping[str, Any]) -> None:
-        """Settle whom the application has named when the answer was out already.
+    def _resolve_late_identity(self, scope: Mapping[str, Any]) -> None:
+        """Resolve the actor or tenant that the application has named after the answer.
 
         It is the application's own text: what looks like a secret in it is redacted as before.
         """

@@ -1,4 +1,4 @@
-"""What is told at the end: what was written down with the answer, and what has changed since."""
+"""The record at the end: what was written with the answer, and what has changed since."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import msgspec
 import pytest
 from asgi_app import Tapped, answer
 
+import otel_audit
 from otel_audit._util.spill import SpilledChanges
 from otel_audit.http import exchange_record
+from otel_audit.http.exchange_record import ExchangeRecordBuilder
 from otel_audit.record import Change
 from otel_audit.scope import add_metadata, current_scope, set_event
+
+TOKEN = "sk_live_" + "4eC39HqLyjWDarjtT1zdp7dc"
 
 
 class Pending:
@@ -44,7 +48,7 @@ def commit() -> None:
     scope.note_transaction_end("committed", changes)
 
 
-async def told(app: Any) -> Any:
+async def recorded(app: Any) -> Any:
     tapped = Tapped(app)
     await tapped.ask(b'{"total": 12}', path="/orders", headers=[
         (b"content-type", b"application/json"), (b"user-agent", b"browser"),
@@ -56,7 +60,7 @@ async def told(app: Any) -> Any:
 
 async def test_nothing_has_happened_since() -> None:
     """The end is the answer's record, with its outcome and its duration."""
-    _, answered, closed = await told(orders())
+    _, answered, closed = await recorded(orders())
     assert closed.duration > answered.duration
     assert (answered.outcome, closed.outcome) == ("unknown", "success")
     same = msgspec.structs.replace(closed, outcome="unknown", duration=answered.duration)
@@ -65,7 +69,7 @@ async def test_nothing_has_happened_since() -> None:
 
 async def test_a_commit_after_the_answer_is_told() -> None:
     """A session that a dependency closes commits last: changes, target and bodies are there."""
-    _, answered, closed = await told(orders(commit))
+    _, answered, closed = await recorded(orders(commit))
     assert (answered.transaction, answered.changes, answered.target.id) == ("none", (), None)
     assert (closed.transaction, closed.target.id, closed.outcome) == ("committed", "7", "success")
     assert [change.entity for change in closed.changes] == ["Order"]
@@ -79,7 +83,7 @@ async def test_what_the_application_says_after_the_answer_is_told() -> None:
         set_event("order.placed")
         add_metadata(found="late")
 
-    _, answered, closed = await told(orders(say))
+    _, answered, closed = await recorded(orders(say))
     assert (answered.event_name, answered.metadata) == ("order.created", {})
     assert (closed.event_name, closed.metadata) == ("order.placed", {"found": "late"})
 
@@ -98,7 +102,7 @@ async def test_a_commit_that_was_pending_with_the_answer_is_told() -> None:
         await answer(b"{}", status=201)(scope, receive, send)
         commit()
 
-    _, answered, closed = await told(handler)
+    _, answered, closed = await recorded(handler)
     assert (answered.transaction, closed.transaction) == ("none", "committed")
     assert (closed.outcome, closed.target.id) == ("success", "7")
     assert scopes[0].changes_pending == 0
@@ -129,7 +133,7 @@ async def test_an_action_inside_after_the_answer_is_no_reason_to_forget() -> Non
         assert audit is not None
         audit.note_nested()
 
-    _, answered, closed = await told(orders(act))
+    _, answered, closed = await recorded(orders(act))
     assert (answered.level, closed.level) == ("request_response", "request_response")
     assert closed.outcome == "success"
 
@@ -152,7 +156,7 @@ async def test_what_cannot_be_derived_is_described_again(monkeypatch: pytest.Mon
 
 async def test_the_beginning_is_told_by_the_head_alone() -> None:
     """What a crash would leave: when, what, from where; no headers, and no body."""
-    opened, answered, _ = await told(orders())
+    opened, answered, _ = await recorded(orders())
     assert (opened.phase, opened.outcome, opened.event_name) == (
         "started", "unknown", "order.created",
     )  # fmt: skip
@@ -161,3 +165,26 @@ async def test_the_beginning_is_told_by_the_head_alone() -> None:
     assert opened.source.user_agent == "browser"
     assert (opened.request.headers, opened.request.body) == ({}, None)
     assert opened.occurred_at == answered.occurred_at
+
+
+async def test_an_actor_named_late_is_redacted_after_a_look_that_is_undone(monkeypatch) -> None:
+    """A long action is decided for its record `started`, and that decision is taken back."""
+    made: list[Any] = []
+    begin = ExchangeRecordBuilder.__init__
+
+    def remember(builder: Any, *given: Any) -> None:
+        made.append(builder)
+        begin(builder, *given)
+
+    def name_and_look() -> None:
+        otel_audit.set_actor(TOKEN)
+        otel_audit.set_tenant(TOKEN)
+        (builder,) = made
+        settled = builder.settled
+        builder.decide(wrote=True)
+        builder.settled = settled
+
+    monkeypatch.setattr(ExchangeRecordBuilder, "__init__", remember)
+    _, _, closed = await recorded(orders(name_and_look))
+    assert closed.actor.source == "app"
+    assert TOKEN not in str(closed)
