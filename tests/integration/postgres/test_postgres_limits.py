@@ -46,13 +46,6 @@ TABLES = (
 
 
 @pytest.fixture
-async def admin(audit_store):
-    connection = await asyncpg.connect(audit_store)
-    yield connection
-    await connection.close()
-
-
-@pytest.fixture
 async def locked(audit_store, admin) -> AsyncIterator[None]:
     """Somebody holds every table, as ALTER TABLE or VACUUM FULL does for minutes."""
     await init_outbox(audit_store)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 
-import asyncpg
 import pytest
 from otel_audit_postgres import PostgresSink
 from otel_audit_postgres.checks.inspect import inspect
@@ -75,13 +74,6 @@ FAULTS = {
         "SELECT setval('audit.ledger_position', 500)",
     ),
 }
-
-
-@pytest.fixture
-async def admin(audit_store):
-    connection = await asyncpg.connect(audit_store)
-    yield connection
-    await connection.close()
 
 
 @pytest.fixture

@@ -22,13 +22,6 @@ from otel_audit.delivery.sink import Refused
 
 
 @pytest.fixture
-async def admin(audit_store):
-    connection = await asyncpg.connect(audit_store)
-    yield connection
-    await connection.close()
-
-
-@pytest.fixture
 async def aside(audit_store):
     """Two rows: a sound record that an earlier version refused, and what is none."""
     record = a_record(record_id=uuid7())
