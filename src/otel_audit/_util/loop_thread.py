@@ -8,7 +8,7 @@ import logging
 import queue
 import selectors
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from concurrent.futures import Executor, Future, InvalidStateError
 from typing import Any, Final, NamedTuple, TypeVar, TypeVarTuple
 
@@ -301,7 +301,11 @@ class LoopThread:
             try:
                 loop.run_until_complete(self._reachable())
             finally:
-                _end_tasks(loop)
+                tasks = asyncio.all_tasks(loop)
+                try:
+                    _end_tasks(loop, tasks)
+                finally:
+                    _close_forgotten(tasks)
 
     def _note(self, what: str, error: BaseException | None) -> None:
         self.restarts += 1
@@ -328,17 +332,34 @@ class LoopThread:
             self.wake.clear()
 
 
-def _end_tasks(loop: asyncio.AbstractEventLoop) -> None:
+def _end_tasks(loop: asyncio.AbstractEventLoop, tasks: Collection[asyncio.Task[Any]]) -> None:
     """Cancel what runs in a loop, and wait for it, but not for ever as `asyncio.Runner` does.
 
     A loop that is cut off in its own code may have forgotten a task: nothing ends that one.
     """
-    tasks = asyncio.all_tasks(loop)
     for task in tasks:
         task.cancel()
     if tasks:
         loop.run_until_complete(asyncio.wait(tasks, timeout=_LONGEST_END))
     loop.run_until_complete(loop.shutdown_asyncgens())
+
+
+def _close_forgotten(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """End the coroutines of the tasks that the loop has forgotten.
+
+    CPython 3.11 crashes if the garbage collector comes upon such a task: it ends one of the inner
+    coroutines first, and the outer ones while that one runs.
+    """
+    for task in tasks:
+        coroutine = task.get_coro()
+        if not task.done() and isinstance(coroutine, Coroutine):
+            try:
+                coroutine.close()
+            except BaseException as error:  # noqa: BLE001 - a block within it that waits, or fails
+                log_limited(
+                    _logger, "forgotten task", "A task that was cut off did not end by itself",
+                    level=logging.DEBUG, error=error,
+                )  # fmt: skip
 
 
 def _reason(error: BaseException) -> str:
