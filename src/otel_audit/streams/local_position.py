@@ -70,7 +70,7 @@ class LocalPosition:
             replace_durably(self._path, text.encode())
         except OSError as error:
             log_limited(
-                _logger, f"local position {self._path}", "%s cannot be written: a store that is restored "
-                "from a backup will not be noticed by it", self._path, error=error,
+                _logger, f"local position {self._path}", "%s cannot be written: a store that is "
+                "restored from a backup will not be noticed by it", self._path, error=error,
                 level=logging.WARNING,
             )  # fmt: skip
