@@ -213,7 +213,7 @@ class Trail:
         """Find the record's id that begins so; it shows no record, and is not recorded."""
         return str(await queries.full_id(self._connection, beginning))
 
-    async def aside(self, answer: Callable[[Connection[Any]], Awaitable[T]]) -> T:
+    async def ask_unrecorded(self, answer: Callable[[Connection[Any]], Awaitable[T]]) -> T:
         """Read what shows no record, in a transaction that is narrowed as any other.
 
         Such as what there is to be asked at all: whoever shows a record then says `looked`.

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args, overload
 
-from otel_audit._util.entity_reference import ActionReference
+from otel_audit._util.action_reference import ActionReference
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.action.arguments import RecordArguments
 from otel_audit.action.current_runtime import in_use

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-import re
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import msgspec
 from msgspec.structs import replace
 
 from otel_audit import attributes as names
-from otel_audit._util.ids import derived_uuid7
+from otel_audit._util.ids import derived_uuid7, is_uuid
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.action.compose import as_received, with_resource
 from otel_audit.action.record_limit import clipped
@@ -56,8 +55,6 @@ _LARGEST_RESOURCE: Final = 8_192
 
 LEFT_OUT: Final = "audit.truncated"
 """In a resource: how many attributes it had beyond those that are stored."""
-
-_is_uuid: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}").fullmatch
 
 _decode_mapping = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -295,7 +292,7 @@ class Converter:
     ) -> NotConvertible:
         budget = SpanBudget(allowance.work, _QUARANTINE_WORK)
         record_id = item.attributes.get(names.RECORD_ID)
-        if not isinstance(record_id, str) or _is_uuid(record_id) is None:
+        if not isinstance(record_id, str) or is_uuid(record_id) is None:
             record_id = derived_uuid7(item.start_time, *_own_ids(item))
         received = {
             "received_by": sender.identity,

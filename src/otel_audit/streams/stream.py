@@ -33,7 +33,7 @@ from otel_audit.streams.destination import (
     Encoded,
     Outgoing,
 )
-from otel_audit.streams.witness import Sent, Witness
+from otel_audit.streams.local_position import LocalPosition, SentPosition
 
 _logger = logging.getLogger(__name__)
 
@@ -129,19 +129,19 @@ class Stream:
     """
 
     def __init__(
-        self, dsn: str, plan: StreamPlan, witness: Witness, *, interval: float = 1.0
+        self, dsn: str, plan: StreamPlan, local_position: LocalPosition, *, interval: float = 1.0
     ) -> None:
         """Open nothing yet.
 
         Args:
             dsn: The store, as a role of otel_audit_streamer that reads.
             plan: What is to be done.
-            witness: What was sent, outside the store.
+            local_position: What was sent, outside the store.
             interval: Seconds between looks for what is new.
         """
         self._dsn = dsn
         self._plan = plan
-        self._witness = witness
+        self._local_position = local_position
         self._interval = interval
         self._ahead: _Batch | None = None
         self.progress = StreamProgress()
@@ -212,7 +212,7 @@ class Stream:
         async with connection.transaction():
             at = await store.position(connection, self.name)
             sealed = await store.check_position(connection, at)
-            await self._compare_witness(connection, at, sealed.size)
+            await self._compare_local_position(connection, at, sealed.size)
             self.progress.next_leaf, self.progress.size = at.next_leaf, sealed.size
             if at.is_paused:
                 self._is("paused")
@@ -322,7 +322,9 @@ class Stream:
                 "refused: %s; `otel-audit stream parked %s` lists what is", self.name, one.leaf,
                 one.id, visible(one.reason), self.name,
             )  # fmt: skip
-        self._witness.write(Sent(at.turn, next_leaf, leaf_hash.hex() if leaf_hash else ""))
+        self._local_position.write(
+            SentPosition(at.turn, next_leaf, leaf_hash.hex() if leaf_hash else "")
+        )
 
     async def _encoded(self, row: SealedRow, log: str) -> Encoded:
         if not row.is_as_sealed:
@@ -355,11 +357,11 @@ class Stream:
             # one record that a shape did not foresee holds up no other: it is parked, and counted
             raise UnshapeableError(f"it has no such shape ({type(error).__name__})") from error
 
-    async def _compare_witness(
+    async def _compare_local_position(
         self, connection: Connection[Any], at: store.StreamPosition, size: int
     ) -> None:
-        """Compare with the witness file. If it is ahead, the store was restored from a backup."""
-        sent = self._witness.read()
+        """Compare with the local file. If it is ahead, the store was restored from a backup."""
+        sent = self._local_position.read()
         if sent is None or sent.turn != at.turn or sent.next_leaf <= at.next_leaf:
             return
         if sent.next_leaf > size:

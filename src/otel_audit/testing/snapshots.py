@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
+from otel_audit._util.ids import UUID_PATTERN
 from otel_audit.record import NO_CONTENT, AuditRecord
 
 _LEFT_OUT: Final = frozenset({
@@ -15,9 +16,7 @@ _LEFT_OUT: Final = frozenset({
     "schema_version", "duration", "received",
 })  # fmt: skip
 _OF_REQUEST: Final = ("id", "host", "http_version", "headers")
-_UUID: Final = re.compile(
-    r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE
-)
+_UUID: Final = re.compile(UUID_PATTERN)
 
 
 def snapshot(records: Iterable[AuditRecord]) -> list[dict[str, Any]]:

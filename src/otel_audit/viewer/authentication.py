@@ -94,6 +94,10 @@ class TrustedHeader:
             from its address, too.
         role: What everybody is.
         tenants: As for `Viewer`.
+
+    Example::
+
+        create_app(dsn=dsn, authenticate=TrustedHeader("x-forwarded-user", proxies=("10.0.0.7",)))
     """
 
     header: str

@@ -27,6 +27,10 @@ class Viewer:
         tenants: The only tenants whose records are shown, by id; None: all, for auditor and
             support only. The database holds to it, whatever is asked.
         may: What else is allowed: ``export``, ``prove``, ``tail``.
+
+    Example::
+
+        Viewer("ann@acme.example", role="tenant", tenants=("acme",), may=frozenset({"export"}))
     """
 
     name: str
