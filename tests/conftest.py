@@ -9,9 +9,10 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
@@ -70,12 +71,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_directory(path: Path, parent: pytest.Collector) -> Generator[None, Any, Any]:
+    """Have each worker read the files in another order: what one has compiled, the others load."""
+    collector = yield
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+    if type(collector) is pytest.Dir and worker != "0":
+        collector = _TurnedDirectory.from_parent(parent, path=path)
+        collector.turns = int(worker)
+    return collector
+
+
+class _TurnedDirectory(pytest.Dir):
+    turns = 0
+
+    def collect(self) -> list[pytest.Item | pytest.Collector]:
+        entries = list(super().collect())
+        if self.turns % 2:
+            entries.reverse()
+        middle = len(entries) // 2 if self.turns > 1 else 0
+        return [*entries[middle:], *entries[:middle]]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files of slow tests: a worker that begins one last is waited for."""
     slow: Counter[Path] = Counter()
     for item in items:
         slow[item.path] += bool(item.get_closest_marker("slow"))
-    items.sort(key=lambda item: not slow[item.path])
+    items.sort(key=lambda item: (not slow[item.path], item.path))
 
 
 def pytest_collection_finish() -> None:
