@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import child_errors
 import pytest
 from hypothesis import HealthCheck, settings
 from payload_schema import faults_of
@@ -139,6 +140,7 @@ def _caught_errors_fail(
     """A mistake of ours does not hide behind a guard; ``allow_errors`` marks who wants a failure."""
     if request.node.get_closest_marker("allow_errors"):
         yield
+        child_errors.taken()
         return
     caught: list[BaseException] = []
 
@@ -151,6 +153,14 @@ def _caught_errors_fail(
     yield
     if caught:
         raise BaseExceptionGroup("a guard has caught what this test does not ask for", caught)
+    assert child_errors.taken() == [], "an error in a process that was started"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _processes_are_watched() -> Iterator[None]:
+    """What the processes print that tests start is searched for our errors."""
+    with child_errors.watched():
+        yield
 
 
 @pytest.fixture(autouse=True)
