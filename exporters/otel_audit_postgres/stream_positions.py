@@ -16,6 +16,7 @@ from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.sealed_rows import Horizon, horizon, leaf_hash_at
 
 _LOCK_CLASS: Final = 7368036
+"""The first number of the advisory locks of streams; the second is made from the name."""
 _COLUMNS: Final = (
     "name, settings::text AS settings, origin, next_leaf, leaf_hash, turn, sent, parked, "
     "is_paused, moved_at"

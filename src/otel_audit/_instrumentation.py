@@ -132,7 +132,7 @@ def uninstrument(app: Any = None) -> None:
     """Stop auditing one application, or everything; what waits is delivered first.
 
     Args:
-        app: The application to leave; None: all, listeners and worker included.
+        app: The application to leave; None: all, listeners and writer included.
 
     Example::
 

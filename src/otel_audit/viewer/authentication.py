@@ -24,6 +24,7 @@ Authenticate = Callable[[Request], Viewer | Awaitable[Viewer | None] | None]
 _LINK_SECONDS: Final = 600
 _SESSION_SECONDS: Final = 8 * 3600
 _MOST_SESSIONS: Final = 100
+"""Sessions at once; the oldest one ends for another."""
 
 
 class SignsIn(Protocol):
