@@ -122,9 +122,10 @@ class HeldElsewhereError(StoreError):
 class Stream:
     """Sends one stream until `run` is stopped.
 
-    While events are on their way one transaction holds the stream's lock, so that of several
-    processes one sends; a process that is killed lets go of it by that. The position moves only
-    after the destination has acknowledged: what is cut off in between is sent again.
+    While events are on their way one transaction has the stream's row locked, so that of several
+    processes one sends; a process that is killed lets go of it by that. Who finds nothing to send
+    locks nothing. The position moves only after the destination has acknowledged: what is cut off
+    in between is sent again.
     """
 
     def __init__(
@@ -209,8 +210,6 @@ class Stream:
     async def _step(self, connection: Connection[Any]) -> bool:
         """Send one page, if there is one. Returns whether more may follow."""
         async with connection.transaction():
-            if not await store.try_to_hold(connection, self.name):
-                raise HeldElsewhereError(f"stream {self.name}: another process sends it")
             at = await store.position(connection, self.name)
             sealed = await store.check_position(connection, at)
             await self._compare_local_position(connection, at, sealed.size)
@@ -218,6 +217,16 @@ class Stream:
             if at.is_paused:
                 self._is("paused")
                 return False
+            if at.next_leaf >= sealed.size:
+                # the lock is a write: a look that finds nothing makes none
+                self._is("waiting")
+                return False
+            held = await store.hold(connection, self.name)
+            if held is None:
+                raise HeldElsewhereError(f"stream {self.name}: another process sends it")
+            if held != at:
+                # another process moved it, or it was paused, since it was looked at
+                return True
             self.progress.lag = await store.waiting_for(connection, at.next_leaf, sealed)
             batch, self._ahead = self._ahead, None
             if batch is None or (batch.page.first, batch.turn) != (at.next_leaf, at.turn):
