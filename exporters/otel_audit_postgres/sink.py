@@ -741,7 +741,7 @@ class _BatchResult:
 
     @property
     def last_reason(self) -> str:
-        """Why the last of them is postponed."""
+        """The reason why the last of them is postponed."""
         return next(reversed(self.postponed.values()), "")
 
 
