@@ -104,8 +104,8 @@ class PostgresSink:
     """A `otel_audit.delivery.sink.Sink` over one connection, opened when it is first needed.
 
     Writing is idempotent by the record's id. If another record has its id, the record is stored
-    beside it, under an id derived from both, with ``conflict_of``: the first user of an id takes
-    nothing from its owner. A record that the table refuses goes to ``audit.quarantine`` with the
+    beside it, under an id derived from both, with ``conflict_of``: so nobody can take an id away
+    from its owner. A record that the table refuses goes to ``audit.quarantine`` with the
     reason, and delays no other. After any error the connection is dropped, and the next call opens
     a new one.
 
@@ -747,7 +747,7 @@ class _BatchResult:
 
     @property
     def last_reason(self) -> str:
-        """Why the last of them is postponed."""
+        """The reason why the last of them is postponed."""
         return next(reversed(self.postponed.values()), "")
 
 

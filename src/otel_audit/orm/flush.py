@@ -389,7 +389,7 @@ class OpenFlushes:
     def _own(
         self, compiled: Any, options: Mapping[str, Any], mappers: Mapping[Mapper[Any], Any]
     ) -> _OwnStatement | None:
-        """What is known of a statement, if it is the unit of work's own."""
+        """The facts of a statement, if it is the unit of work's own."""
         if compiled is None:
             return None
         # SQLAlchemy compiles a statement once, and executes it often
