@@ -495,7 +495,7 @@ class Runtime:
             log_limited(_logger, "left", "What dead processes left is still there", error=error)
 
     def close(self) -> None:
-        """Deliver what waits and end the worker. Never raises."""
+        """Deliver what waits and end the writer. Never raises."""
         self.report_names()
         self.settle_changes()
         if self._spans is not None:

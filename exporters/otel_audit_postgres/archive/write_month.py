@@ -26,7 +26,9 @@ from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.leaves import Block, Pruned
 
 ROWS_AT_ONCE: Final = 2000
+"""Rows that are copied at once; fewer where they are large."""
 _PIECES_AT_ONCE: Final = 1000
+"""Pieces of the tree that wait at most, also where they hold few rows."""
 BYTES_AT_ONCE: Final = 8_000_000
 """Bytes of payload that are read in one go, or one row."""
 # as they will come; how much they take up on disk says little of that

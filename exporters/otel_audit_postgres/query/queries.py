@@ -36,10 +36,12 @@ from otel_audit_postgres.query.pagination import (
 from otel_audit_postgres.rows import key_text
 
 LARGEST_PAGE: Final = 10_000
+"""Records on a page at most: a page is in memory as a whole."""
 SHORTEST_ID: Final = 8
 """Digits of an id that can stand for it; fewer are of hours."""
 _ID_DIGITS: Final = 32
 _MOST_NAMED: Final = 10
+"""Ids that an error lists."""
 _HEX: Final = re.compile("[0-9a-f]+")
 
 # a plan for any values at all does not know how few they select; compiling takes longer than asking

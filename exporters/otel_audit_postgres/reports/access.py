@@ -38,8 +38,8 @@ _BEGINNINGS: Final = (
 _MAY_BE_RIGHTS: Final = (
     f"(event_name ~ '({_NOUNS}|revok)' OR array_to_string(entities, ' ') ~ '({_NOUNS})' "
     f"OR ({CHANGES} > 0 AND EXISTS (SELECT FROM (SELECT substr(payload::text, {CHANGES}) "
-    'COLLATE "C" AS told OFFSET 0) AS changes WHERE '
-    + " OR ".join(f"strpos(told, '\"{name}') > 0" for name in _BEGINNINGS)
+    'COLLATE "C" AS as_text OFFSET 0) AS changes WHERE '
+    + " OR ".join(f"strpos(as_text, '\"{name}') > 0" for name in _BEGINNINGS)
     + ")))"
 )
 _OWN_EVENTS: Final = "event_name NOT LIKE 'audit.%'"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 import re
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from otel_audit._util.cache import BoundedCache
 from otel_audit_postgres.query.conditions import READABLE
 from otel_audit_postgres.reports import controls
 from otel_audit_postgres.reports.model import Definition, ReportRow
@@ -40,7 +40,7 @@ _HAS_CHANGES: Final = f"{CHANGES} > 0"
 
 
 async def _changes_rows(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
-    creators: OrderedDict[str, str] = OrderedDict()
+    creators: BoundedCache[str, str] = BoundedCache(_MOST_CREATORS // 2)
     sql, values = snapshot.of_records(_HAS_CHANGES)
     async for row, changes in snapshot.changed(sql, values):
         # once for all columns of a record: there may be many
@@ -49,9 +49,7 @@ async def _changes_rows(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
             about, operation = reference_of(change), change.get("operation")
             pairs = list(values_of(change)) or [(str(operation), (None, None))]
             if operation == "insert":
-                creators[about] = actor
-                if len(creators) > _MOST_CREATORS:
-                    creators.popitem(last=False)
+                creators.put(about, actor)
             same = None
             if operation == "update" and _is_approval(row["event_name"], pairs):
                 same = _same_actor(actor, creators.get(about))

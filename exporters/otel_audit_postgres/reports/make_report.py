@@ -26,6 +26,7 @@ from otel_audit_postgres.reports.snapshot import TAMPERED, Snapshot, moment, tak
 
 NOBODY: Final = Witnesses()
 _IN_MEMORY: Final = 4_000_000
+"""Bytes of rows that are kept in memory; more are in a temporary file."""
 # sorting and joining millions of rows otherwise goes by way of the disk; bounded all the same
 _FOR_MANY_ROWS: Final = "SET LOCAL work_mem = '64MB'"
 _EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)

@@ -101,7 +101,9 @@ OF_THE_STORE: Final = "received_by IS NULL"
 _DAY: Final = re.compile(r"audit_logs_(\d{4})_(\d{2})")
 TAMPERED: Final = "TAMPERED: "
 _AT_ONCE: Final = 1_000
+"""Rows that are fetched at once; the next ones are fetched meanwhile."""
 _MOST_LATER: Final = 2_000_000
+"""Ids of records sealed after the checkpoint that are held in memory."""
 
 
 class _Changes(msgspec.Struct):

@@ -23,6 +23,7 @@ from otel_audit.streams.http import Client, rejection_reason
 
 _PREFIX: Final = "whsec_"
 _SHORTEST_SECRET: Final = 24
+"""Bytes of a secret, by Standard Webhooks: 24 to 64."""
 _LONGEST_SECRET: Final = 64
 # addresses that stand for an IPv4 address (RFC 6052)
 _TRANSLATED: Final = ipaddress.ip_network("64:ff9b::/96")

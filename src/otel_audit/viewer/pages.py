@@ -34,8 +34,10 @@ _THING: Final = re.compile(r"[A-Za-z][\w.]*:[^\s:]+")
 _FEW: Final = 10
 _ERASED: Final = "[ERASED"
 _MOST_STATES: Final = 2_000
+"""Records of a history from which states are computed."""
 _AROUND: Final = timedelta(minutes=5)
 _STATE_PAGE: Final = 500
+"""Records of it that are fetched at once."""
 _FACETS: Final = ("event", "outcome", "actor", "tenant", "action", "status", "service", "target")
 _ACTOR_FACETS: Final = ("event", "outcome", "status", "tenant", "ip", "session", "target")
 

@@ -36,10 +36,12 @@ from otel_audit_postgres.ledger.verify.row_check import (
 from otel_audit_postgres.ledger.verify.tree_pass import BlockRange
 
 ROWS_AT_ONCE: Final = 1000
+"""Rows that are fetched by one statement."""
 LEAVES_AT_ONCE: Final = 20_000
 """Leaves, at least, that one of several processes checks in one go."""
 
 _KEPT_OPEN_EVERY: Final = 1.0
+"""Seconds: well within any timeout for idle transactions that makes sense."""
 _NO_SNAPSHOT: Final = ("42704", "22023")
 _CUT_OFF: Final = (
     "verify the audit store: the connection that holds what is verified was cut off, by the server "
