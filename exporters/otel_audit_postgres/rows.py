@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import operator
+import re
 import uuid
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -81,10 +82,13 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 # asyncpg takes the very first and the very last for the infinities, which no one can reckon with
 _EARLIEST: Final = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND + 1
 _LATEST: Final = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND - 1
+_SIGNS: Final = (0, -1)
+"""What is left of a number that fits, once all bits but the sign are cut off."""
 _DIGEST_DIGITS: Final = 32
 _UUID_BYTES: Final = 16
 _HASH_BYTES: Final = 32
 _UUID_LETTERS: Final = 32
+_is_canonical: Final = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
 _ALIKE: Final = frozenset({str, int, bool, type(None)})
 """Types whose values read alike before they were written down as JSON and after."""
 _REMEMBERED: Final = 2048
@@ -140,6 +144,9 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     @property
     def canonical_id(self) -> str:
         """The id as text, however the record's sender spelled it."""
+        record_id = self.record.record_id
+        if type(record_id) is str and _is_canonical(record_id):  # as ours are
+            return record_id
         digits = self.row_id.hex()
         return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
@@ -287,7 +294,9 @@ def key_text(text: str) -> str:
 
 
 def _copied_key(text: Any) -> bytes:
-    return copy_format.text(text if len(text) <= LONGEST_KEY else key_text(text))
+    # as `copy_format.text`, without its call: it is short
+    encoded = str.encode(text if len(text) <= LONGEST_KEY else key_text(text))
+    return copy_format.LENGTHS[len(encoded)] + encoded
 
 
 def _copied_searchable(text: str | None) -> bytes:
@@ -502,9 +511,8 @@ def _fitting(number: int | None, bits: int) -> int | None:
     """The number, None if the column's signed type of so many bits cannot hold it."""
     if number is None:
         return None
-    return (
-        number if -1 <= (number if type(number) is int else _whole(number)) >> bits <= 0 else None
-    )
+    whole = number if type(number) is int else _whole(number)
+    return number if whole >> bits in _SIGNS else None
 
 
 def _whole(number: int) -> int:

@@ -379,7 +379,9 @@ class AuditRecord(_Part, frozen=True, kw_only=True, gc=False):
         if target is not None and target.id is not None:
             found.append(entity_reference(target.type, target.id))
         for change in self.changes:
-            found += _named(change)
+            if change.key:
+                found.append(change.reference)
+            found += change.related
         if self.conflict_of is not None:
             # both can be found by the index: this one by the other's id, and all of its kind
             found += [f"audit.record:{self.conflict_of}", CONFLICTING]
