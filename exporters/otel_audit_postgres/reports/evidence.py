@@ -44,8 +44,11 @@ from otel_audit_postgres.rows import ADDED_IN, versions_with
 _SLACK: Final = timedelta(seconds=2)
 """A record's id is that far from its time at most; those that are further have their own index."""
 _NAMED: Final = 3
+"""Ids that a problem lists."""
 _MOST_SUSPECTS: Final = 10_000
+"""Records that are judged one by one; beyond these the report says that there are more."""
 _PAUSES_AFTER: Final = 500
+"""Leaves after whose hashing the event loop has a turn."""
 _SUM_DIGITS: Final = 15  # of hex: as many as a bigint holds
 NO_ANCHOR: Final = "no anchor was asked: an old copy of the whole store would pass for the original"
 _KINDS: Final = {
