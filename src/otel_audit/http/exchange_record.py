@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping, MutableMapping
 from operator import is_
 from typing import TYPE_CHECKING, Any
@@ -76,6 +75,7 @@ class ExchangeRecordBuilder(ExchangeFacts):
         options: CaptureOptions,
         scope: MutableMapping[str, Any],
         begun: DeferredRequest | None = None,
+        path: str | None = None,
     ) -> None:
         """Start with what the server says.
 
@@ -83,8 +83,9 @@ class ExchangeRecordBuilder(ExchangeFacts):
             options: The options of capture.
             scope: The ASGI scope.
             begun: What has seen the request until now, if it is under way.
+            path: Its path, as the application's own router reads it; None: to be read.
         """
-        super().__init__(options, scope, begun)
+        super().__init__(options, scope, begun, path)
         self._described: ErrorInfo | None = None
         self._shown_target: tuple[tuple[object, ...], Target | None] | None = None
         self._holder: str | None = None
@@ -419,11 +420,16 @@ class ExchangeRecordBuilder(ExchangeFacts):
         named = self._holder or changed_id(kind, self.audit)
         return named or (acting if whom == "either" else None)
 
-    def release(self) -> None:
-        """The action is over: keep neither its scope, which keeps this, nor the error's frames."""
-        self._error_info()
-        self.error = None
-        self.audit = weakref.proxy(self.audit)
+    def release(self, audit: AuditScope) -> None:
+        """The action is over: keep neither its scope, which keeps this, nor the error's frames.
+
+        Args:
+            audit: A weak proxy of the scope.
+        """
+        if self.error is not None:
+            self._error_info()
+            self.error = None
+        self.audit = audit
 
     def _error_info(self) -> ErrorInfo | None:
         if self.error is not None and self._described is None:

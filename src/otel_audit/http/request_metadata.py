@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping, Sequence
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from otel_audit._util.cache import Memo
+from otel_audit._util.cache import BoundedCache, Memo
 from otel_audit._util.ids import is_uuid
 from otel_audit.identity.safe_access import clean, headers_by_name
 from otel_audit.record import Body, Request
@@ -19,10 +19,11 @@ from otel_audit.redaction.truncate import cut_path, cut_query, cut_text
 if TYPE_CHECKING:
     from otel_audit.action.lifecycle import FailedParts
     from otel_audit.redaction import Redactor
-    from otel_audit.redaction.budget import Budget
+    from otel_audit.redaction.budget import Budget, WorkBudget
 
 
 Headers = Iterable[tuple[bytes, bytes]]
+_Lines: TypeAlias = "tuple[tuple[bytes, bytes], ...]"
 
 _LONGEST_WORD = 15
 _BARE_PATH = 256
@@ -48,6 +49,8 @@ MOST_LINES = 64
 LONGEST_HEADERS = 16_384
 """Lines of kept headers, and characters of all their values."""
 
+_KNOWN_HEADERS = 256
+
 _LONGEST_HOST = 256
 _USUAL_HOST = 64
 """Bytes of a host that is remembered as it is shown."""
@@ -57,14 +60,15 @@ class RequestHead:
     """The head of a request. What cannot change is redacted once, for all records of the action."""
 
     __slots__ = ("_at_start", "_budget", "_described", "_headers", "_host", "_keep", "_parts",
-                 "_path", "_query", "_redactor", "_scope", "app", "id", "method", "path",
-                 "wire_method")  # fmt: skip
+                 "_path", "_plain_path", "_query", "_redactor", "_scope", "app", "id", "method",
+                 "path", "wire_method")  # fmt: skip
 
     def __init__(  # noqa: PLR0913 - one fact each
         self,
         scope: Mapping[str, Any],
         *,
         method: str,
+        path: str,
         request_id: str,
         redactor: Redactor,
         keep: Collection[str],
@@ -76,6 +80,7 @@ class RequestHead:
         Args:
             scope: The ASGI scope, as the server made it.
             method: HTTP method; ``WEBSOCKET`` for a socket.
+            path: Its path, as the application's own router reads it.
             request_id: The request's id.
             redactor: Takes secrets out.
             keep: Names of the headers that are kept, in lower case.
@@ -84,8 +89,10 @@ class RequestHead:
         """
         self._budget = budget
         self.id = request_id
-        self.method = self.wire_method = _bounded(method)
-        self.path = path_below_root(scope)
+        self.method = self.wire_method = (
+            method if len(method) <= LONGEST_METHOD else _bounded(method)
+        )
+        self.path = path
         self._scope = scope
         self._at_start = scope.get("method"), scope.get("path"), scope.get("root_path")
         # a mounted application puts itself there
@@ -95,6 +102,7 @@ class RequestHead:
         self._parts = parts
         self._described = False
         self._path: tuple[str, str] | None = None
+        self._plain_path: str | None = None
         self._headers: dict[str, str] = {}
         self._query: str | None = None
         self._host: str | None = None
@@ -202,17 +210,11 @@ class RequestHead:
 
     def _shown_path(self, routed: Mapping[str, Any], route: str | None) -> str:
         whole = routed.get("path")
-        if (
-            type(whole) is str
-            and len(whole) <= _BARE_PATH
-            and not routed.get("path_params")
-            and _are_words[whole]
-        ):
-            known = self._path
-            if known is not None and known[0] == whole:
-                return known[1]
-            if is_plain_path(whole):
-                self._path = whole, whole
+        if type(whole) is str and not routed.get("path_params"):
+            if whole is self._plain_path:
+                return whole
+            if len(whole) <= _BARE_PATH and _are_words[whole] and is_plain_path(whole):
+                self._plain_path = whole
                 return whole
         text = self._without_secrets(path_of(routed), routed)
         if text is None:
@@ -275,13 +277,64 @@ def describe_headers(
     Returns:
         Lower-case names to values, repeated ones joined with ``", "``.
     """
-    is_kept = _kept_names(keep)
+    known = _described_headers(keep, redactor)
+    is_kept = known.is_kept
     kept = [pair for pair in headers if is_kept[pair[0]]]
     if not kept:
         return {}
-    if len(kept) > _FEW_LINES or max(map(len, map(_VALUE, kept))) > _SHORT_VALUE:
-        kept = _bounded_lines(kept, budget, part)
-    return redactor.headers(kept, keep, lambda: budget.head)
+    lines = tuple(kept)
+    try:
+        found = known.lately(lines)
+    except TypeError:  # ASGI allows a line to be a list
+        found = None
+    if found is None:
+        found = known.describe(lines, budget, part)
+    return found
+
+
+class _DescribedHeaders:
+    """Headers as they are shown, by the lines that are kept: most requests of a kind have the same.
+
+    Remembered are those alone whose redaction has cost nothing of the action's budget.
+    """
+
+    __slots__ = ("_keep", "_known", "_redactor", "is_kept", "lately")
+
+    def __init__(self, keep: Collection[str], redactor: Redactor) -> None:
+        self._keep = keep
+        self._redactor = redactor
+        self._known: BoundedCache[_Lines, dict[str, str]] = BoundedCache(_KNOWN_HEADERS)
+        self.lately = self._known.recent
+        self.is_kept = _kept_names(keep)
+
+    def describe(self, lines: _Lines, budget: Budget, part: str) -> dict[str, str]:
+        given: Sequence[tuple[bytes, bytes]] = lines
+        if len(lines) > _FEW_LINES or max(map(len, map(_VALUE, lines))) > _SHORT_VALUE:
+            given = _bounded_lines(lines, budget, part)
+        is_free = given is lines
+
+        def head() -> WorkBudget:
+            nonlocal is_free
+            is_free = False
+            return budget.head
+
+        found = self._redactor.headers(given, self._keep, head)
+        if is_free and all(map(_is_line, lines)):
+            self._known.put(lines, found)
+        return found
+
+
+@functools.lru_cache(maxsize=16)
+def _headers_of(keep: Any, redactor: Any) -> _DescribedHeaders:
+    return _DescribedHeaders(keep, redactor)
+
+
+def _is_line(given: object) -> bool:
+    """Return whether a line is as most servers give it, and so can be a key."""
+    return type(given) is tuple and all(type(part) is bytes for part in given)
+
+
+_described_headers: Callable[..., _DescribedHeaders] = _headers_of
 
 
 def _bounded_lines(
