@@ -85,14 +85,23 @@ def conflict_id(record_id: str, *parts: str) -> str:
 
 def _compose(unix_ns: int, entropy: str) -> str:
     """Put a UUIDv7 together; of 16 hexadecimal digits of entropy the first gives two bits."""
+    global _moment  # noqa: PLW0603 - replaced as a whole: any thread may
+    last, start = _moment
+    if last != unix_ns:
+        start = _start(unix_ns)
+        _moment = unix_ns, start
+    return f"{start}{_VARIANTS[entropy[0]]}{entropy[1:4]}-{entropy[4:]}"
+
+
+def _start(unix_ns: int) -> str:
     if not 0 <= unix_ns < _END:
         unix_ns = 0 if unix_ns < 0 else _END - 1
     # in units of 1/4096 of a millisecond: the first 48 bits, and the 12 behind the version
-    time_at = f"{(unix_ns << 12) // 1_000_000:015x}"
-    return (
-        f"{time_at[:8]}-{time_at[8:12]}-7{time_at[12:]}"
-        f"-{_VARIANTS[entropy[0]]}{entropy[1:4]}-{entropy[4:]}"
-    )
+    spelled = f"{(unix_ns << 12) // 1_000_000:015x}"
+    return f"{spelled[:8]}-{spelled[8:12]}-7{spelled[12:]}-"
 
+
+_moment = -1, _start(-1)
+"""The time of the last id, and how an id of it begins: a request has two of the same."""
 
 _VARIANTS: Final = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from otel_audit.http.body import LONGEST_TYPE, make_body
 from otel_audit.http.request_metadata import Headers, header_of
 from otel_audit.identity.safe_access import headers_by_name
@@ -72,7 +74,7 @@ class BodyCopy:
         return self.complete and self._kept == self.size
 
 
-class BodyCapture:
+class BodyCapture(msgspec.Struct, eq=False):
     """The bodies and the response's head, inside and outside of the application's middleware.
 
     The inside is what the handler sees and says, before any middleware encodes it; it counts,
@@ -85,18 +87,16 @@ class BodyCapture:
         ended: Whether the response's last chunk has been seen.
     """
 
-    __slots__ = ("_as_file", "_headers", "_inner_headers", "_inner_status", "_outside", "ended",
-                 "request_inside", "request_outside", "response", "status")  # fmt: skip
-
-    def __init__(self) -> None:
-        self.request_inside: BodyCopy | None = None
-        self.request_outside: BodyCopy | None = None
-        self.response: BodyCopy | None = None
-        self._inner_status: int | None = None
-        self._inner_headers: Headers = ()
-        self._headers: Headers = ()
-        self._outside = self._as_file = self.ended = False
-        self.status: int | None = None
+    request_inside: BodyCopy | None = None
+    request_outside: BodyCopy | None = None
+    response: BodyCopy | None = None
+    status: int | None = None
+    ended: bool = False
+    _inner_status: int | None = None
+    _inner_headers: Headers = ()
+    _headers: Headers = ()
+    _outside: bool = False
+    _as_file: bool = False
 
     def copy(self, limit: int, *, request: bool, response: bool) -> None:
         """Make copies, of at most ``limit`` bytes each."""

@@ -298,9 +298,10 @@ class Exchange(Lifecycle):
         if decision is None:
             return
         self._collect(decision)
-        builder.enrich(decision)
         self._spooled = True
         known = builder.record(decision, phase="completed", outcome="unknown")
+        if not builder.enrich(known):
+            known = builder.record(decision, phase="completed", outcome="unknown")
         self._answer = known, builder.rests_on(decision, wrote=wrote)
         options.recorder.answered(known, audit.server_span)
 
@@ -393,7 +394,10 @@ class Exchange(Lifecycle):
         self._collect(decision)
         if self.socket is not None or not self.bodies.ended:
             # no last chunk has passed here: the handler raised, and who stands outside answers
-            builder.enrich(decision)
+            known = builder.record(decision, phase="completed")
+            if builder.enrich(known):
+                self._log(self._hand_over(lambda: known))
+                return
         self._log(self._hand_over(lambda: builder.record(decision, phase="completed")))
 
     def _ended_as_answered(self, known: AuditRecord, rested_on: tuple[object, ...]) -> bool:

@@ -213,21 +213,23 @@ class ExchangeRecordBuilder(ExchangeFacts):
         failed = self._asked is not None and self._asked.failure is not None
         return "failure" if failed and found == "success" else found
 
-    def enrich(self, decision: PolicyDecision) -> None:
-        """Enrich the application's own span, if it is still recording. Never raises."""
+    def enrich(self, record: AuditRecord) -> bool:
+        """Enrich the application's own span, if it is still recording. Never raises.
+
+        Args:
+            record: What is known of the action.
+
+        Returns:
+            Whether that has not failed.
+        """
         span = self.audit.server_span
         try:
             if span is not None and span.is_recording():
-                enrich(
-                    span,
-                    self.audit,
-                    decision,
-                    event_name=self._event_name(decision),
-                    target=self._target(decision),
-                    full=self._options.full_payload,
-                )
+                enrich(span, self.audit, record, full=self._options.full_payload)
         except Exception as error:  # noqa: BLE001 - it costs the span's attributes alone
             self.parts.fail("span", error)
+            return False
+        return True
 
     def redact_span(self) -> None:
         """Take out of the URLs on the application's own span what the record would not show.
@@ -541,7 +543,7 @@ def _shows_secret(found: str, redactor: Redactor) -> bool:
 
 def with_new_id(target: Target | None, audit: AuditScope) -> Target | None:
     """Name the one entity that was created, where the path could not name it yet."""
-    if target is None or target.id is not None:
+    if target is None or target.id is not None or not audit.changes:
         return target
     found = _one_of(target.type, audit, "insert")
     return target if found is None else Target(type=target.type, id=found)
