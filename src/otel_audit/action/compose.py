@@ -334,7 +334,7 @@ def as_started(known: AuditRecord) -> AuditRecord:
     )
 
 
-def changes_of(
+def change_records(
     known: AuditRecord,
     scope: AuditScope,
     outcome: TransactionOutcome,
@@ -444,7 +444,7 @@ def as_closed(
 # Derivations on the way to the store
 
 
-def place_of(span: Span | None, producer_id: str, resource: dict[str, Any]) -> Provenance:
+def provenance_of(span: Span | None, producer_id: str, resource: dict[str, Any]) -> Provenance:
     """Say where the records of an action come from; see `placed`."""
     if span is None:
         return Provenance(producer_id=producer_id, resource=resource)
