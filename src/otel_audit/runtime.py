@@ -55,7 +55,7 @@ from otel_audit.http.deferred import DeferredRequest
 from otel_audit.http.exchange import Exchange
 from otel_audit.http.headers import kept_headers
 from otel_audit.http.middleware import RoutedCapture
-from otel_audit.http.options import CaptureOptions, Claims
+from otel_audit.http.options import CaptureOptions
 from otel_audit.http.request_log import begin_request_log, log_request
 from otel_audit.http.request_metadata import LONGEST_METHOD
 from otel_audit.identity.actor import (
@@ -74,7 +74,7 @@ from otel_audit.identity.propagation import (
 )
 from otel_audit.identity.redact_identity import shown_actor, shown_tenant
 from otel_audit.identity.source import SourceOptions, SourceReader, request_id
-from otel_audit.identity.tenant import TenantOptions, resolve_tenant
+from otel_audit.identity.tenant import Claims, TenantOptions, resolve_tenant
 from otel_audit.identity.unresolved_credential import UNCHECKED
 from otel_audit.policy import Policy
 from otel_audit.record import (
@@ -495,7 +495,7 @@ class Runtime:
             log_limited(_logger, "left", "What dead processes left is still there", error=error)
 
     def close(self) -> None:
-        """Deliver what waits and end the worker. Never raises."""
+        """Deliver what waits and end the writer. Never raises."""
         self.report_names()
         self.settle_changes()
         if self._spans is not None:
@@ -714,7 +714,7 @@ def _make_options(
             found = origin_from_request(scope).actor or found
         return shown(found)
 
-    def tenant(scope: Mapping[str, Any], audit: AuditScope, claims: Claims) -> Tenant | None:
+    def tenant(scope: Mapping[str, Any], audit: AuditScope, claims: Claims | None) -> Tenant | None:
         found = resolve_tenant(scope, audit, claims, tenant_options)
         if found is None and config.baggage_trust:
             found = origin_from_request(scope).tenant

@@ -21,6 +21,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from otel_audit.errors import ConfigurationError, MissingExtraError, OtelAuditError
 
 CHUNK: Final = 1 << 20
+"""Bytes that are copied at once."""
 CACHE_BYTES: Final = 4_000_000_000
 """Bytes of copies that are kept between two questions, at the most, where a cache is named."""
 _OTHERS_MAY_WRITE: Final = 0o022

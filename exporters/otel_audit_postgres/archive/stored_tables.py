@@ -72,7 +72,7 @@ class CopiedRows(NamedTuple):
 async def copied_rows(
     connection: Connection[Any], ids: Sequence[bytes], most: int | None = None
 ) -> CopiedRows | None:
-    """The stored rows of these ids, as `table_of` reads them.
+    """The stored rows of these ids, as `arrow_table` reads them.
 
     Args:
         connection: To the store, in a transaction that sees one moment.
@@ -107,7 +107,7 @@ async def copied_rows(
     return found if most is None or size <= most else None
 
 
-def table_of(copied: CopiedRows) -> Any:
+def arrow_table(copied: CopiedRows) -> Any:
     """The copied rows as a table, without the leaf's columns.
 
     Raises:

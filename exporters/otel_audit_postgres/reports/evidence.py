@@ -29,12 +29,12 @@ from otel_audit_postgres.ledger.checkpoints import (
 from otel_audit_postgres.ledger.keys import PublicKey
 from otel_audit_postgres.ledger.leaves import ID_SIZE, Block, grown
 from otel_audit_postgres.ledger.settings import chosen_public_keys
-from otel_audit_postgres.ledger.verify.anchored import AnchorReadings, hear
+from otel_audit_postgres.ledger.verify.anchored import AnchorReadings, read_anchors
 from otel_audit_postgres.ledger.verify.findings import Findings
 from otel_audit_postgres.ledger.verify.retired import recorded_prunings
 from otel_audit_postgres.ledger.verify.row_pass import RowSelection, check_rows
 from otel_audit_postgres.ledger.verify.tree_pass import BlockRange, TreePassState
-from otel_audit_postgres.ledger.verify.verify import judge_testimonies
+from otel_audit_postgres.ledger.verify.verify import judge_readings
 from otel_audit_postgres.pseudonyms import MARK, SEARCHABLE_LENGTH
 from otel_audit_postgres.query.conditions import READABLE, Conditions
 from otel_audit_postgres.query.pagination import ASTRAY, lowest_id
@@ -44,8 +44,11 @@ from otel_audit_postgres.rows import ADDED_IN, versions_with
 _SLACK: Final = timedelta(seconds=2)
 """A record's id is that far from its time at most; those that are further have their own index."""
 _NAMED: Final = 3
+"""Ids that a problem lists."""
 _MOST_SUSPECTS: Final = 10_000
+"""Records that are judged one by one; beyond these the report says that there are more."""
 _PAUSES_AFTER: Final = 500
+"""Leaves after whose hashing the event loop has a turn."""
 _SUM_DIGITS: Final = 15  # of hex: as many as a bigint holds
 NO_ANCHOR: Final = "no anchor was asked: an old copy of the whole store would pass for the original"
 _KINDS: Final = {
@@ -363,8 +366,8 @@ async def _rebuild_tree(
         How many leaves are collapsed.
     """
     findings, collapsed = Findings(), 0
-    heard = await hear(witnesses.anchors, witnesses.keys, findings)
-    sizes = sorted({snapshot.size, *(one.checkpoint.size for one in heard.testimonies)})
+    anchored = await read_anchors(witnesses.anchors, witnesses.keys, findings)
+    sizes = sorted({snapshot.size, *(one.checkpoint.size for one in anchored.readings)})
     # what was collapsed can be told from what was made up by a root that was signed later
     latest = await _latest(snapshot, found, witnesses)
     sizes = sizes if latest is None else sorted({*sizes, latest.size})
@@ -395,9 +398,9 @@ async def _rebuild_tree(
             "the leaves, some collapsed, do not make up the last checkpoint's root"
         )
     found.signed = _signed(snapshot, witnesses, found)
-    heard.judge_silence(walk.tree.size, findings)
-    judge_testimonies(walk, snapshot.origin, heard.testimonies, findings)
-    _add_anchors(snapshot, found, witnesses, heard, findings)
+    anchored.judge_silence(walk.tree.size, findings)
+    judge_readings(walk, snapshot.origin, anchored.readings, findings)
+    _add_anchors(snapshot, found, witnesses, anchored, findings)
     return collapsed
 
 
@@ -443,14 +446,14 @@ def _add_anchors(
     snapshot: Snapshot,
     found: Evidence,
     witnesses: Witnesses,
-    heard: AnchorReadings,
+    anchored: AnchorReadings,
     findings: Findings,
 ) -> None:
     if not witnesses.anchors:
         return
     # how much all tenants record, and where it is anchored, is not told to one of them
     hides = snapshot.is_narrow
-    lines = [f"{'the anchor' if hides else one.anchor}: agrees" for one in heard.testimonies]
+    lines = [f"{'the anchor' if hides else one.anchor}: agrees" for one in anchored.readings]
     if findings.problems:
         first = findings.problems[0].detail
         against = "an anchor contradicts the store" + ("" if hides else f": {first}")

@@ -101,7 +101,9 @@ OF_THE_STORE: Final = "received_by IS NULL"
 _DAY: Final = re.compile(r"audit_logs_(\d{4})_(\d{2})")
 TAMPERED: Final = "TAMPERED: "
 _AT_ONCE: Final = 1_000
+"""Rows that are fetched at once; the next ones are fetched meanwhile."""
 _MOST_LATER: Final = 2_000_000
+"""Ids of records sealed after the checkpoint that are held in memory."""
 
 
 class _Changes(msgspec.Struct):
@@ -285,7 +287,7 @@ class Snapshot:
             found += await self._gaps()
         if self.options.end > self.sealed_at:
             found.append(
-                f"NOT COVERED: nothing after {moment(self.sealed_at)} is under this checkpoint"
+                f"NOT COVERED: nothing after {utc_text(self.sealed_at)} is under this checkpoint"
             )
         found += await self._dropped()
         if self.tenants is not None:
@@ -306,7 +308,7 @@ class Snapshot:
         latest = [
             row["latest"] async for row in plain.rows("max(occurred_at) AS latest", in_period=False)
         ]
-        return int(count[0]["found"]), None if latest[0] is None else moment(latest[0])
+        return int(count[0]["found"]), None if latest[0] is None else utc_text(latest[0])
 
     async def _gaps(self) -> list[str]:
         asked = self.asked()
@@ -424,7 +426,7 @@ def selected(
     return f"SELECT {columns} FROM audit.audit_logs WHERE {where} {tail}"  # noqa: S608
 
 
-def moment(value: datetime) -> str:
+def utc_text(value: datetime) -> str:
     """A time in UTC, to the millisecond."""
     record = (value if value.tzinfo is UTC else value.astimezone(UTC)).isoformat(
         timespec="milliseconds"

@@ -350,7 +350,7 @@ def as_started(known: AuditRecord) -> AuditRecord:
     )
 
 
-def changes_of(
+def change_records(
     known: AuditRecord,
     scope: AuditScope,
     outcome: TransactionOutcome,
@@ -520,7 +520,7 @@ def ended_unseen(begun: AuditRecord, ending: Ending) -> AuditRecord:
 # Derivations on the way to the store
 
 
-def place_of(span: Span | None, producer_id: str, resource: dict[str, Any]) -> Provenance:
+def provenance_of(span: Span | None, producer_id: str, resource: dict[str, Any]) -> Provenance:
     """Say where the records of an action come from; see `placed`."""
     if span is None:
         return Provenance(producer_id=producer_id, resource=resource)

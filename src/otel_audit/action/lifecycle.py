@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from otel_audit import scope as scopes
 from otel_audit._util.aio import Timer, call_after, in_slices, running_trio
 from otel_audit._util.ratelimited_log import log_limited
-from otel_audit.action.compose import changes_of, changes_outside, with_continuations
+from otel_audit.action.compose import change_records, changes_outside, with_continuations
 from otel_audit.record import INCOMPLETE
 from otel_audit.scope import AuditScope, PendingScope
 
@@ -227,7 +227,7 @@ class Lifecycle(ABC):
             Exception: They cannot be made: then the transaction must not be committed either.
         """
         known = self._known(at_commit=True)
-        return changes_of(known, self._audit, "committed", changes, self._parts)
+        return change_records(known, self._audit, "committed", changes, self._parts)
 
     def _record_late(
         self, audit: AuditScope, outcome: TransactionOutcome, changes: SpilledChanges
@@ -235,7 +235,7 @@ class Lifecycle(ABC):
         """Late: a transaction has ended after the action's record; it gets one of its own."""
         try:
             known = self._known(at_commit=False)
-            for one in changes_of(known, audit, outcome, changes, self._parts):
+            for one in change_records(known, audit, outcome, changes, self._parts):
                 self._ports.recorder.closed(one, audit.server_span)
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._lost(error)

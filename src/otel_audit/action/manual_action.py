@@ -11,8 +11,8 @@ from typing import Any
 from opentelemetry import trace
 
 from otel_audit import scope as scopes
+from otel_audit._util.action_reference import ActionReference
 from otel_audit._util.aio import is_cancellation
-from otel_audit._util.entity_reference import ActionReference
 from otel_audit._util.ids import uuid7
 from otel_audit._util.spill import SpilledChanges
 from otel_audit.action.arguments import (

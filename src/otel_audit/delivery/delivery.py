@@ -70,7 +70,7 @@ class DeliveryOptions:
 
 
 class Delivery:
-    """A backlog, and a worker thread with its own event loop that empties it into a sink.
+    """A queue, and a writer thread with its own event loop that empties it into a sink.
 
     The thread starts when it is first needed, and again after a fork.
     """
@@ -87,7 +87,7 @@ class Delivery:
         """Open the spool; the sink is not connected yet.
 
         Args:
-            make_sink: Makes the sink, in the worker's thread.
+            make_sink: Makes the sink, in the writer's thread.
             counters: Where everything is counted.
             options: Sizes and times.
             spool: Opens the spool; None: records wait in memory only.
@@ -108,7 +108,7 @@ class Delivery:
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
-        # the worker's thread takes the lock itself: a condition's own `with` can be cut off while
+        # the writer's thread takes the lock itself: a condition's own `with` can be cut off while
         # it holds the lock, and then no other ever gets it
         self._changed = threading.Condition(self._lock)
         backoff = Backoff(self._options.first_pause, self._options.longest_pause)
@@ -167,7 +167,7 @@ class Delivery:
         return 0 if spool is None else spool.settings.max_bytes
 
     def start(self) -> None:
-        """Start the worker now: what dead processes left need not wait for the first record."""
+        """Start the writer now: what dead processes left need not wait for the first record."""
         with self._lock:
             self._writer.start()
 
@@ -188,7 +188,7 @@ class Delivery:
             self._rouse()
 
     def every(self, interval: float, call: Callable[[], None]) -> None:
-        """Have something called now and then in the worker's thread; before it starts.
+        """Have something called now and then in the writer's thread; before it starts.
 
         Args:
             interval: Seconds between two calls.

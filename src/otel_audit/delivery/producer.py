@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from otel_audit._util.fork import renew_in_child
 from otel_audit._util.ids import uuid7
 from otel_audit._util.ratelimited_log import log_limited
-from otel_audit.action.compose import Ending, Opening, ended, numbered, place_of, placed
+from otel_audit.action.compose import Ending, Opening, ended, numbered, placed, provenance_of
 from otel_audit.action.ports import Close
 from otel_audit.action.record_limit import MARGIN, RECORD_LIMIT, first_of, fit
 from otel_audit.attributes import SCOPE_NAME, plain_values, to_attributes
@@ -138,7 +138,7 @@ class Producer:
 
     def place(self, server_span: trace.Span | None) -> Provenance:
         """Say from which process and in which trace the records of an action will be."""
-        return place_of(server_span, self.producer_id, resource_attributes())
+        return provenance_of(server_span, self.producer_id, resource_attributes())
 
     def opened(self, begun: AuditRecord | Opening, server_span: trace.Span | None) -> bool:
         """Write down that an action has begun.

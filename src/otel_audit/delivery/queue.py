@@ -200,7 +200,7 @@ class RecordQueue:
         return list(islice(self._memory, most))
 
     def begin_again(self, in_hand: Collection[Item]) -> None:
-        """Repair the counts after the worker has ended at any point of its work.
+        """Repair the counts after the writer has ended at any point of its work.
 
         Call it under the lock.
 

@@ -50,7 +50,7 @@ from otel_audit.redaction.budget import Budget
 from otel_audit.scope import AuditScope, Origin
 
 if TYPE_CHECKING:
-    from otel_audit.http.options import Claims
+    from otel_audit.identity.tenant import Claims
     from otel_audit.policy import PolicyDecision
     from otel_audit.redaction import Redactor
 
@@ -287,7 +287,7 @@ class ExchangeFacts:
             self.parts.succeed("tenant")
         return found
 
-    def _source(self, scope: Mapping[str, Any], claims: Claims) -> Source | None:
+    def _source(self, scope: Mapping[str, Any], claims: Claims | None) -> Source | None:
         try:
             found = self._options.source(scope, claims, self._known_source(scope))
         except Exception as error:  # noqa: BLE001 - it costs the source alone

@@ -14,9 +14,9 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from otel_audit._util.ratelimited_log import log_limited
-from otel_audit.http.deferred import DeferredRequest
+from otel_audit.http.deferred import AsgiScope, DeferredRequest, Message
 from otel_audit.http.exchange import Exchange
-from otel_audit.http.health_endpoint import answer_health
+from otel_audit.http.health_endpoint import Send, answer_health
 from otel_audit.http.request_metadata import method_of, path_below_root
 from otel_audit.policy.routes import routes_of
 
@@ -24,10 +24,7 @@ if TYPE_CHECKING:
     from otel_audit.http.options import CaptureOptions
 
 
-AsgiScope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[AsgiScope, Receive, Send], Awaitable[None]]
 
 EXCHANGE = "otel_audit.exchange"

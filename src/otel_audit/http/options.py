@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry import trace
 
 from otel_audit.action.ports import Recorder
+from otel_audit.identity.tenant import Claims
 from otel_audit.record import Actor, AuditRecord, Source, Tenant
 from otel_audit.redaction import Redactor
 from otel_audit.scope import AuditScope, Provenance
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
     from otel_audit.action.lifecycle import Watchdog
     from otel_audit.identity.actor import Bearer
     from otel_audit.policy import Policy
-
-Claims = Mapping[str, Any] | None
-"""Claims of a verified token; None if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +59,8 @@ class CaptureOptions:
     redactor: Redactor
     bearer: Callable[[Mapping[str, Any]], Bearer]
     actor: Callable[[Mapping[str, Any], AuditScope, Bearer], Actor]
-    tenant: Callable[[Mapping[str, Any], AuditScope, Claims], Tenant | None]
-    source: Callable[[Mapping[str, Any], Claims, Source | None], Source]
+    tenant: Callable[[Mapping[str, Any], AuditScope, Claims | None], Tenant | None]
+    source: Callable[[Mapping[str, Any], Claims | None, Source | None], Source]
     request_id: Callable[[Mapping[str, Any]], str | None]
     kept_headers: Collection[str]
     request_id_header: bytes

@@ -27,7 +27,7 @@ from otel_audit.redaction.secret_urls import QUERY_PATTERN, SEGMENT_PATTERN
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from otel_audit.redaction.walker import Limits, Rules
+    from otel_audit.redaction.walker import Limits, RedactionRules
 
 
 _SHORTEST_FIND = 9
@@ -236,7 +236,7 @@ _ALL_BUT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 _check_json = msgspec.json.Decoder(msgspec.Raw).decode
 
 
-def is_clean_json(raw: bytes, rules: Rules) -> bool:
+def is_clean_json(raw: bytes, rules: RedactionRules) -> bool:
     """Return whether a text is JSON, within the bounds, and holds nothing for a rule to take out.
 
     Args:
@@ -252,7 +252,7 @@ def is_clean_json(raw: bytes, rules: Rules) -> bool:
     return True
 
 
-def is_clean(raw: bytes, rules: Rules) -> bool:
+def is_clean(raw: bytes, rules: RedactionRules) -> bool:
     """As `is_clean_json`, for a text that is JSON for sure: an encoder's."""
     if rules.paths is not None or not _is_shallow(raw, rules.limits.depth):
         return False

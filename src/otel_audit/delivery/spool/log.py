@@ -1,4 +1,4 @@
-"""The spool of this process: appended to by any thread, read and freed by the delivery worker.
+"""The spool of this process: appended to by any thread, read and freed by the writer.
 
 A position counts bytes from the spool's first one, over all its segments; the position of a frame
 is that of its end, so that "everything up to here" is a comparison of two integers.
@@ -287,7 +287,7 @@ class Spool:
         with self._lock:
             return self._oldest_age()
 
-    # --- what the delivery worker calls
+    # --- what the writer calls
 
     def sync(self) -> Position:
         """Bring everything appended so far to disk (fdatasync). Blocks; not for an event loop.
