@@ -17,10 +17,10 @@ from typing import Any, Final
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
+from otel_audit._util.check_result import CheckResult
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.delivery.outbox_relay import OutboxState, Waiting
 from otel_audit.errors import ConfigurationError, OtelAuditError, StoreError, StoreUnavailableError
-from otel_audit_postgres.checks.inspect import CheckResult
 from otel_audit_postgres.connection import (
     Connection,
     TimeLimits,
@@ -98,6 +98,7 @@ SELECT (SELECT count(*) FROM (SELECT FROM audit.outbox LIMIT $1) AS counted) AS 
 """
 _EARLIER: Final = "SELECT EXISTS (SELECT FROM audit.outbox WHERE record_id <= $1)"
 _MOST_COUNTED: Final = 100_000
+"""Entries that the metric counts: counting more would cost more than it says."""
 _RIGHTS: Final = """
 SELECT r.rolname, current_setting('server_encoding') AS encoding,
        pg_is_in_recovery() OR current_setting('transaction_read_only')::bool AS read_only,

@@ -292,11 +292,13 @@ class AuditScope(msgspec.Struct, eq=False, weakref=True):
     @property
     def transaction(self) -> TransactionOutcome:
         """The outcome of all transactions that wrote."""
-        if not self.transactions:
+        ended = self.transactions
+        if len(ended) == 1:
+            (only,) = ended
+            return only
+        if not ended:
             return "none"
-        if "unknown" in self.transactions:
-            return "unknown"
-        return next(iter(self.transactions)) if len(self.transactions) == 1 else "mixed"
+        return "unknown" if "unknown" in ended else "mixed"
 
     @property
     def final_transaction(self) -> TransactionOutcome:

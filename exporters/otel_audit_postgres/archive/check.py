@@ -52,7 +52,7 @@ from otel_audit_postgres.ledger.verify.row_check import altered_columns, is_no_r
 from otel_audit_postgres.ledger.verify.verify import verify
 from otel_audit_postgres.rows import COLUMNS
 
-Progress = Callable[[int], None]
+ReadProgress = Callable[[int], None]
 """Called with how many rows were read."""
 
 _HASHED: Final = ("id", "recorded_at", "payload", "leaf", "leaf_hash")
@@ -120,7 +120,7 @@ class Question:
     deep: bool = False
     columns: bool = False
     malformed: frozenset[bytes] = frozenset()
-    progress: Progress | None = None
+    progress: ReadProgress | None = None
 
 
 async def verify_with_archives(

@@ -60,9 +60,9 @@ class ReaderScope:
 class Trail:
     """An open connection to the trail; made by `open_trail`.
 
-    Every question is one transaction: the answer is read, that it was given is recorded as
-    ``audit.viewed`` (the database role that logged in; the query; how many records), and
-    only after COMMIT it is returned. A look at the looks is recorded, too: once, like any other.
+    Every question is one transaction. It reads the answer, and records the look as
+    ``audit.viewed``: the database role that logged in, the query, the number of records. The answer
+    is returned after COMMIT. A look at looks is recorded, too.
 
     Example::
 

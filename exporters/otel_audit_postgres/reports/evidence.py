@@ -44,8 +44,11 @@ from otel_audit_postgres.rows import ADDED_IN, versions_with
 _SLACK: Final = timedelta(seconds=2)
 """A record's id is that far from its time at most; those that are further have their own index."""
 _NAMED: Final = 3
+"""Ids that a problem lists."""
 _MOST_SUSPECTS: Final = 10_000
+"""Records that are judged one by one; beyond these the report says that there are more."""
 _PAUSES_AFTER: Final = 500
+"""Leaves after whose hashing the event loop has a turn."""
 _SUM_DIGITS: Final = 15  # of hex: as many as a bigint holds
 NO_ANCHOR: Final = "no anchor was asked: an old copy of the whole store would pass for the original"
 _KINDS: Final = {
@@ -366,7 +369,7 @@ async def _rebuild_tree(
     findings, collapsed = Findings(), 0
     anchored = await read_anchors(witnesses.anchors, witnesses.keys, findings)
     sizes = sorted({snapshot.size, *(one.checkpoint.size for one in anchored.readings)})
-    # what was collapsed can be told from what was made up by a root that was signed later
+    # a root that was signed later tells collapsed leaves from invented ones
     latest = await _latest(snapshot, found, witnesses)
     sizes = sizes if latest is None else sorted({*sizes, latest.size})
     walk = TreePassState()
@@ -449,7 +452,7 @@ def _add_anchors(
 ) -> None:
     if not witnesses.anchors:
         return
-    # how much all tenants record, and where it is anchored, is not told to one of them
+    # one tenant must not learn how much all of them record, nor where it is anchored
     hides = snapshot.is_narrow
     lines = [f"{'the anchor' if hides else one.anchor}: agrees" for one in anchored.readings]
     if findings.problems:

@@ -101,8 +101,11 @@ OF_THE_STORE: Final = "received_by IS NULL"
 _DAY: Final = re.compile(r"audit_logs_(\d{4})_(\d{2})")
 TAMPERED: Final = "TAMPERED: "
 _AT_ONCE: Final = 1_000
+"""Rows that are fetched at once; the next ones are fetched meanwhile."""
 _MOST_LATER: Final = 2_000_000
+"""Ids of records sealed after the checkpoint that are held in memory."""
 _MOST_SIEVED: Final = 50_000
+"""Records that a sieve finds which are read by their ids."""
 
 
 class _Changes(msgspec.Struct):
@@ -320,7 +323,7 @@ class Snapshot:
             found += await self._gaps()
         if self.options.end > self.sealed_at:
             found.append(
-                f"NOT COVERED: nothing after {moment(self.sealed_at)} is under this checkpoint"
+                f"NOT COVERED: nothing after {utc_text(self.sealed_at)} is under this checkpoint"
             )
         found += await self._dropped()
         if self.tenants is not None:
@@ -341,7 +344,7 @@ class Snapshot:
         latest = [
             row["latest"] async for row in plain.rows("max(occurred_at) AS latest", in_period=False)
         ]
-        return int(count[0]["found"]), None if latest[0] is None else moment(latest[0])
+        return int(count[0]["found"]), None if latest[0] is None else utc_text(latest[0])
 
     async def _gaps(self) -> list[str]:
         asked = self.asked()
@@ -459,7 +462,7 @@ def selected(
     return f"SELECT {columns} FROM audit.audit_logs WHERE {where} {tail}"  # noqa: S608
 
 
-def moment(value: datetime) -> str:
+def utc_text(value: datetime) -> str:
     """A time in UTC, to the millisecond."""
     record = (value if value.tzinfo is UTC else value.astimezone(UTC)).isoformat(
         timespec="milliseconds"

@@ -76,7 +76,9 @@ _END_RESTORED: Final = "SELECT audit.end_restorations(NULL)"
 _LOCKED: Final = "55P03"
 _REFUSED: Final = "OA001"
 _POLL: Final = 0.2
+"""Seconds between two looks whether the sealer has sealed a record."""
 _TRIES: Final = 30
+"""Times that a drop waits for its lock; inserts pass between two of them."""
 _LISTED: Final = 500
 """Objects that the record of a run names, of each kind; their number is recorded besides."""
 _NOT_SEALED: Final = "waits for the sealer"

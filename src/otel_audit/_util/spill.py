@@ -25,6 +25,8 @@ _Sort: TypeAlias = tuple[Operation, str, str]
 
 _CONTEXT: Final = b"changes"
 
+_set = msgspec.structs.force_setattr
+"""Sets a field of a change: its transaction's outcome comes later than the change."""
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(list[Change]).decode
 
@@ -105,7 +107,8 @@ class SpilledPage:
                 self.count, error=error,
             )  # fmt: skip
             return [_summary(("update", "?", "?"), self.count, self.outcome)]
-        _settle(changes, self.outcome)
+        for change in changes:
+            _set(change, "transaction", self.outcome)
         return changes
 
 
@@ -187,7 +190,8 @@ class SpilledChanges(msgspec.Struct):
     def settle(self, outcome: TransactionOutcome) -> None:
         """Set the transaction's outcome; its changes are not shared yet."""
         self.outcome = outcome
-        _settle(self.recent, outcome)
+        for change in self.recent:
+            _set(change, "transaction", outcome)
         for page in self.full:
             page.outcome = outcome
 
@@ -252,11 +256,6 @@ def _write(descriptor: int, data: bytes, offset: int) -> None:
     while view:
         written = os.pwrite(descriptor, view, offset)
         view, offset = view[written:], offset + written
-
-
-def _settle(changes: list[Change], outcome: TransactionOutcome | None) -> None:
-    for change in changes:
-        msgspec.structs.force_setattr(change, "transaction", outcome)
 
 
 def _summary(sort: _Sort, number: int, outcome: TransactionOutcome | None) -> Change:

@@ -30,6 +30,7 @@ _MOST: Final = 1_000
 _BEHIND: Final = 1_000
 """Places in the queue that are looked at again: a place may be filled after the next one."""
 _MOST_REMEMBERED: Final = 50_000
+"""Ids of shown records, so that none is shown twice."""
 
 
 def follow(dsn: str, query: Query, form: OutputFormat, *, shows_past: bool, is_local: bool) -> None:

@@ -229,8 +229,8 @@ class TransactionState(msgspec.Struct, eq=False):
 
     def gather(self) -> dict[Owner, SpilledChanges]:
         """Bring together what the transaction and its open savepoints hold, as COMMIT does."""
-        root = self.levels[0]
-        for level in self.levels[1:]:
+        root, *further = self.levels
+        for level in further:
             root.absorb(level)
             level.batches = {}
         return root.batches
@@ -263,9 +263,10 @@ class TransactionState(msgspec.Struct, eq=False):
         """Whether the database will turn a COMMIT into a ROLLBACK; None if that may be."""
         found: bool | None = False
         for level in self.levels:
-            if level.aborted:
-                return True
-            if level.aborted is None:
+            aborted = level.aborted
+            if aborted is not False:
+                if aborted:
+                    return True
                 found = None
         return found
 

@@ -267,9 +267,11 @@ class TransactionTracker:
         """
         if self._gone:
             self._report_gone()
-        for state in list(self.awaited.values()) if self.awaited else ():
+        if not self.awaited:
+            return
+        for state in list(self.awaited.values()):
             connection = state.connection()
-            if _is_over(state, connection):
+            if (state.autocommitted or state.is_released) and _is_over(state, connection):
                 self._end(state, "committed")
             elif state.committing:
                 self._settle(state, connection)
@@ -349,11 +351,12 @@ class TransactionTracker:
                 self._finish(state, "rolled_back" if state.aborted else reset_outcome(state.engine))
 
     def _end(self, state: TransactionState, outcome: TransactionOutcome) -> None:
-        number = id(state.connection)
+        reference = state.connection
+        number = id(reference)
         self.awaited.pop(number, None)
         if self._open.pop(number, None) is None:  # another thread was faster
             return
-        connection = state.connection()
+        connection = reference()
         if connection is not None:
             facts = self.facts(connection)
             facts.state = None
@@ -364,12 +367,14 @@ class TransactionTracker:
     def _finish(self, state: TransactionState, outcome: TransactionOutcome) -> None:
         if (state.recorded or state.can_enlist) and outcome != "rolled_back":
             self._on_recorded()
-        for owner, batch in state.undone.items():
-            batch.settle("rolled_back")
-            self._report_undone(owner, batch)
-        recorded, beside = dict(state.recorded), False
+        if state.undone:
+            for owner, batch in state.undone.items():
+                batch.settle("rolled_back")
+                self._report_undone(owner, batch)
+        on_beside = self._on_beside if outcome == "committed" else None
+        recorded, beside = state.recorded.copy(), False
         for owner, batch in state.finish():
-            beside = beside or bool(batch)
+            beside = beside or (on_beside is not None and bool(batch))
             if outcome == "rolled_back" and owner in recorded:
                 # it was undone with the rest
                 whole = recorded.pop(owner).changes
@@ -377,8 +382,8 @@ class TransactionTracker:
                 batch = whole  # noqa: PLW2901 - the same batch, complete
             batch.settle(outcome)
             self._report(owner, outcome, batch, state, recorded.pop(owner, None))
-        if beside and outcome == "committed" and self._on_beside is not None:
-            self._on_beside(state)
+        if beside and on_beside is not None:
+            on_beside(state)
 
     def _report(
         self,
@@ -399,8 +404,10 @@ class TransactionTracker:
                 transaction=state,
                 refused=state.refused.get(owner, ()),
             )
-        is_lost = owner is None or (owner.closed and owner.late is None)
-        if is_lost and batch and (outcome != "rolled_back" or self._options.keep_rolled_back):
+            if not owner.closed or owner.late is not None:
+                return
+        # nobody takes it
+        if batch and (outcome != "rolled_back" or self._options.keep_rolled_back):
             self._orphaned(outcome, batch, owner)
 
     def _report_undone(self, owner: Owner, batch: SpilledChanges) -> None:

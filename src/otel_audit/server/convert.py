@@ -43,13 +43,17 @@ _logger = logging.getLogger(__name__)
 
 _LATEST: Final = 1 << 63
 _LONGEST_QUARANTINED: Final = 65_536
+"""Bytes that are kept of an item that is too large."""
 _SERVICE: Final = "service."
 _SERVICE_NAME: Final = "service.name"
 _LARGEST_NUMBER: Final = 1 << 53
 _LONGEST_PRODUCER: Final = 256
 _FEW: Final = 16
+"""Attributes of a lean resource, those of ``service.*``."""
 _RESOURCE_WORK: Final = 500
+"""Units that redacting one resource may take."""
 _QUARANTINE_WORK: Final = 500
+"""Units that redacting one item for the quarantine may take."""
 _LARGEST_RESOURCE: Final = 8_192
 """Bytes of a resource that each record of it repeats."""
 

@@ -23,9 +23,9 @@ def snapshot(records: Iterable[AuditRecord]) -> list[dict[str, Any]]:
     """Write records so that two runs of the same test write the same.
 
     Ids become ``A1``, ``A2`` …, in the order of their first mention: the records' own, and every
-    UUID in what they hold. The time is left out but for the order, which is that of the actions'
-    beginnings (``at`` counts them from 1); so are host, process, version, trace and the client's
-    address. Names are sorted.
+    UUID in what they hold. Of times only the order is kept: ``at`` counts the actions from 1, by
+    their beginning. Host, process, version, trace and the client's address are left out. Names are
+    sorted.
 
     Example::
 
