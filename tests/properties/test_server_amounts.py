@@ -14,7 +14,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from sinks import request, span
 
 from otel_audit.config import AuditConfig
-from otel_audit.server import decode_json, decode_protobuf
+from otel_audit.server import decode_json, decode_protobuf, fair_scheduling
 from otel_audit.server.authentication import Authentication
 from otel_audit.server.credentials import NOBODY
 from otel_audit.server.errors import RequestError
