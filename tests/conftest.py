@@ -9,11 +9,13 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import asyncpg
+import child_errors
 import pytest
 from hypothesis import HealthCheck, settings
 from payload_schema import faults_of
@@ -70,12 +72,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_directory(path: Path, parent: pytest.Collector) -> Generator[None, Any, Any]:
+    """Have each worker read the files in another order: what one has compiled, the others load."""
+    collector = yield
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+    if type(collector) is pytest.Dir and worker != "0":
+        collector = _TurnedDirectory.from_parent(parent, path=path)
+        collector.turns = int(worker)
+    return collector
+
+
+class _TurnedDirectory(pytest.Dir):
+    turns = 0
+
+    def collect(self) -> list[pytest.Item | pytest.Collector]:
+        entries = list(super().collect())
+        if self.turns % 2:
+            entries.reverse()
+        middle = len(entries) // 2 if self.turns > 1 else 0
+        return [*entries[middle:], *entries[:middle]]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files of slow tests: a worker that begins one last is waited for."""
     slow: Counter[Path] = Counter()
     for item in items:
         slow[item.path] += bool(item.get_closest_marker("slow"))
-    items.sort(key=lambda item: not slow[item.path])
+    items.sort(key=lambda item: (not slow[item.path], item.path))
 
 
 def pytest_collection_finish() -> None:
@@ -116,6 +140,7 @@ def _caught_errors_fail(
     """A mistake of ours does not hide behind a guard; ``allow_errors`` marks who wants a failure."""
     if request.node.get_closest_marker("allow_errors"):
         yield
+        child_errors.taken()
         return
     caught: list[BaseException] = []
 
@@ -128,6 +153,14 @@ def _caught_errors_fail(
     yield
     if caught:
         raise BaseExceptionGroup("a guard has caught what this test does not ask for", caught)
+    assert child_errors.taken() == [], "an error in a process that was started"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _processes_are_watched() -> Iterator[None]:
+    """What the processes print that tests start is searched for our errors."""
+    with child_errors.watched():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -65,7 +65,7 @@ def text(value: str | None) -> bytes:
     return (LENGTHS[size] if size < _SHORT else length(size)) + encoded
 
 
-def texts(values: Sequence[str]) -> bytes:
+def text_array(values: Sequence[str]) -> bytes:
     """A ``text[]`` of one dimension that begins at 1, without NULL in it."""
     if not values:
         return _NO_TEXTS
@@ -73,7 +73,7 @@ def texts(values: Sequence[str]) -> bytes:
     return _array(20 + len(fields), 1, 0, _TEXT_TYPE, len(values), 1) + fields
 
 
-def moment(unix_microseconds: int) -> bytes:
+def timestamptz(unix_microseconds: int) -> bytes:
     """A ``timestamptz``."""
     return _int8(8, unix_microseconds - _UNIX_TO_POSTGRES)
 

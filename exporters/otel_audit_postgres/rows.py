@@ -193,7 +193,7 @@ def to_row(record: AuditRecord, *, to_copy: bool = True) -> Row:
     """Turn a record into the row that holds it.
 
     NUL characters and lone surrogates, which PostgreSQL refuses, become U+FFFD; values of unknown
-    types become their type's name; indexed texts that are too long are cut by `key_text`.
+    types become their type's name; indexed texts that are too long are cut by `bounded_key`.
 
     Args:
         record: The record.
@@ -275,7 +275,7 @@ def versions_with(column: str) -> tuple[str, ...]:
     )
 
 
-def key_text(text: str) -> str:
+def bounded_key(text: str) -> str:
     """Bound a text for an index: cut one that is too long, and mark it with its own digest.
 
     Two different texts stay different. Who searches for a long value passes it through here too.
@@ -295,7 +295,7 @@ def key_text(text: str) -> str:
 
 def _copied_key(text: Any) -> bytes:
     # as `copy_format.text`, without its call: it is short
-    encoded = str.encode(text if len(text) <= LONGEST_KEY else key_text(text))
+    encoded = str.encode(text if len(text) <= LONGEST_KEY else bounded_key(text))
     return copy_format.LENGTHS[len(encoded)] + encoded
 
 
@@ -312,14 +312,14 @@ class _Form(NamedTuple):
         digest: 32 bytes.
         text: One that many records have, or None.
         searched: The same, of an encrypted one what finds it.
-        key: The same, bounded by `key_text`; not None.
+        key: The same, bounded by `bounded_key`; not None.
         own_text: One that few records have, or None.
-        own_key: The same, bounded by `key_text`; not None.
-        moment: From microseconds since 1970.
+        own_key: The same, bounded by `bounded_key`; not None.
+        timestamptz: From microseconds since 1970.
         float8: A float.
         int4: An integer that fits, or None.
         int8: An integer that fits, or None.
-        texts: Several.
+        text_array: Several texts.
         bytea: Bytes, or None.
         json: From UTF-8.
     """
@@ -332,11 +332,11 @@ class _Form(NamedTuple):
     key: Callable[[str], Any]
     own_text: Callable[[str | None], Any]
     own_key: Callable[[str], Any]
-    moment: Callable[[int], Any]
+    timestamptz: Callable[[int], Any]
     float8: Callable[[float], Any]
     int4: Callable[[int | None], Any]
     int8: Callable[[int | None], Any]
-    texts: Callable[[list[str]], Any]
+    text_array: Callable[[list[str]], Any]
     bytea: Callable[[bytes | None], Any]
     json: Callable[[bytes], Any]
 
@@ -351,14 +351,14 @@ _OBJECTS: Final = _Form(
     digest=_same,
     text=_same,
     searched=searchable,
-    key=key_text,
+    key=bounded_key,
     own_text=_same,
-    own_key=key_text,
-    moment=lambda microseconds: _EPOCH + timedelta(microseconds=microseconds),
+    own_key=bounded_key,
+    timestamptz=lambda microseconds: _EPOCH + timedelta(microseconds=microseconds),
     float8=_same,
     int4=_same,
     int8=_same,
-    texts=_same,
+    text_array=_same,
     bytea=_same,
     json=_same,
 )
@@ -380,11 +380,11 @@ _COPIED: Final = _Form(
     key=Memo(_copied_key, _REMEMBERED, _is_short).__getitem__,
     own_text=copy_format.text,
     own_key=_copied_key,
-    moment=copy_format.moment,
+    timestamptz=copy_format.timestamptz,
     float8=copy_format.float8,
     int4=copy_format.int4,
     int8=copy_format.int8,
-    texts=copy_format.texts,
+    text_array=copy_format.text_array,
     bytea=copy_format.raw,
     json=lambda payload: copy_format.length(len(payload)),  # itself it is sent as it lies
 )
@@ -427,7 +427,7 @@ def _project(
     """Make the values in the order of `COLUMNS`, put down in that form."""
     (
         null, uuid_, digest, text, searched, key, own_text, own_key,
-        moment, float8, int4, int8, texts, bytea, json,
+        timestamptz, float8, int4, int8, text_array, bytea, json,
     ) = form  # fmt: skip
     actor, tenant, target, source = record.actor, record.tenant, record.target, record.source
     request, response, received = record.request, record.response, record.received
@@ -437,7 +437,7 @@ def _project(
         own_text(record.action_id),
         text(record.phase),
         text("") if tenant is None else key(tenant.id),
-        moment(_moment(record.occurred_at)),
+        timestamptz(_moment(record.occurred_at)),
         float8(_milliseconds(record.duration)),
         key(record.event_name),
         text(record.action),
@@ -460,7 +460,7 @@ def _project(
         null if record.trace_id is None else own_key(record.trace_id),
         own_text(record.span_id),
         text(record.transaction),
-        texts([*map(key_text, record.entities)]),
+        text_array([*map(bounded_key, record.entities)]),
         text(record.producer_id),
         int8(_fitting(record.sequence_number, 63)),
         text(record.schema_version),

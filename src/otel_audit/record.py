@@ -417,7 +417,7 @@ class Receipt:
 WORD_BREAK = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[^A-Za-z0-9]+")
 """Splits a name into words. Stored references depend on it: it never changes.
 
-Redaction splits names by another rule (`otel_audit.redaction.names.split_words`), which reads every
+Redaction splits names by another rule (`otel_audit.redaction.names.name_words`), which reads every
 script and looks through what is written to hide a name.
 """
 

@@ -15,9 +15,9 @@ from otel_audit_postgres.archive.row_files import RowFile
 from otel_audit_postgres.archive.sparse_tree import Complement, SparseTree
 from otel_audit_postgres.archive.stored_tables import (
     CopiedRows,
+    arrow_table,
     copied_rows,
     leaf_hashes,
-    table_of,
     texts_of,
     with_leaves,
 )
@@ -258,7 +258,7 @@ class _Writer:
         Raises:
             ArchiveError: One is gone, or is not what was sealed.
         """
-        table = table_of(copied)
+        table = arrow_table(copied)
         rows = {digest: number for number, digest in enumerate(leaf_hashes(table))}
         kinds = self._kinds(table)
         chosen: dict[str, tuple[list[int], list[int], list[bytes]]] = {}

@@ -60,7 +60,9 @@ async def names(
     }
 
 
-async def texts(connection: Connection[Any], records: Sequence[Found]) -> Mapping[RecordKey, str]:
+async def payload_texts(
+    connection: Connection[Any], records: Sequence[Found]
+) -> Mapping[RecordKey, str]:
     """The exact texts of records that were found, by id and tenant."""
     rows = await connection.fetch(_TEXTS, [record.id for record in records])
     return {(row["id"], row["tenant_id"]): row["payload"] for row in rows}

@@ -33,7 +33,7 @@ from otel_audit_postgres.query.pagination import (
     walk,
     within,
 )
-from otel_audit_postgres.rows import key_text
+from otel_audit_postgres.rows import bounded_key
 
 LARGEST_PAGE: Final = 10_000
 """Records on a page at most: a page is in memory as a whole."""
@@ -470,7 +470,7 @@ async def resolved(connection: Connection[Any], query: Query) -> tuple[Query, st
         addresses = {value.text for value in one.values if _is_address(value)}
         if one.field != "actor" or not addresses:
             continue
-        keys = {key_text(address): address for address in addresses}
+        keys = {bounded_key(address): address for address in addresses}
         rows = await connection.fetch(_ACTORS, list(keys))
         emails = addresses - {keys[row["one"]] for row in rows}
         if not emails:

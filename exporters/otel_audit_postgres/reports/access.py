@@ -19,7 +19,7 @@ from otel_audit_postgres.reports.payload_parts import (
     text,
     values_of,
 )
-from otel_audit_postgres.reports.snapshot import CHANGES, Snapshot, moment, selected
+from otel_audit_postgres.reports.snapshot import CHANGES, Snapshot, selected, utc_text
 
 _RIGHTS: Final = (
     "role", "roles", "permission", "permissions", "privilege", "privileges", "scope", "scopes",
@@ -49,7 +49,7 @@ async def _rights(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
     async for row, record in snapshot.records(_MAY_BE_RIGHTS, _OWN_EVENTS):
         for subject, before, after in _rights_changed(row, record):
             yield (
-                moment(row["occurred_at"]), row["actor_id"], row["actor_role"],
+                utc_text(row["occurred_at"]), row["actor_id"], row["actor_role"],
                 text(part(record, "actor", "on_behalf_of")), subject, before, after, row["outcome"],
                 row["source_address"], row["request_id"], str(row["id"]),
             )  # fmt: skip
@@ -108,7 +108,7 @@ async def _sign_ins(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
     async for row in snapshot.run(_BY_ACTOR.format(found=found), asked.values):
         of_all = f"{row['verified']} of {row['found']}"
         yield (
-            row["actor_id"], row["source"] or None, moment(row["first"]), moment(row["last"]),
+            row["actor_id"], row["source"] or None, utc_text(row["first"]), utc_text(row["last"]),
             row["failures"], row["after"], row["unauthorized"], row["forbidden"], of_all,
         )  # fmt: skip
 
@@ -121,7 +121,7 @@ async def _sensitive(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
         seen = part(record, "metadata", "seen") or _shown(part(body, "content"))
         volume = part(record, "metadata", "records")
         yield (
-            moment(row["occurred_at"]), row["actor_id"], row["actor_role"],
+            utc_text(row["occurred_at"]), row["actor_id"], row["actor_role"],
             row["tenant_id"] or None, text(part(record, "metadata", "subject")),
             ":".join(filter(None, (row["target_type"], row["target_id"]))) or None,
             text(seen), text(volume if volume is not None else _bytes(part(body, "size"))),
@@ -167,7 +167,7 @@ async def _watchers(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
         sender = part(record, "received", "by")
         is_look = row["event_name"] in {"audit.viewed", "audit.exported"}
         yield (
-            moment(row["occurred_at"]), text(behalf) or row["actor_id"],
+            utc_text(row["occurred_at"]), text(behalf) or row["actor_id"],
             f"by the word of {text(sender)}, which sent this; not the store's own"
             if sender
             else f"database role {row['actor_id']}" + (", through a service" if behalf else ""),

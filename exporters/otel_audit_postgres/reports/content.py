@@ -25,8 +25,8 @@ from otel_audit_postgres.reports.snapshot import (
     CHANGES,
     OF_THE_STORE,
     Snapshot,
-    moment,
     selected,
+    utc_text,
 )
 
 _APPROVAL: Final = re.compile(r"approv|accept|authori[sz]|releas|sign(?:ed)?_?off|confirm")
@@ -44,7 +44,7 @@ async def _changes_rows(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
     sql, values = snapshot.of_records(_HAS_CHANGES)
     async for row, changes in snapshot.changed(sql, values):
         # once for all columns of a record: there may be many
-        at, actor, record = moment(row["occurred_at"]), row["actor_id"], str(row["id"])
+        at, actor, record = utc_text(row["occurred_at"]), row["actor_id"], str(row["id"])
         for change in changes:
             about, operation = reference_of(change), change.get("operation")
             pairs = list(values_of(change)) or [(str(operation), (None, None))]
@@ -100,7 +100,7 @@ async def _subject(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
         )
         fields = sorted({column for one in changes_of(record) for column, _ in values_of(one)})
         yield (
-            str(row["id"]), moment(row["occurred_at"]), played or "mentioned", row["event_name"],
+            str(row["id"]), utc_text(row["occurred_at"]), played or "mentioned", row["event_name"],
             ", ".join(fields)[:500] or None,
             row["actor_id"] if row["action"] in {"READ", "EXPORT"} and not is_actor else None,
             _kept_until(row["occurred_at"], keep),
@@ -158,9 +158,9 @@ async def _incident(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
             if noun_of({"name": one.partition(":")[0]}) in _PEOPLE
         ]  # fmt: skip
         yield (
-            moment(row["occurred_at"]), row["actor_id"], row["source_address"], row["event_name"],
+            utc_text(row["occurred_at"]), row["actor_id"], row["source_address"], row["event_name"],
             ", ".join(entities)[:500] or None, ", ".join(people)[:500] or None,
-            moment(row["first_seen"]), moment(row["last_seen"]), row["outcome"],
+            utc_text(row["first_seen"]), utc_text(row["last_seen"]), row["outcome"],
             f"otel-audit prove {row['id']}; content hash {row['hash']}",
         )  # fmt: skip
 
@@ -175,7 +175,7 @@ async def _coverage(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
     ):
         yield (
             row["http_route"] or "(no HTTP)", row["http_method"], row["level"], row["event_name"],
-            row["records"], moment(row["last"]),
+            row["records"], utc_text(row["last"]),
         )  # fmt: skip
 
 
@@ -190,14 +190,14 @@ async def _review(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
         ("event_name NOT LIKE 'audit.%'",),
         f"ORDER BY {order}, tenant_id LIMIT {int(options.sample)}",
     )  # fmt: skip
-    period = f"{moment(options.begin)} to {moment(options.end)}"
+    period = f"{utc_text(options.begin)} to {utc_text(options.end)}"
     for place, row in enumerate([row async for row in snapshot.run(sql, asked.values)], 1):
         who, finding, when = signed.get(str(row["id"]), signed.get("", (None, None, None)))
         target = ":".join(filter(None, (row["target_type"], row["target_id"]))) or None
         yield (
             period, who, f"{place} of {options.sample}, seed {options.seed}", str(row["id"]),
-            moment(row["occurred_at"]), row["actor_id"], row["event_name"], target, row["outcome"],
-            finding, when,
+            utc_text(row["occurred_at"]), row["actor_id"], row["event_name"], target,
+            row["outcome"], finding, when,
         )  # fmt: skip
 
 
@@ -208,7 +208,7 @@ async def _sign_offs(snapshot: Snapshot) -> dict[str, tuple[str | None, str | No
     options = snapshot.options
     # of this period, seed, size, tenant and query: else another sample was looked at
     same = {
-        "begin": moment(options.begin), "end": moment(options.end), "seed": options.seed,
+        "begin": utc_text(options.begin), "end": utc_text(options.end), "seed": options.seed,
         "sample": options.sample, "tenant": options.tenant, "query": options.query or None,
     }  # fmt: skip
     async for row, record in snapshot.whole().records(condition, in_period=False):
@@ -220,7 +220,7 @@ async def _sign_offs(snapshot: Snapshot) -> dict[str, tuple[str | None, str | No
         who = text(part(record, "actor", "on_behalf_of")) or row["actor_id"]
         about = asked.get("record")
         found[about if isinstance(about, str) else ""] = (
-            who, text(asked.get("finding")), f"{moment(row['occurred_at'])}, record {row['id']}",
+            who, text(asked.get("finding")), f"{utc_text(row['occurred_at'])}, record {row['id']}",
         )  # fmt: skip
     return found
 

@@ -287,7 +287,7 @@ class Snapshot:
             found += await self._gaps()
         if self.options.end > self.sealed_at:
             found.append(
-                f"NOT COVERED: nothing after {moment(self.sealed_at)} is under this checkpoint"
+                f"NOT COVERED: nothing after {utc_text(self.sealed_at)} is under this checkpoint"
             )
         found += await self._dropped()
         if self.tenants is not None:
@@ -308,7 +308,7 @@ class Snapshot:
         latest = [
             row["latest"] async for row in plain.rows("max(occurred_at) AS latest", in_period=False)
         ]
-        return int(count[0]["found"]), None if latest[0] is None else moment(latest[0])
+        return int(count[0]["found"]), None if latest[0] is None else utc_text(latest[0])
 
     async def _gaps(self) -> list[str]:
         asked = self.asked()
@@ -426,7 +426,7 @@ def selected(
     return f"SELECT {columns} FROM audit.audit_logs WHERE {where} {tail}"  # noqa: S608
 
 
-def moment(value: datetime) -> str:
+def utc_text(value: datetime) -> str:
     """A time in UTC, to the millisecond."""
     record = (value if value.tzinfo is UTC else value.astimezone(UTC)).isoformat(
         timespec="milliseconds"

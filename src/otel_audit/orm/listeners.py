@@ -27,7 +27,7 @@ from otel_audit.orm.executed import (
     may_write,
 )
 from otel_audit.orm.flush import OpenFlushes, untracked
-from otel_audit.orm.schema_qualifier import placed
+from otel_audit.orm.schema_qualifier import qualified
 from otel_audit.orm.sql_statements import SqlText, TransactionControl, Write
 from otel_audit.orm.transaction_state import commit_failure, dooms_transaction, is_committed
 from otel_audit.record import Change
@@ -298,7 +298,7 @@ class Executions:
                 entries = self.review(connection, context, entries)
             if isinstance(compiled_element(context), UpdateBase):
                 schemas = context.execution_options.get("schema_translate_map")
-                entries = [placed(schemas, entry) for entry in entries]
+                entries = [qualified(schemas, entry) for entry in entries]
             self._tracker.write(connection, entries)
             for entry in entries:
                 self._last[connection] = _Last(

@@ -48,7 +48,7 @@ _CUT_OFF: Final = (
     "or something before it; run it again, or with --jobs 1"
 )
 
-Progress = Callable[[int, int], None]
+RowProgress = Callable[[int, int], None]
 """Called with how many leaves were seen, and of how many."""
 
 
@@ -116,7 +116,7 @@ async def check_rows(
     connection: Connection[Any],
     stretches: Sequence[BlockRange],
     choice: RowSelection,
-    progress: Progress | None = None,
+    progress: RowProgress | None = None,
 ) -> Rows:
     """Check the rows of some blocks, one after the other.
 
@@ -143,7 +143,7 @@ async def check_rows_together(  # noqa: PLR0913, PLR0917 - each a choice of its 
     stretches: Sequence[BlockRange],
     choice: RowSelection,
     jobs: int,
-    progress: Progress | None = None,
+    progress: RowProgress | None = None,
 ) -> Rows:
     """Check rows by several processes, which all see what this transaction sees.
 

@@ -26,7 +26,7 @@ from otel_audit_postgres.ledger.verify.findings import (
 )
 from otel_audit_postgres.ledger.verify.retired import recorded_prunings, unaccounted
 from otel_audit_postgres.ledger.verify.row_pass import (
-    Progress,
+    RowProgress,
     Rows,
     RowSelection,
     blame,
@@ -51,7 +51,7 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
     sample: int | None = None,
     remembered: Bookmark | None = None,
     jobs: int = 1,
-    progress: Progress | None = None,
+    progress: RowProgress | None = None,
 ) -> VerificationReport:
     """Verify an audit store, read-only, in one snapshot.
 
@@ -165,7 +165,7 @@ async def _rows(  # noqa: PLR0913, PLR0917 - what verify was given
     walk: TreePassState,
     choice: RowSelection,
     jobs: int,
-    progress: Progress | None,
+    progress: RowProgress | None,
 ) -> Rows:
     if jobs > 1 and walk.stretches:
         return await check_rows_together(dsn, connection, walk.stretches, choice, jobs, progress)
