@@ -113,7 +113,8 @@ def action_record(  # noqa: PLR0913 - one argument a field that only the caller 
     """
     changes = () if level == "metadata" else tuple(scope.changes)
     producer_id, trace_id, span_id, trace_sampled, resource = scope.place
-    return AuditRecord(
+    # in two steps: for a call with more than 15 names CPython builds a dictionary first
+    record = AuditRecord(
         record_id=scope.record_id,
         action_id=scope.action_id,
         parent_action_id=scope.parent_action_id,
@@ -128,13 +129,16 @@ def action_record(  # noqa: PLR0913 - one argument a field that only the caller 
         actor=actor,
         tenant=tenant,
         target=target,
+        transaction=transaction,
+    )
+    return _replace(
+        record,
         source=source,
         request=request,
         response=response,
         changes=changes,
         changes_total=_total(scope.changes_total, changes),
         changes_rolled_back=scope.changes_rolled_back,
-        transaction=transaction,
         error=error,
         trace_id=trace_id,
         span_id=span_id,
