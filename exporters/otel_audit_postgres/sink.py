@@ -18,6 +18,7 @@ from opentelemetry.instrumentation.utils import (
     suppress_instrumentation,
 )
 
+from otel_audit._util.gil_pauses import with_pauses
 from otel_audit._util.ids import conflict_id, derived_uuid7
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit._util.text import storable
@@ -180,9 +181,11 @@ class PostgresSink:
         async with self._session("write to the audit store", became) as connection:
             is_large = len(own) >= SMALLEST_LOAD
             if is_large and can_be_fed(own):
-                rows = await self._store_fed(connection, RowFeed(own, LARGEST_STATEMENT), became)
+                rows = await self._store_fed(
+                    connection, RowFeed(with_pauses(own), LARGEST_STATEMENT), became
+                )
             else:
-                rows, unfit = to_rows(own, to_copy=is_large)
+                rows, unfit = to_rows(with_pauses(own), to_copy=is_large)
                 became.refused += unfit
                 await self._store_all(connection, rows, became)
             await self._quarantine(connection, became.refused, became)
@@ -615,7 +618,7 @@ class PostgresSink:
             loaded = await self._load(rows)
             if loaded is not None:
                 return loaded
-        sent = parameters(rows)
+        sent = parameters(with_pauses(rows))
         status = await connection.execute(INSERT, *sent, timeout=self._statement_timeout)
         self._has_broken_loading = False
         return int(status.rpartition(" ")[2])

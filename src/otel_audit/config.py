@@ -629,8 +629,8 @@ class AuditConfig(BaseSettings):
     )
     serve_verify: Literal["off", "record", "require"] = Field(
         "off",
-        description="Whether the OTLP sink looks at the signatures of audit log records: not at "
-        "all, and notes what it finds, or puts into quarantine what has no valid one, as spans.",
+        description="What the OTLP sink does with the signatures of audit log records: nothing; "
+        "note what it finds; or put into quarantine all without a valid one, spans included.",
     )
     serve_trust_file: Path | None = Field(
         None, description="The file of signers that the OTLP sink trusts."

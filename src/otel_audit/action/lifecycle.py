@@ -23,6 +23,8 @@ from contextvars import Token
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
+import msgspec
+
 from otel_audit import scope as scopes
 from otel_audit._util.aio import Timer, call_after, in_slices, running_trio
 from otel_audit._util.ratelimited_log import log_limited
@@ -32,25 +34,23 @@ from otel_audit.scope import AuditScope, PendingScope
 
 if TYPE_CHECKING:
     from otel_audit._util.spill import SpilledChanges
-    from otel_audit.action.ports import Ports
+    from otel_audit.action.compose import Ending
+    from otel_audit.action.ports import Close, Ports
     from otel_audit.record import AuditRecord, TransactionOutcome
 
 _logger = logging.getLogger("otel_audit.action")
 
 
-class FailedParts:
-    """The parts of one action that could not be described so far."""
+class FailedParts(msgspec.Struct, eq=False):
+    """The parts of one action that could not be described so far.
 
-    __slots__ = ("_on_error", "failed")
+    Attributes:
+        on_error: Called for each failure of ours.
+        failed: Their names.
+    """
 
-    def __init__(self, on_error: Callable[[], None]) -> None:
-        """Start with no part failed.
-
-        Args:
-            on_error: Called for each failure of ours.
-        """
-        self._on_error = on_error
-        self.failed: dict[str, None] = {}
+    on_error: Callable[[], None]
+    failed: dict[str, None] = {}
 
     def fail(self, part: str, error: Exception) -> None:
         """Take note that a part could not be described; it stays counted. Never raises.
@@ -60,7 +60,7 @@ class FailedParts:
             error: Why.
         """
         self.failed[part] = None
-        self._on_error()
+        self.on_error()
         log_limited(
             _logger, f"part {part}", "A part of an action could not be described: %s", part,
             error=error,
@@ -170,11 +170,24 @@ class Lifecycle(ABC):
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._lost(error)
             return None
+        self._continue(record)
+        return record
+
+    def _hand_over_ending(self, close: Close, ending: Ending) -> AuditRecord | None:
+        """As `_hand_over`, of an action whose answer was written down: only what has changed."""
+        try:
+            record = close(ending, self._audit.server_span)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self._lost(error)
+            return None
+        self._continue(record)
+        return record
+
+    def _continue(self, record: AuditRecord) -> None:
         if self._audit.further:
             continuations = with_continuations(record, self._audit.further)
             next(continuations)  # that is the record itself
             self._further = self._each(continuations)
-        return record
 
     def _hand_over_rest(self) -> None:
         if self._further is not None:

@@ -31,6 +31,7 @@ class CaptureOptions:
         bearer: Reads the request's bearer token out of an ASGI scope.
         actor, tenant, source, request_id: Read who, for whom, from where (also given what was read
             before of the same connection), and the request's id.
+        token_identity: Reads who and for whom at once, where the token alone says both; else None.
         kept_headers: Names of the headers that are kept, in lower case.
         request_id_header: The name of the response header, as bytes in lower case; empty: none.
         body_limit: Bytes of a body that are copied.
@@ -71,6 +72,9 @@ class CaptureOptions:
     watch: Watchdog | None
     log: Callable[[AuditRecord, trace.Span | None], None] | None
     on_error: Callable[[], None]
+    token_identity: Callable[
+        [Mapping[str, Any], AuditScope, Bearer], tuple[Actor, Tenant | None] | None
+    ] = lambda _scope, _audit, _bearer: None
     place: Callable[[trace.Span | None], Provenance] | None = None
     durable: Callable[[], Awaitable[None]] | None = None
     intended: Callable[[AuditRecord, trace.Span | None], Awaitable[bool]] | None = None

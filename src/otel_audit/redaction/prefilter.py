@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import re2
 
+from otel_audit._util.cache import Memo
 from otel_audit._util.lazy_pattern import LazyPattern
 from otel_audit.redaction import names
 from otel_audit.redaction.checksums import IBAN_LENGTHS
@@ -39,7 +40,8 @@ _FEW_DIGITS = 10**9
 # below the shortest key that letters alone can spell, which is AWS's: twenty
 # a segment that fits is never read again in the other way: that would be two ways for each
 _ORDINARY_PATH = re.compile(r"(?:/(?:[A-Za-z]{0,19}|[A-Za-z0-9]{0,8})(?=/|\Z))*+")
-_MOST_DIGITS = 8
+_SHORT_PATH = 256
+_MANY_DIGITS = re.compile(r"(?:[^0-9]*+[0-9]){9}")
 
 _AMOUNT = re.compile(r"-?[0-9]{1,7}(?:\.[0-9]{1,2})?")
 _MOMENT = re.compile(
@@ -57,9 +59,17 @@ def is_plain_path(path: str) -> bool:
     Returns:
         As for `is_plain`.
     """
-    if _ORDINARY_PATH.fullmatch(path) is None:
-        return False
-    return sum(map(path.count, "0123456789")) <= _MOST_DIGITS
+    return _plain_paths[path]
+
+
+def _is_plain_path(path: str) -> bool:
+    return _ORDINARY_PATH.fullmatch(path) is not None and _MANY_DIGITS.match(path) is None
+
+
+_plain_paths: Final[Memo[str, bool]] = Memo(
+    _is_plain_path, 2048, lambda path: len(path) <= _SHORT_PATH
+)
+"""What was found of short paths: an application has few."""
 
 
 def is_plain(value: Any) -> bool:

@@ -217,7 +217,7 @@ def _matches_stored(record: LogRecord, attributes: Mapping[str, Any], body: Any)
     return _is_same(value_of(record.body, nodes), body) and all(
         _is_same(named.get(name), value)
         for name, value in attributes.items()
-        # the draft's name of a stream, told again under ours
+        # the draft's name of a stream, repeated under ours
         if name in named or name != PRODUCER_ID
     )
 
