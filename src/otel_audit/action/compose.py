@@ -41,7 +41,7 @@ from otel_audit.scope import Provenance
 
 if TYPE_CHECKING:
     from otel_audit._util.spill import SpilledChanges
-    from otel_audit.action.lifecycle import FailedParts
+    from otel_audit.action.failed_parts import FailedParts
     from otel_audit.redaction import Redactor
     from otel_audit.scope import AuditScope
 
