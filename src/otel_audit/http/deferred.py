@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, MutableMapping
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, final
 
-from opentelemetry import trace
+from opentelemetry import context, trace
 
 from otel_audit._util.ids import public_id
 from otel_audit.http.request_metadata import path_below_root, with_request_id
@@ -82,7 +82,7 @@ class DeferredRequest(PendingScope):
         is_given = name and has_header(scope.get("headers") or (), name)
         self.id = (options.request_id(scope) if is_given else None) or public_id(now)
         # of OpenTelemetry's context alone, a copy would cost ten times as much
-        self._context = copy_context()
+        self._context = context.get_current()
         self.exchange: Exchange | None = None
         self.inner_scope: AsgiScope | None = None
         self.start: Message | None = None
@@ -99,7 +99,7 @@ class DeferredRequest(PendingScope):
     def span(self) -> trace.Span:
         """The application's span of the request."""
         # again a copy: one context cannot be entered by two threads at once
-        return self._context.copy().run(trace.get_current_span)
+        return trace.get_current_span(self._context)
 
     def routed(self, scope: AsgiScope) -> Exchange | None:
         """Learn which scope the router works on.
