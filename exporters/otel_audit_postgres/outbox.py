@@ -17,10 +17,10 @@ from typing import Any, Final
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
+from otel_audit._util.check_result import CheckResult
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.delivery.outbox_relay import OutboxState, Waiting
 from otel_audit.errors import ConfigurationError, OtelAuditError, StoreError, StoreUnavailableError
-from otel_audit_postgres.checks.inspect import CheckResult
 from otel_audit_postgres.connection import (
     Connection,
     TimeLimits,

@@ -315,11 +315,11 @@ class _Form(NamedTuple):
         key: The same, bounded by `bounded_key`; not None.
         own_text: One that few records have, or None.
         own_key: The same, bounded by `bounded_key`; not None.
-        moment: From microseconds since 1970.
+        timestamptz: From microseconds since 1970.
         float8: A float.
         int4: An integer that fits, or None.
         int8: An integer that fits, or None.
-        texts: Several.
+        text_array: Several texts.
         bytea: Bytes, or None.
         json: From UTF-8.
     """

@@ -245,11 +245,12 @@ class AuditScope(msgspec.Struct, eq=False, weakref=True):
         """Keep changes: the first of the action here, those beyond the bound in ``further``."""
         with _counting:
             if self.further is None:
+                recent, kept = changes.recent, self.changes
                 if (
-                    changes.is_small
-                    and len(self.changes) + len(changes.recent) <= changes.room.page
+                    not (changes.full or changes.unkept)
+                    and len(kept) + len(recent) <= changes.room.page
                 ):
-                    self.changes += changes.recent
+                    kept += recent
                     return
                 first, changes = changes.split(changes.room.page - len(self.changes))
                 self.changes.extend(first)

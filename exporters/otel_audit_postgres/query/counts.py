@@ -267,7 +267,7 @@ async def _of_hours(
     since = span.since or await _first_hour(connection, retired)
     is_long = end - since >= _LONG
     width = max(_width(end - since), _HOUR)
-    # an hour that the span cuts is told whole: good enough for a bar, and not for a number
+    # an hour that the span cuts is counted whole: good enough for a bar, not for a number
     is_whole = span.since is span.until is None
     names = [name for name in fields if is_whole and name in _ROLLED]
     if not is_long and not names:

@@ -368,7 +368,7 @@ async def _rebuild_tree(
     findings, collapsed = Findings(), 0
     anchored = await read_anchors(witnesses.anchors, witnesses.keys, findings)
     sizes = sorted({snapshot.size, *(one.checkpoint.size for one in anchored.readings)})
-    # what was collapsed can be told from what was made up by a root that was signed later
+    # a root that was signed later tells collapsed leaves from invented ones
     latest = await _latest(snapshot, found, witnesses)
     sizes = sizes if latest is None else sorted({*sizes, latest.size})
     walk = TreePassState()
@@ -451,7 +451,7 @@ def _add_anchors(
 ) -> None:
     if not witnesses.anchors:
         return
-    # how much all tenants record, and where it is anchored, is not told to one of them
+    # one tenant must not learn how much all of them record, nor where it is anchored
     hides = snapshot.is_narrow
     lines = [f"{'the anchor' if hides else one.anchor}: agrees" for one in anchored.readings]
     if findings.problems:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, TypeVar
 
 T = TypeVar("T")
@@ -21,22 +21,28 @@ _SHORTEST: Final = 0.0003
 _LONGEST: Final = 0.002
 """The same where none has for a while: pauses then take a twentieth of the time."""
 
+_FEW: Final = 6
+"""Items that take less time than a pause is worth."""
+
 _PAUSE: Final = 0.00005
 _ALONE: Final = 0.0003
 """Seconds that a pause takes at most if nobody else has run in it."""
 
 
-def with_pauses(items: Iterable[T]) -> Iterator[T]:
+def with_pauses(items: Sequence[T]) -> Iterable[T]:
     """Yield items, and pause between two of them now and then.
 
-    In the main thread, for which others are to make room, nothing pauses.
+    For a few items nothing pauses, nor in the main thread, for which others are to make room.
 
     Args:
         items: Each takes some work, of its own or of the caller's.
     """
-    if threading.current_thread() is threading.main_thread():
-        yield from items
-        return
+    if len(items) < _FEW or threading.current_thread() is threading.main_thread():
+        return items
+    return _paused_between(items)
+
+
+def _paused_between(items: Iterable[T]) -> Iterator[T]:
     clock = time.perf_counter
     work = _SHORTEST
     until = clock() + work

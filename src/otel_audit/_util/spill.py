@@ -135,13 +135,10 @@ class SpilledChanges(msgspec.Struct):
     @property
     def count(self) -> int:
         """The number of changes, lost ones included."""
-        pages = sum(page.count for page in self.full) if self.full else 0
-        return pages + len(self.recent) + (sum(self.unkept.values()) if self.unkept else 0)
-
-    @property
-    def is_small(self) -> bool:
-        """Whether all of them are in memory."""
-        return not self.full and not self.unkept
+        number = len(self.recent)
+        if self.full:
+            number += sum(page.count for page in self.full)
+        return number + sum(self.unkept.values()) if self.unkept else number
 
     def add(self, change: Change) -> None:
         """Take one more. The last one taken is always in memory."""

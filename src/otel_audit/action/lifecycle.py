@@ -34,7 +34,8 @@ from otel_audit.scope import AuditScope, PendingScope
 
 if TYPE_CHECKING:
     from otel_audit._util.spill import SpilledChanges
-    from otel_audit.action.ports import Ports
+    from otel_audit.action.compose import Ending
+    from otel_audit.action.ports import Close, Ports
     from otel_audit.record import AuditRecord, TransactionOutcome
 
 _logger = logging.getLogger("otel_audit.action")
@@ -169,11 +170,24 @@ class Lifecycle(ABC):
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._lost(error)
             return None
+        self._continue(record)
+        return record
+
+    def _hand_over_ending(self, close: Close, ending: Ending) -> AuditRecord | None:
+        """As `_hand_over`, of an action whose answer was written down: only what has changed."""
+        try:
+            record = close(ending, self._audit.server_span)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self._lost(error)
+            return None
+        self._continue(record)
+        return record
+
+    def _continue(self, record: AuditRecord) -> None:
         if self._audit.further:
             continuations = with_continuations(record, self._audit.further)
             next(continuations)  # that is the record itself
             self._further = self._each(continuations)
-        return record
 
     def _hand_over_rest(self) -> None:
         if self._further is not None:

@@ -23,7 +23,7 @@ from otel_audit.delivery.batch_size import BatchSize
 from otel_audit.delivery.deliver_recovered import Adopt, Recovery
 from otel_audit.delivery.group_fsync import GroupSync
 from otel_audit.delivery.metrics import Counters
-from otel_audit.delivery.queue import Item, RecordQueue
+from otel_audit.delivery.queue import ChangedSince, Item, RecordQueue
 from otel_audit.delivery.queue_entries import Entry
 from otel_audit.delivery.sink import Sink
 from otel_audit.delivery.spool import FrameKind, Spool
@@ -202,7 +202,7 @@ class Delivery:
         Raises:
             SpoolError: The spool does not take it, and the action has only begun.
         """
-        self.queue.note(kind, record, text)
+        self.queue.note(kind, record.record_id, record if text is None else text)
 
     async def synced(self) -> None:
         """Wait until everything that was noted before is on disk; see `GroupSync.wait`."""
@@ -212,12 +212,12 @@ class Delivery:
         """Take back what was written down of an action that is not recorded after all."""
         self.queue.discard(record_id)
 
-    def submit(self, entry: Entry, text: bytes | None = None) -> None:
+    def submit(self, entry: Entry, text: bytes | ChangedSince | None = None) -> None:
         """Take over what is finished; returns in microseconds and never raises.
 
         Args:
             entry: What is finished.
-            text: The same as JSON, where that is at hand.
+            text: As for `RecordQueue.put`.
         """
         with self._lock:
             self._counters.add("emitted")

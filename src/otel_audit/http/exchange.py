@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
-from otel_audit.action.compose import as_intent, as_started
+from otel_audit.action.compose import as_intent, as_started, ended
 from otel_audit.action.lifecycle import Lifecycle, WatchedAction
 from otel_audit.errors import StoreUnavailableError
 from otel_audit.http.deferred import DeferredRequest
@@ -18,6 +18,7 @@ from otel_audit.scope import enter as enter_scope
 
 if TYPE_CHECKING:
     from otel_audit._util.spill import SpilledChanges
+    from otel_audit.action.ports import Close
     from otel_audit.http.body_capture import BodyCopy
     from otel_audit.policy import HeadAssessment, PolicyDecision
     from otel_audit.record import AuditRecord
@@ -67,6 +68,7 @@ class Exchange(Lifecycle):
         self._watched: WatchedAction | None = None
         self._decided_at_start: PolicyDecision | None = None
         self._answer: tuple[AuditRecord, tuple[object, ...]] | None = None
+        self._close_answered: Close | None = None
         self._spooled = False
         self.intent: AuditRecord | None = None
         self.may_wait = options.durable is not None
@@ -303,7 +305,9 @@ class Exchange(Lifecycle):
         if not builder.enrich(known):
             known = builder.record(decision, phase="completed", outcome="unknown")
         self._answer = known, builder.rests_on(decision, wrote=wrote)
-        options.recorder.answered(known, audit.server_span)
+        # the way to close what was written down before holds for that alone
+        self._close_answered = None
+        self._close_answered = options.recorder.answered(known, audit.server_span)
 
     def failed(self, error: BaseException) -> None:
         """The application raised; an outer middleware makes the answer."""
@@ -340,7 +344,7 @@ class Exchange(Lifecycle):
     def _release(self) -> None:
         if not self._is_released:
             super()._release()
-            self._answer = None
+            self._answer = self._close_answered = None
             self._builder.release(self._audit)
 
     def _close(self) -> None:
@@ -418,11 +422,15 @@ class Exchange(Lifecycle):
             decision = builder.judgement
             if decision is None or not builder.still_rests_on(rested_on):
                 return False
-            record = builder.closed(known, decision)
+            ending = builder.closed(known, decision)
         except Exception as error:  # noqa: BLE001 - it is described again, which cannot fail
             self._count_failure(error)
             return False
-        handed_over = self._hand_over(lambda: record)
+        close = self._close_answered
+        if close is None:
+            handed_over = self._hand_over(lambda: ended(known, ending))
+        else:
+            handed_over = self._hand_over_ending(close, ending)
         if self._options.log is not None:
             self._log(handed_over)
         return True

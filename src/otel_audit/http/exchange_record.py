@@ -11,10 +11,11 @@ import msgspec
 from otel_audit._util.aio import is_cancellation
 from otel_audit.action.arguments import parse_action, parse_event, parse_name, target_of
 from otel_audit.action.compose import (
+    Ending,
+    Opening,
     action_record,
     application_metadata,
-    as_closed,
-    opened_record,
+    ending_of,
     with_scope_facts,
 )
 from otel_audit.action.error_info import describe_error
@@ -273,16 +274,15 @@ class ExchangeRecordBuilder(ExchangeFacts):
             self.parts.fail("record", error)
             return self._bare_record(decision, phase, outcome or "unknown")
 
-    def opened(self, decision: PolicyDecision) -> AuditRecord:
-        """Make what is written down when the action begins: no more than a crash should leave."""
-        head = self.head
-        return opened_record(
-            self.audit,
-            event_name=decision.event_name,
-            action=decision.action,
-            level=decision.level,
-            request=Request(id=head.id, method=head.method, path=head.path_at_start(self.routed)),
-        )
+    def opened(self, decision: PolicyDecision) -> Opening:
+        """Say what is written down when the action begins: no more than a crash should leave."""
+        audit, head = self.audit, self.head
+        return Opening(
+            audit.record_id, audit.action_id, audit.occurred_at,
+            decision.event_name, decision.action, decision.level,
+            head.id, head.method, head.path_at_start(self.routed),
+            audit.place, audit.source, audit.actor,
+        )  # fmt: skip
 
     def rests_on(self, decision: PolicyDecision | None, *, wrote: bool) -> tuple[object, ...]:
         """List the parts of the record that could change later.
@@ -312,14 +312,14 @@ class ExchangeRecordBuilder(ExchangeFacts):
             and all(map(is_, before, self.rests_on(self.judgement, wrote=bool(audit.transactions))))
         )
 
-    def closed(self, answered: AuditRecord, decision: PolicyDecision) -> AuditRecord:
-        """Make the record of the end out of what was written down with the answer."""
+    def closed(self, answered: AuditRecord, decision: PolicyDecision) -> Ending:
+        """Say what has changed since the answer was written down."""
         audit, known = self.audit, self._shown_target
         if known is not None and known[0][1] == len(audit.changes):
             target = known[1]
         else:
             target = self._target(decision)
-        return as_closed(answered, audit, outcome=self.outcome(), target=target)
+        return ending_of(answered, audit, outcome=self.outcome(), target=target)
 
     def _bare_record(self, decision: PolicyDecision, phase: Phase, outcome: Outcome) -> AuditRecord:
         """Make a record of nothing but what cannot fail."""

@@ -339,7 +339,9 @@ class OpenFlushes:
                 part = one
                 break
         else:
-            taken = flush.taken and self._selection.takes_connection(connection)
+            taken = flush.taken and (
+                self._selection.takes_connection(connection) if facts.taken is None else facts.taken
+            )
             part = FlushPart(connection, facts, taken)
             flush.parts.append(part)
         facts.flush, facts.part = flush, part
@@ -467,7 +469,8 @@ class OpenFlushes:
         number = 0
         mark = self._mapper_infos.personal.mark
         for row in part.rows:
-            plan = placed.get(row.plan, row.plan)
+            plan = row.plan
+            plan = placed.get(plan, plan)
             try:
                 change = _change(row, plan, reader)
                 if change is None:

@@ -239,7 +239,10 @@ class Executions:
         self, connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any
     ) -> None:
         """A statement that may write was executed without an error."""
-        if not self._selection.takes_connection(connection):
+        facts = self._tracker.facts(connection)
+        if facts.taken is None:
+            facts.taken = self._selection.takes_connection(connection)
+        if not facts.taken:
             return
         try:
             if self._has_expected_more:
@@ -476,8 +479,9 @@ class EngineListeners(Executions):
 
     def _expires(self, connection: Connection) -> bool:
         """Whether a commit makes objects forget their values."""
-        for session in sessions_of(self._tracker.facts(connection)):
-            if session.expire_on_commit:
+        for one in self._tracker.facts(connection).sessions:
+            session = one()
+            if session is not None and session.expire_on_commit:
                 return True
         return False
 

@@ -229,8 +229,8 @@ class TransactionState(msgspec.Struct, eq=False):
 
     def gather(self) -> dict[Owner, SpilledChanges]:
         """Bring together what the transaction and its open savepoints hold, as COMMIT does."""
-        root, *further = self.levels
-        for level in further:
+        root = self.levels[0]
+        for level in self.levels[1:]:
             root.absorb(level)
             level.batches = {}
         return root.batches
@@ -254,7 +254,7 @@ class TransactionState(msgspec.Struct, eq=False):
         Returns:
             Actions and what they have written; one that did not even try is left out.
         """
-        batches = self.gather()
+        batches = self.gather() if len(self.levels) > 1 else self.levels[0].batches
         self.levels = [SavepointLevel(self.room)]
         return batches.items()
 

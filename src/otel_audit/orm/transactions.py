@@ -55,17 +55,19 @@ class ConnectionFacts:
     Attributes:
         state: Its open transaction, if that has written.
         began_in: The action in which its transaction began.
+        taken: Whether what happens there is captured; None: nobody has asked yet.
         sessions: The sessions that use it; they are not kept alive.
         flush: The flush that writes there, as far as its rows are captured.
         part: The part of that flush on this connection.
     """
 
-    __slots__ = ("began_in", "flush", "part", "sessions", "state")
+    __slots__ = ("began_in", "flush", "part", "sessions", "state", "taken")
 
     def __init__(self) -> None:
         """Start with nothing known: the connection has only been made."""
         self.state: TransactionState | None = None
         self.began_in: AuditScope | PendingScope | None = None
+        self.taken: bool | None = None
         self.sessions: tuple[weakref.ref[Session], ...] = ()
         self.flush: Flush | None = None
         self.part: FlushPart | None = None
@@ -126,7 +128,9 @@ class TransactionTracker:
 
     def of(self, connection: Connection) -> TransactionState:
         """The state of a connection's transaction."""
-        facts = self.facts(connection)
+        facts: ConnectionFacts | None = connection.__dict__.get(self._key)
+        if facts is None:
+            facts = self.facts(connection)
         state = facts.state
         if state is None:
             if self._gone:
@@ -371,10 +375,15 @@ class TransactionTracker:
             for owner, batch in state.undone.items():
                 batch.settle("rolled_back")
                 self._report_undone(owner, batch)
+        if not state.recorded and self._on_beside is None:  # as nearly always
+            for owner, batch in state.finish():
+                batch.settle(outcome)
+                self._report(owner, outcome, batch, state, None)
+            return
         on_beside = self._on_beside if outcome == "committed" else None
         recorded, beside = state.recorded.copy(), False
         for owner, batch in state.finish():
-            beside = beside or (on_beside is not None and bool(batch))
+            beside = beside or bool(batch)
             if outcome == "rolled_back" and owner in recorded:
                 # it was undone with the rest
                 whole = recorded.pop(owner).changes

@@ -155,9 +155,9 @@ class Prefilter:
 
     def suspects(self, text: bytes) -> bool:
         """Search JSON text, valid UTF-8 and free of backslashes."""
-        if self._anything or self._pattern.search(text) is not None:
+        if self._anything or self._pattern.occurs_in(text):
             return True
-        return not text.isascii() and self._spelled_pattern.search(_spelled(text)) is not None
+        return not text.isascii() and self._spelled_pattern.occurs_in(_spelled(text))
 
     def suspects_string(self, text: str) -> bool:
         """Search a string as in JSON text, in quotes."""

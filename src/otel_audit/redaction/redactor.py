@@ -311,9 +311,10 @@ class Redactor:
             credentials by their nature are redacted also if they are kept.
         """
         found: dict[str, str] = {}
+        ordinary = self._ordinary_line
         for raw_name, raw_value in pairs:
             if raw_name in _ORDINARY and len(raw_value) <= _ORDINARY_LENGTH:
-                name, value = self._ordinary_line(raw_name, raw_value)
+                name, value = ordinary(raw_name, raw_value)
             else:
                 if callable(work):
                     work = work()

@@ -38,7 +38,7 @@ from otel_audit_postgres.reports.make_report import NOBODY, checked, make_report
 from otel_audit_postgres.reports.model import Options
 from otel_audit_postgres.reports.registry import REPORTS, find_report
 from otel_audit_postgres.reports.render import pieces
-from otel_audit_postgres.reports.snapshot import moment
+from otel_audit_postgres.reports.snapshot import utc_text
 from report_store import BEGIN, END, ReportStore, fixed, records
 
 from otel_audit.cli.main import cli
@@ -289,7 +289,7 @@ class TestWhatItSays:
     async def test_no_sender_signs_off(self, store):
         """A sign-off is what the store recorded, and not a record that came in from somewhere."""
         asked = {
-            "begin": moment(BEGIN), "end": moment(END), "seed": "q4", "sample": 5,
+            "begin": utc_text(BEGIN), "end": utc_text(END), "seed": "q4", "sample": 5,
             "finding": "nothing strange",
         }  # fmt: skip
         forged = fixed(
