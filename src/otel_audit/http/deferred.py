@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, MutableMapping
-from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, final
 
 from opentelemetry import context, trace
