@@ -37,11 +37,14 @@ _PEOPLE: Final = frozenset({
 _KEY: Final = re.compile(r"~p1\.[\w-]{16}\.([\w-]{11})\.", re.ASCII)
 _MOST_CREATORS: Final = 200_000
 _HAS_CHANGES: Final = f"{CHANGES} > 0"
+_OF_CHANGES: Final = (
+    "id, occurred_at, actor_id, event_name, transaction_outcome, payload::text AS payload"
+)
 
 
 async def _changes_rows(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
     creators: BoundedCache[str, str] = BoundedCache(_MOST_CREATORS // 2)
-    sql, values = snapshot.of_records(_HAS_CHANGES)
+    sql, values = snapshot.of_records(_HAS_CHANGES, columns=_OF_CHANGES)
     async for row, changes in snapshot.changed(sql, values):
         # once for all columns of a record: there may be many
         at, actor, record = utc_text(row["occurred_at"]), row["actor_id"], str(row["id"])

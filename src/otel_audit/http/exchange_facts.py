@@ -14,7 +14,7 @@ from opentelemetry import trace
 
 from otel_audit._util.ids import public_id
 from otel_audit.action.arguments import parse_event, parse_name
-from otel_audit.action.lifecycle import FailedParts
+from otel_audit.action.failed_parts import FailedParts
 from otel_audit.http.body_capture import BodyCapture
 from otel_audit.http.deferred import DeferredRequest
 from otel_audit.http.options import CaptureOptions

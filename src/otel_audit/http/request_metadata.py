@@ -19,7 +19,7 @@ from otel_audit.redaction.secret_urls import link_parameters
 from otel_audit.redaction.truncate import cut_path, cut_query, cut_text
 
 if TYPE_CHECKING:
-    from otel_audit.action.lifecycle import FailedParts
+    from otel_audit.action.failed_parts import FailedParts
     from otel_audit.redaction import Redactor
     from otel_audit.redaction.budget import Budget, WorkBudget
 

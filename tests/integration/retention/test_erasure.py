@@ -58,13 +58,6 @@ ANN = Subject("acme", "ann")
 
 
 @pytest.fixture
-async def keys_dsn(postgres):
-    name = f"keys_{uuid.uuid4().hex[:12]}"
-    await postgres.execute(f"CREATE DATABASE {name}")
-    return postgres.dsn(name)
-
-
-@pytest.fixture
 def kek():
     return FileWrapper(secrets.token_bytes(32))
 
