@@ -29,6 +29,9 @@ _TRACEBACK = re.compile(
 )
 """A traceback, with its last place."""
 
+_LEADS_ON = re.compile(r".*\n(?:.+\n)*\n(?:The above exception was|During handling of the above)")
+"""What stands behind the traceback of an error that another one has come of."""
+
 _OURS = re.compile(r"/otel_audit(?:_\w+)?/\S+\.py$")
 
 _lines: list[str] = []
@@ -39,7 +42,11 @@ _files: dict[Path, int] = {}
 def errors_in(text: str) -> list[str]:
     """Lines of an output that tell of an error of ours, and of no refusal by system or store."""
     caught = list(_CAUGHT.finditer(text))
-    raised = [found for found in _TRACEBACK.finditer(text) if _OURS.search(found["file"])]
+    raised = [
+        found
+        for found in _TRACEBACK.finditer(text)
+        if _OURS.search(found["file"]) and not _LEADS_ON.match(text, found.end())
+    ]
     return [
         text[text.rfind("\n", 0, found.start()) + 1 : found.end()]
         for found in (*caught, *raised)

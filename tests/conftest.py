@@ -17,9 +17,10 @@ from typing import Any
 import asyncpg
 import child_errors
 import pytest
+from filled_stores import FilledStore
 from hypothesis import HealthCheck, settings
 from payload_schema import faults_of
-from postgres_servers import Postgres
+from postgres_servers import OwnStore, Postgres, Standby, own_server, synchronous_standby
 
 from otel_audit._util import ratelimited_log
 from otel_audit.errors import OtelAuditError
@@ -210,6 +211,20 @@ async def durable_server(postgres: Postgres) -> AsyncIterator[None]:
     await postgres.execute("ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
 
 
+@pytest.fixture
+async def own_store() -> AsyncIterator[OwnStore]:
+    """A server with the audit schema that is this test's alone."""
+    async with own_server() as store:
+        yield store
+
+
+@pytest.fixture
+async def standby(own_store: OwnStore) -> AsyncIterator[Standby]:
+    """A second server, without which no COMMIT of that one ends."""
+    async with synchronous_standby(own_store) as standby:
+        yield standby
+
+
 @pytest.fixture(scope="session")
 def audit_template(audit_server: PostgresServer) -> str:
     """Name of a database in which the audit schema is installed; only for copying."""
@@ -217,9 +232,15 @@ def audit_template(audit_server: PostgresServer) -> str:
 
 
 @pytest.fixture
-def store_template(audit_template: str) -> str:
-    """Name of the database that `audit_store` is a copy of; a directory may have a filled one."""
-    return audit_template
+def copied_store() -> FilledStore | None:
+    """The filled store that the test has a copy of; None: an empty one. A directory may have some."""
+    return None
+
+
+@pytest.fixture
+def store_template(copied_store: FilledStore | None, audit_template: str) -> str:
+    """Name of the database that `audit_store` is a copy of."""
+    return audit_template if copied_store is None else copied_store.database
 
 
 @pytest.fixture
@@ -234,12 +255,20 @@ def audit_store(audit_server: PostgresServer, store_template: str) -> Iterator[s
             assert apart.submit(asyncio.run, _faults_in(dsn)).result() == []
 
 
+_SOME_OF_EACH_KIND = """
+(SELECT payload FROM audit.audit_logs LIMIT 200)
+UNION ALL
+(SELECT DISTINCT ON (event_name, phase, outcome, transaction_outcome, schema_version) payload
+ FROM audit.audit_logs LIMIT 200)
+"""
+
+
 async def _faults_in(dsn: str) -> list[str]:
     """What the schema has against the payloads of a store, as far as that can be read."""
     connection = None
     try:
         connection = await asyncpg.connect(dsn)
-        rows = await connection.fetch("SELECT payload FROM audit.audit_logs LIMIT 200")
+        rows = await connection.fetch(_SOME_OF_EACH_KIND)
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
         return []  # a test that has broken its store on purpose
     finally:

@@ -12,6 +12,7 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
+from otel_audit_postgres.archive.arrow_tables import leaf_hashes
 from otel_audit_postgres.archive.catalog import (
     RecordedArchive,
     latest,
@@ -33,9 +34,8 @@ from otel_audit_postgres.archive.objects import (
     MissingObjectError,
     digest_of,
 )
-from otel_audit_postgres.archive.row_files import NAMES, read_batches
+from otel_audit_postgres.archive.parquet_files import NAMES, read_batches
 from otel_audit_postgres.archive.sparse_tree import SparseTree, read_tree
-from otel_audit_postgres.archive.stored_tables import leaf_hashes
 from otel_audit_postgres.archive.write_month import bounds
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import store

@@ -10,10 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from otel_audit_postgres.archive.objects import ArchiveError, digest_of
-from otel_audit_postgres.archive.row_files import RowFile
-from otel_audit_postgres.archive.sparse_tree import Complement, SparseTree
-from otel_audit_postgres.archive.stored_tables import (
+from otel_audit_postgres.archive.arrow_tables import (
     CopiedRows,
     arrow_table,
     copied_rows,
@@ -21,6 +18,9 @@ from otel_audit_postgres.archive.stored_tables import (
     texts_of,
     with_leaves,
 )
+from otel_audit_postgres.archive.objects import ArchiveError, digest_of
+from otel_audit_postgres.archive.parquet_files import RowFile
+from otel_audit_postgres.archive.sparse_tree import Complement, SparseTree
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.leaves import Block, Pruned

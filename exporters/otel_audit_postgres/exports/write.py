@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, Protocol
 
 from otel_audit._util.durable_file import sync_directory
 from otel_audit.errors import ConfigurationError, StoreError
-from otel_audit_postgres.archive.row_files import NAMES, RowFile, parquet, row_schema
+from otel_audit_postgres.archive.parquet_files import NAMES, RowFile, parquet, row_schema
 from otel_audit_postgres.archive.sparse_tree import Complement, SparseTree
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.exports.formats import JSON, NDJSON, TextFormat, csv_format

@@ -12,6 +12,7 @@ from otel_audit_postgres.query.conditions import READABLE
 from otel_audit_postgres.reports import controls
 from otel_audit_postgres.reports.model import Definition, ReportRow
 from otel_audit_postgres.reports.payload_parts import (
+    bare_noun,
     changes_of,
     noun_of,
     part,
@@ -35,18 +36,17 @@ _BEGINNINGS: Final = (
 )  # fmt: skip
 # wide on purpose: what is none of these is sorted out when the payload is read. Of a payload the
 # changes alone are looked at, and without a pattern, which takes ten microseconds for each row
+_ITS_CHANGES: Final = f'substr(payload::text, nullif({CHANGES}, 0)) COLLATE "C"'
 _MAY_BE_RIGHTS: Final = (
-    f"(event_name ~ '({_NOUNS}|revok)' OR array_to_string(entities, ' ') ~ '({_NOUNS})' "
-    f"OR ({CHANGES} > 0 AND EXISTS (SELECT FROM (SELECT substr(payload::text, {CHANGES}) "
-    'COLLATE "C" AS as_text OFFSET 0) AS changes WHERE '
-    + " OR ".join(f"strpos(as_text, '\"{name}') > 0" for name in _BEGINNINGS)
-    + ")))"
+    f"(event_name ~ '({_NOUNS}|revok)' OR array_to_string(entities, ' ') ~ '({_NOUNS})' OR "
+    + " OR ".join(f"strpos(looked_at, '\"{name}') > 0" for name in _BEGINNINGS)
+    + ")"
 )
 _OWN_EVENTS: Final = "event_name NOT LIKE 'audit.%'"
 
 
 async def _rights(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
-    async for row, record in snapshot.records(_MAY_BE_RIGHTS, _OWN_EVENTS):
+    async for row, record in snapshot.sieved(_ITS_CHANGES, _MAY_BE_RIGHTS, _OWN_EVENTS):
         for subject, before, after in _rights_changed(row, record):
             yield (
                 utc_text(row["occurred_at"]), row["actor_id"], row["actor_role"],
@@ -61,7 +61,7 @@ def _rights_changed(
     """Each right that a record changes: whose, before, after."""
     found = False
     for change in changes_of(record):
-        is_right = _RIGHTS_NOUNS.search(noun_of(change)) is not None
+        is_right = _RIGHTS_NOUNS.search(bare_noun(noun_of(change))) is not None
         for column, (before, after) in values_of(change):
             if is_right or column.lower() in _RIGHTS:
                 found = True

@@ -13,8 +13,8 @@ from otel_audit_postgres.query.conditions import READABLE
 from otel_audit_postgres.reports import controls
 from otel_audit_postgres.reports.model import Definition, ReportRow
 from otel_audit_postgres.reports.payload_parts import (
+    bare_noun,
     changes_of,
-    noun_of,
     part,
     reference_of,
     text,
@@ -37,11 +37,14 @@ _PEOPLE: Final = frozenset({
 _KEY: Final = re.compile(r"~p1\.[\w-]{16}\.([\w-]{11})\.", re.ASCII)
 _MOST_CREATORS: Final = 200_000
 _HAS_CHANGES: Final = f"{CHANGES} > 0"
+_OF_CHANGES: Final = (
+    "id, occurred_at, actor_id, event_name, transaction_outcome, payload::text AS payload"
+)
 
 
 async def _changes_rows(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
     creators: BoundedCache[str, str] = BoundedCache(_MOST_CREATORS // 2)
-    sql, values = snapshot.of_records(_HAS_CHANGES)
+    sql, values = snapshot.of_records(_HAS_CHANGES, columns=_OF_CHANGES)
     async for row, changes in snapshot.changed(sql, values):
         # once for all columns of a record: there may be many
         at, actor, record = utc_text(row["occurred_at"]), row["actor_id"], str(row["id"])
@@ -152,11 +155,7 @@ async def _incident(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
     )  # fmt: skip
     async for row in snapshot.run(sql, asked.values):
         entities = [one for one in row["entities"] if not one.startswith("audit.")]
-        people = [
-            one
-            for one in entities
-            if noun_of({"name": one.partition(":")[0]}) in _PEOPLE
-        ]  # fmt: skip
+        people = [one for one in entities if bare_noun(one.partition(":")[0]) in _PEOPLE]
         yield (
             utc_text(row["occurred_at"]), row["actor_id"], row["source_address"], row["event_name"],
             ", ".join(entities)[:500] or None, ", ".join(people)[:500] or None,

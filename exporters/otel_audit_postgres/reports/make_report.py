@@ -259,7 +259,7 @@ def _evidence_sentence(snapshot: Snapshot, definition: Definition) -> str:
             "its root cannot be rebuilt; choose a later one"
         )
     what = "each record of the report" if snapshot.is_part else "each record of the period"
-    by = "by text, columns, id and time" if definition.is_deep else "by id, time and stored hash"
+    by = "by text, columns, id and time" if definition.is_deep else "by text, id and time"
     return f"{by}, {what} has its leaf in the ledger, and the leaves make up the root"
 
 
@@ -282,7 +282,7 @@ def _checks(snapshot: Snapshot, definition: Definition) -> tuple[tuple[str, str]
         ("its rows are those that were hashed", "jq -c '.rows[]' REPORT.json | sha256sum"),
         ("the store gives it again, to the byte", shlex.join(again)),
         (
-            "texts and columns of the period's records are as they were sealed",
+            "columns of the period's records are as they were sealed, like their texts",
             shlex.join([*again[:2], "integrity", *again[3:9]]),
         ),
         (

@@ -40,7 +40,7 @@ from otel_audit_postgres.archive.manifest import (
     read_manifest,
 )
 from otel_audit_postgres.archive.objects import ArchiveError, ArchiveStore
-from otel_audit_postgres.archive.row_files import read_leaves
+from otel_audit_postgres.archive.parquet_files import read_leaves
 from otel_audit_postgres.archive.sparse_tree import SparseTree
 from otel_audit_postgres.archive.write_month import WrittenMonth, write_month
 from otel_audit_postgres.connection import Connection

@@ -11,7 +11,7 @@ from typing import Any, Final
 from otel_audit.errors import ConfigurationError
 from otel_audit_postgres.archive.catalog import archived_objects
 from otel_audit_postgres.archive.objects import ArchiveStore
-from otel_audit_postgres.archive.row_files import read_rows
+from otel_audit_postgres.archive.parquet_files import read_rows
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.personal.key_store import Destroyed, KeyStore, Subject

@@ -21,15 +21,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import Token
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Protocol
-
-import msgspec
+from typing import TYPE_CHECKING, Protocol
 
 from otel_audit import scope as scopes
 from otel_audit._util.aio import Timer, call_after, in_slices, running_trio
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.action.compose import change_records, changes_outside, with_continuations
-from otel_audit.record import INCOMPLETE
+from otel_audit.action.failed_parts import FailedParts
 from otel_audit.scope import AuditScope, PendingScope
 
 if TYPE_CHECKING:
@@ -39,41 +37,6 @@ if TYPE_CHECKING:
     from otel_audit.record import AuditRecord, TransactionOutcome
 
 _logger = logging.getLogger("otel_audit.action")
-
-
-class FailedParts(msgspec.Struct, eq=False):
-    """The parts of one action that could not be described so far.
-
-    Attributes:
-        on_error: Called for each failure of ours.
-        failed: Their names.
-    """
-
-    on_error: Callable[[], None]
-    failed: dict[str, None] = {}
-
-    def fail(self, part: str, error: Exception) -> None:
-        """Take note that a part could not be described; it stays counted. Never raises.
-
-        Args:
-            part: Its name, as in a record: ``name``, ``target``, ``actor``, ``request``, …
-            error: Why.
-        """
-        self.failed[part] = None
-        self.on_error()
-        log_limited(
-            _logger, f"part {part}", "A part of an action could not be described: %s", part,
-            error=error,
-        )  # fmt: skip
-
-    def succeed(self, part: str) -> None:
-        """Take note that a part which may have failed before is described now."""
-        if self.failed:
-            self.failed.pop(part, None)
-
-    def named(self, metadata: dict[str, Any]) -> dict[str, Any]:
-        """Add to a record's metadata which parts are missing or withheld, if any are."""
-        return {**metadata, INCOMPLETE: list(self.failed)} if self.failed else metadata
 
 
 class Lifecycle(ABC):

@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from otel_audit._util.loop_thread import run_lasting
-from otel_audit.cli.asking import lines_of
 from otel_audit.cli.listing import Line, OutputFormat, printing
+from otel_audit.cli.query_commands import lines_of
 from otel_audit.cli.terminal import echo
 from otel_audit.config import AuditConfig
 from otel_audit.errors import StoreUnavailableError

@@ -9,9 +9,9 @@ from urllib.parse import quote
 
 import click
 
-from otel_audit.cli.asking import after_option, all_option, ask, limit_option, lines_of
 from otel_audit.cli.listing import Line, OutputFormat, form_option, ndjson_option, printing
 from otel_audit.cli.options import dsn_option, json_option, local_option
+from otel_audit.cli.query_commands import after_option, all_option, ask, limit_option, lines_of
 from otel_audit.cli.record_panel import change_lines, rolled_back_line, rows_of
 from otel_audit.cli.search import print_next_page_hint
 from otel_audit.cli.terminal import echo, echo_document, echo_panel

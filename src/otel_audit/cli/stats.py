@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from otel_audit.cli.asking import QUERY_SETTINGS, ask, lines_of, query_argument, query_of, within
 from otel_audit.cli.options import dsn_option, json_option, read_time
+from otel_audit.cli.query_commands import (
+    QUERY_SETTINGS,
+    ask,
+    lines_of,
+    query_argument,
+    query_of,
+    within,
+)
 from otel_audit.cli.terminal import echo, echo_columns, echo_json
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from otel_audit_postgres.archive.row_files import NAMES, parquet, row_schema
+from otel_audit_postgres.archive.parquet_files import NAMES, parquet, row_schema
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger.leaves import leaf_hash_of
 from otel_audit_postgres.rows import COLUMNS
