@@ -147,7 +147,7 @@ def test_what_a_failing_disk_does_not_take_is_delivered_or_counted(
     left, found = Counters(), set[str]()
     for adopted in adopt(home, "shop"):
         for batch in batches_of(adopted, 100, left):
-            found |= {one.record_id for one in batch if one.finished}
+            found |= {one.record_id for one in batch if one.whole}
         adopted.remove()
     missing = closed - store.ids - found
     assert len(missing) <= counters.dropped + left.dropped
@@ -239,7 +239,7 @@ def test_what_is_edited_under_a_living_process_is_delivered_or_counted(
     for place in (home, home / "elsewhere"):
         for adopted in adopt(place, "shop"):
             for batch in batches_of(adopted, 100, left):
-                adopted_ids |= {one.record_id for one in batch if one.finished}
+                adopted_ids |= {one.record_id for one in batch if one.whole}
             adopted.remove()
     missing = closed - store.ids - adopted_ids
     assert len(missing) <= counters.dropped + left.dropped, (edit, len(missing))
