@@ -320,6 +320,10 @@ class Exchange(Lifecycle):
         if self.socket is not None and self.socket.code is None:
             self.socket.code = _FAILED_SOCKET
 
+    def finish(self) -> Exchange:
+        """The application has returned; give what has observed the request, to be closed."""
+        return self
+
     def close(self) -> None:
         """The application has returned: what its transactions came to is known. Hand it over."""
         try:
