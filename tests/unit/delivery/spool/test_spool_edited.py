@@ -151,7 +151,7 @@ def test_each_record_is_delivered_counted_or_named(
     for adopted in adopt(home, "shop", encryption=encryption):
         for batch in batches_of(adopted, 10, counters):
             delivered |= {found.record_id for found in batch}
-            interrupted += sum(not found.finished for found in batch)
+            interrupted += sum(not found.whole for found in batch)
         adopted.remove()
     again.close()
     missing = len(ids - delivered)
