@@ -301,9 +301,7 @@ class KeyStore:
         # not out of the cache: a batch may have more subjects than are remembered
         return {subject: found[one] for subject, one in hashes.items() if one in found}
 
-    async def _fetch(
-        self, missing: Mapping[bytes, int], now: float
-    ) -> Mapping[bytes, SubjectKey]:
+    async def _fetch(self, missing: Mapping[bytes, int], now: float) -> Mapping[bytes, SubjectKey]:
         if self._pending is None or now >= self._away_until:
             try:
                 return await self._ask(missing, now)
