@@ -32,9 +32,9 @@ demo: setup
 demo-retention: setup
 	@$(BIN)/python -m demo.retention
 
-# most of the time goes into waiting for real servers, so three at once suit two cores; the files of
-# slow tests come first (tests/conftest.py), so that no worker begins one when the others have ended
-TEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+# nearly half of a worker's time is waiting for real servers, so four at once suit two cores; the files
+# of slow tests come first (tests/conftest.py): no worker begins one when the others have ended
+TEST := $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 test: setup
 	$(TEST)

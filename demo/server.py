@@ -106,13 +106,18 @@ async def running_shop(
         await server.wait_until_listening()
         yield server
     finally:
-        if process.returncode is None:
-            process.terminate()
-            try:
-                await asyncio.wait_for(process.wait(), _STOP_SECONDS)
-            except (TimeoutError, asyncio.CancelledError):
-                process.kill()
-                await process.wait()
+        await stop(process)
+
+
+async def stop(process: asyncio.subprocess.Process) -> None:
+    """End a process in good order; one that takes too long is killed."""
+    if process.returncode is None:
+        process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), _STOP_SECONDS)
+        except (TimeoutError, asyncio.CancelledError):
+            process.kill()
+            await process.wait()
 
 
 def _environment(settings: Mapping[str, str]) -> dict[str, str]:

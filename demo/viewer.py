@@ -9,10 +9,10 @@ from pathlib import Path
 
 from demo.commands import CommandError, our_program, output_of
 from demo.postgres import AUDIT, VIEWER_ROLE, Postgres
+from demo.server import stop
 
 VIEWER = "auditor@shop.example"
 _START_SECONDS = 30.0
-_STOP_SECONDS = 10.0
 
 
 @asynccontextmanager
@@ -50,10 +50,4 @@ async def _running(program: str, *arguments: str) -> AsyncIterator[asyncio.subpr
     try:
         yield process
     finally:
-        if process.returncode is None:
-            process.terminate()
-            try:
-                await asyncio.wait_for(process.wait(), _STOP_SECONDS)
-            except (TimeoutError, asyncio.CancelledError):
-                process.kill()
-                await process.wait()
+        await stop(process)

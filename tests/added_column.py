@@ -22,9 +22,9 @@ import column_migration
 from ledger_store import Administrator
 from otel_audit_postgres import migrate, open_trail, parse, record_from_payload, rows
 from otel_audit_postgres.archive.catalog import archived_objects
+from otel_audit_postgres.archive.parquet_files import read_rows
 from otel_audit_postgres.archive.query import query_archives
 from otel_audit_postgres.archive.restore import restore_month
-from otel_audit_postgres.archive.row_files import read_rows
 from otel_audit_postgres.exports.check import check_export
 from otel_audit_postgres.exports.write import write_export
 from otel_audit_postgres.ledger.keys import read_signing_key

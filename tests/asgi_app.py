@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from otel_audit import AuditConfig
+from otel_audit.action.compose import Opening
 from otel_audit.http.middleware import InnerMiddleware, OuterMiddleware
 from otel_audit.record import AuditRecord
 from otel_audit.runtime import Runtime
@@ -21,7 +22,8 @@ class Kept:
         self.has_room = has_room
         self.frames: list[tuple[str, Any]] = []
 
-    def opened(self, record: AuditRecord, span: Any, /) -> bool:
+    def opened(self, begun: AuditRecord | Opening, span: Any, /) -> bool:
+        record = begun.record() if isinstance(begun, Opening) else begun
         self.frames.append(("opened", record))
         return self.has_room
 

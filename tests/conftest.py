@@ -9,15 +9,18 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import asyncpg
+import child_errors
 import pytest
+from filled_stores import FilledStore
 from hypothesis import HealthCheck, settings
 from payload_schema import faults_of
-from postgres_servers import Postgres
+from postgres_servers import OwnStore, Postgres, Standby, own_server, synchronous_standby
 
 from otel_audit._util import ratelimited_log
 from otel_audit.errors import OtelAuditError
@@ -70,12 +73,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_directory(path: Path, parent: pytest.Collector) -> Generator[None, Any, Any]:
+    """Have each worker read the files in another order: what one has compiled, the others load."""
+    collector = yield
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+    if type(collector) is pytest.Dir and worker != "0":
+        collector = _TurnedDirectory.from_parent(parent, path=path)
+        collector.turns = int(worker)
+    return collector
+
+
+class _TurnedDirectory(pytest.Dir):
+    turns = 0
+
+    def collect(self) -> list[pytest.Item | pytest.Collector]:
+        entries = list(super().collect())
+        if self.turns % 2:
+            entries.reverse()
+        middle = len(entries) // 2 if self.turns > 1 else 0
+        return [*entries[middle:], *entries[:middle]]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files of slow tests: a worker that begins one last is waited for."""
     slow: Counter[Path] = Counter()
     for item in items:
         slow[item.path] += bool(item.get_closest_marker("slow"))
-    items.sort(key=lambda item: not slow[item.path])
+    items.sort(key=lambda item: (not slow[item.path], item.path))
 
 
 def pytest_collection_finish() -> None:
@@ -116,6 +141,7 @@ def _caught_errors_fail(
     """A mistake of ours does not hide behind a guard; ``allow_errors`` marks who wants a failure."""
     if request.node.get_closest_marker("allow_errors"):
         yield
+        child_errors.taken()
         return
     caught: list[BaseException] = []
 
@@ -128,6 +154,14 @@ def _caught_errors_fail(
     yield
     if caught:
         raise BaseExceptionGroup("a guard has caught what this test does not ask for", caught)
+    assert child_errors.taken() == [], "an error in a process that was started"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _processes_are_watched() -> Iterator[None]:
+    """What the processes print that tests start is searched for our errors."""
+    with child_errors.watched():
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -177,6 +211,20 @@ async def durable_server(postgres: Postgres) -> AsyncIterator[None]:
     await postgres.execute("ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
 
 
+@pytest.fixture
+async def own_store() -> AsyncIterator[OwnStore]:
+    """A server with the audit schema that is this test's alone."""
+    async with own_server() as store:
+        yield store
+
+
+@pytest.fixture
+async def standby(own_store: OwnStore) -> AsyncIterator[Standby]:
+    """A second server, without which no COMMIT of that one ends."""
+    async with synchronous_standby(own_store) as standby:
+        yield standby
+
+
 @pytest.fixture(scope="session")
 def audit_template(audit_server: PostgresServer) -> str:
     """Name of a database in which the audit schema is installed; only for copying."""
@@ -184,9 +232,15 @@ def audit_template(audit_server: PostgresServer) -> str:
 
 
 @pytest.fixture
-def store_template(audit_template: str) -> str:
-    """Name of the database that `audit_store` is a copy of; a directory may have a filled one."""
-    return audit_template
+def copied_store() -> FilledStore | None:
+    """The filled store that the test has a copy of; None: an empty one. A directory may have some."""
+    return None
+
+
+@pytest.fixture
+def store_template(copied_store: FilledStore | None, audit_template: str) -> str:
+    """Name of the database that `audit_store` is a copy of."""
+    return audit_template if copied_store is None else copied_store.database
 
 
 @pytest.fixture

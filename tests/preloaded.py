@@ -61,6 +61,7 @@ class Process:
         self._forking = _forking()
         for one in (stdout, stderr or stdout):
             Path(one).touch()  # it is there at once, as one is that was opened for a process
+            _child_errors().note_file(Path(one))
         self.pid = self._forking.start(
             {
                 "arguments": arguments,
@@ -114,9 +115,17 @@ def run(
         except BaseException:
             process.kill()
             raise
-        return subprocess.CompletedProcess(
-            process.args, status, *(one.read_text() for one in output)
-        )
+        printed = [one.read_text() for one in output]
+        for one in printed:
+            _child_errors().note_output(one)
+        return subprocess.CompletedProcess(process.args, status, *printed)
+
+
+def _child_errors() -> Any:
+    """Imported by who starts processes: the one that is forked sees nothing of the tests."""
+    import child_errors
+
+    return child_errors
 
 
 class _Forking:

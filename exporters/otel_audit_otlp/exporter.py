@@ -27,10 +27,10 @@ _logger = logging.getLogger(__name__)
 class OtlpAuditExporter(SpanExporter):
     """Sends audit-flagged spans as records over OTLP/HTTP; ignores all others.
 
-    What it has taken is in the spool, and is sent until the receiver has it, by this process or by
-    the next one of the same service. A flagged span that lacks a mandatory attribute is kept in a
-    quarantine on this machine. Secrets are redacted. Safe to use from several threads, and after a
-    fork.
+    Spans that it has taken are kept in a spool, and sent until the receiver has them: by this
+    process, or by the next one of the same service. A flagged span that lacks a mandatory attribute
+    is kept in a quarantine on this machine. Secrets are redacted. Safe to use from several threads,
+    and after a fork.
 
     Under a `BatchSpanProcessor` it gets only spans that are sampled and fit its queue. Records that
     otel-audit makes itself do not need it: they have a delivery of their own.

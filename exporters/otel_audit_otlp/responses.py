@@ -7,6 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from otel_audit._util.http_response import HttpResponse, retry_after
+from otel_audit._util.printable import visible
 from otel_audit.errors import MissingExtraError, StoreError, StoreUnavailableError
 
 try:
@@ -19,6 +20,8 @@ except ImportError as missing:
 
 _WHO: Final = "the receiver that OTEL_AUDIT_OTLP_ENDPOINT names"
 _OK: Final = 200
+_QUOTED: Final = 500
+"""Characters of a receiver's message that an error quotes."""
 _PASSING: Final = frozenset({408, 425, 429, 502, 503, 504})
 _REMEDIES: Final = {
     401: "correct the token in OTEL_AUDIT_OTLP_HEADERS, or OTEL_AUDIT_OTLP_CLIENT_CERTIFICATE",
@@ -106,8 +109,8 @@ def _read_into(message: Message, answer: HttpResponse) -> bool:
 
 
 def _quoted(message: str) -> str:
-    printable = "".join(char if char.isprintable() else " " for char in message[:500]).strip()
-    return f": {printable}" if printable else ""
+    quoted = visible(message[:_QUOTED].strip())[:_QUOTED]
+    return f": {quoted}" if quoted else ""
 
 
 def _media_type(answer: HttpResponse) -> str:

@@ -29,7 +29,9 @@ except ImportError as missing:
 _logger = logging.getLogger(__name__)
 
 _LONGEST_ANSWER: Final = 1_000_000
+"""Bytes of an answer: a receiver's has some hundred."""
 _COMPRESSION_LEVEL: Final = 3
+"""A low level: it is CPU of the application's process."""
 _TO: Final = "could not send to OTEL_AUDIT_OTLP_ENDPOINT"
 
 

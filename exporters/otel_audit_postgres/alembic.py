@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from otel_audit.errors import ConfigurationError, StoreError
-from otel_audit_postgres.schema.install import LOCK, PERMIT, noted
+from otel_audit_postgres.schema.install import PERMIT, lock_sql, noted
 from otel_audit_postgres.schema.migrations import (
     event_trigger_sql,
     grants_sql,
@@ -83,8 +83,10 @@ def upgrade(  # noqa: PLR0913 - one for each role
         )
     if roles and target != latest_version():
         raise ConfigurationError("alembic.upgrade: roles=True needs the newest version as to=")
-    for statement in (LOCK, PERMIT, *(statements(roles_sql()) if roles else ())):
+    there = _version(op) if since is None else since
+    for statement in (lock_sql(there), PERMIT, *(statements(roles_sql()) if roles else ())):
         _run(op, statement)
+    # again, under the lock
     version = _version(op) if since is None else since
     if version > target:
         raise StoreError(

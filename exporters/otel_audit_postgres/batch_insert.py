@@ -7,7 +7,7 @@ costs. A payload is never part of the other JSON: what is wrong with it must not
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from operator import itemgetter
 from typing import Any, Final
 
@@ -40,7 +40,7 @@ _Columns: Final = msgspec.defstruct(
 )
 
 
-def parameters(rows: Sequence[Row]) -> tuple[bytes, list[str]]:
+def parameters(rows: Iterable[Row]) -> tuple[bytes, list[str]]:
     """Put rows down as the parameters of `INSERT`.
 
     Raises:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable
+from operator import attrgetter
 from typing import Final
 
 from otel_audit._util.ratelimited_log import log_limited
@@ -46,6 +47,8 @@ _INSERT_NEW: Final = (
     f"WHERE taken.id = ANY (ARRAY(SELECT id FROM pg_temp.{_TABLE}))))"
 )
 _INSERT: Final = f"{_INSERT_NEW} ON CONFLICT DO NOTHING"
+
+_copied: Final = attrgetter("copied", "payload")
 
 _UNIQUE_VIOLATION: Final = "23505"
 _NOT_HERE: Final = ("0A", "25P", "26", "3F", "42", "53")
@@ -108,7 +111,7 @@ class Loader:
             return None
 
     async def _load(self, rows: Iterable[Row]) -> int:
-        source = _one_by_one(in_pieces((row.copied, row.payload) for row in rows))
+        source = _one_by_one(in_pieces(map(_copied, rows)))
         status = await self._connection.copy_then(_COPY, self._insert, source, self._timeout)
         return int(status.rpartition(" ")[2])
 

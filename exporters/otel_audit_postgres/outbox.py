@@ -17,10 +17,10 @@ from typing import Any, Final
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
+from otel_audit._util.check_result import CheckResult
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.delivery.outbox_relay import OutboxState, Waiting
 from otel_audit.errors import ConfigurationError, OtelAuditError, StoreError, StoreUnavailableError
-from otel_audit_postgres.checks.inspect import CheckResult
 from otel_audit_postgres.connection import (
     Connection,
     TimeLimits,
@@ -31,7 +31,7 @@ from otel_audit_postgres.connection import (
     is_pooled,
 )
 from otel_audit_postgres.errors import sqlstate
-from otel_audit_postgres.schema.lock import alone
+from otel_audit_postgres.schema.lock import SchemaLock, alone
 from otel_audit_postgres.schema.roles import quoted
 
 _logger = logging.getLogger(__name__)
@@ -48,8 +48,7 @@ _GRANTS: Final = (
     ("relay", "GRANT UPDATE (written_at, claimed_by, claimed_until) ON audit.outbox TO {role}"),
 )
 _ANY_ENCODING: Final = "entries are written in ASCII, and lose no character"
-_KEY: Final = 7301962839480014  # arbitrary, our own
-_LOCK: Final = f"SELECT pg_advisory_xact_lock({_KEY})"
+_LOCK: Final = SchemaLock(7301962839480014, "audit.outbox")  # arbitrary, our own
 _PERMIT: Final = "SET LOCAL otel_audit.permit_ddl = 'on'"
 _ROLE: Final = "SELECT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = $1)"
 _THERE: Final = "SELECT to_regclass('audit.outbox') IS NOT NULL"
@@ -99,6 +98,7 @@ SELECT (SELECT count(*) FROM (SELECT FROM audit.outbox LIMIT $1) AS counted) AS 
 """
 _EARLIER: Final = "SELECT EXISTS (SELECT FROM audit.outbox WHERE record_id <= $1)"
 _MOST_COUNTED: Final = 100_000
+"""Entries that the metric counts: counting more would cost more than it says."""
 _RIGHTS: Final = """
 SELECT r.rolname, current_setting('server_encoding') AS encoding,
        pg_is_in_recovery() OR current_setting('transaction_read_only')::bool AS read_only,
@@ -124,7 +124,7 @@ def outbox_sql(*, application: str | None = None, relay: str | None = None) -> s
         A script for ``psql``, in one transaction.
     """
     statements = [f"{one};" for one in _grants(application, relay)]
-    parts = ["BEGIN;", f"{_LOCK};", f"{_PERMIT};", _table(), *statements, "COMMIT;", ""]
+    parts = ["BEGIN;", f"{_LOCK.of_key};", f"{_PERMIT};", _table(), *statements, "COMMIT;", ""]
     return "\n".join(parts)
 
 
@@ -158,7 +158,7 @@ async def init_outbox(
 async def _make(
     connection: Connection[Any], application: str | None, relay: str | None
 ) -> tuple[str, ...]:
-    await alone(connection, _KEY, "make the outbox")
+    await alone(connection, _LOCK, "make the outbox")
     await connection.execute(_PERMIT)
     for role in filter(None, (application, relay)):
         if not await connection.fetchval(_ROLE, role):

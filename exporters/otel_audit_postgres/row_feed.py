@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from operator import attrgetter
 from typing import Final
 
 from otel_audit.delivery.sanitize import written_down
@@ -14,6 +15,9 @@ from otel_audit_postgres.rows import Row, UnstorableRecordError, to_row, uuid_by
 
 _TURN: Final = 0.005
 """Seconds of making rows after which the event loop runs others."""
+
+_record_id: Final = attrgetter("record_id")
+_changes: Final = attrgetter("changes")
 
 _MANY_CHANGES: Final = 500
 """Changes of a record from which on its row is made in a thread, or before the server waits for it:
@@ -70,13 +74,13 @@ class RowParts:
 
     def take(self, rows: list[Row]) -> Iterator[Row]:
         """Add to the rows of a part, and yield each, until the part is full."""
-        size = 0
+        size, most, rest, add = 0, self._most_bytes, self._rows, rows.append
         while (row := self._next) is not None:
             size += len(row.payload)
-            if size > self._most_bytes and rows:
+            if size > most and rows:
                 return
-            rows.append(row)
-            self._next = next(self._rows, None)
+            add(row)
+            self._next = next(rest, None)
             yield row
 
 
@@ -137,10 +141,10 @@ def can_be_fed(records: Sequence[AuditRecord]) -> bool:
     none may take long, as the server waits for it within a transaction.
     """
     try:
-        ids = {uuid_bytes(record.record_id) for record in records}
-        return len(ids) == len(records) and all(
-            len(record.changes) <= _MANY_CHANGES for record in records
-        )
+        ids = set(map(uuid_bytes, map(_record_id, records)))
+        if len(ids) != len(records):
+            return False
+        return max(map(len, map(_changes, records)), default=0) <= _MANY_CHANGES
     except (ValueError, TypeError, AttributeError):
         return False  # a field of a type that its class does not allow, or an id that is none
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import operator
+import re
 import uuid
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -81,10 +82,13 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 # asyncpg takes the very first and the very last for the infinities, which no one can reckon with
 _EARLIEST: Final = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND + 1
 _LATEST: Final = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND - 1
+_SIGNS: Final = (0, -1)
+"""What is left of a number that fits, once all bits but the sign are cut off."""
 _DIGEST_DIGITS: Final = 32
 _UUID_BYTES: Final = 16
 _HASH_BYTES: Final = 32
 _UUID_LETTERS: Final = 32
+_is_canonical: Final = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
 _ALIKE: Final = frozenset({str, int, bool, type(None)})
 """Types whose values read alike before they were written down as JSON and after."""
 _REMEMBERED: Final = 2048
@@ -140,6 +144,9 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     @property
     def canonical_id(self) -> str:
         """The id as text, however the record's sender spelled it."""
+        record_id = self.record.record_id
+        if type(record_id) is str and _is_canonical(record_id):  # as ours are
+            return record_id
         digits = self.row_id.hex()
         return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
@@ -186,7 +193,7 @@ def to_row(record: AuditRecord, *, to_copy: bool = True) -> Row:
     """Turn a record into the row that holds it.
 
     NUL characters and lone surrogates, which PostgreSQL refuses, become U+FFFD; values of unknown
-    types become their type's name; indexed texts that are too long are cut by `key_text`.
+    types become their type's name; indexed texts that are too long are cut by `bounded_key`.
 
     Args:
         record: The record.
@@ -268,7 +275,7 @@ def versions_with(column: str) -> tuple[str, ...]:
     )
 
 
-def key_text(text: str) -> str:
+def bounded_key(text: str) -> str:
     """Bound a text for an index: cut one that is too long, and mark it with its own digest.
 
     Two different texts stay different. Who searches for a long value passes it through here too.
@@ -287,7 +294,9 @@ def key_text(text: str) -> str:
 
 
 def _copied_key(text: Any) -> bytes:
-    return copy_format.text(text if len(text) <= LONGEST_KEY else key_text(text))
+    # as `copy_format.text`, without its call: it is short
+    encoded = str.encode(text if len(text) <= LONGEST_KEY else bounded_key(text))
+    return copy_format.LENGTHS[len(encoded)] + encoded
 
 
 def _copied_searchable(text: str | None) -> bytes:
@@ -303,14 +312,14 @@ class _Form(NamedTuple):
         digest: 32 bytes.
         text: One that many records have, or None.
         searched: The same, of an encrypted one what finds it.
-        key: The same, bounded by `key_text`; not None.
+        key: The same, bounded by `bounded_key`; not None.
         own_text: One that few records have, or None.
-        own_key: The same, bounded by `key_text`; not None.
-        moment: From microseconds since 1970.
+        own_key: The same, bounded by `bounded_key`; not None.
+        timestamptz: From microseconds since 1970.
         float8: A float.
         int4: An integer that fits, or None.
         int8: An integer that fits, or None.
-        texts: Several.
+        text_array: Several texts.
         bytea: Bytes, or None.
         json: From UTF-8.
     """
@@ -323,11 +332,11 @@ class _Form(NamedTuple):
     key: Callable[[str], Any]
     own_text: Callable[[str | None], Any]
     own_key: Callable[[str], Any]
-    moment: Callable[[int], Any]
+    timestamptz: Callable[[int], Any]
     float8: Callable[[float], Any]
     int4: Callable[[int | None], Any]
     int8: Callable[[int | None], Any]
-    texts: Callable[[list[str]], Any]
+    text_array: Callable[[list[str]], Any]
     bytea: Callable[[bytes | None], Any]
     json: Callable[[bytes], Any]
 
@@ -342,14 +351,14 @@ _OBJECTS: Final = _Form(
     digest=_same,
     text=_same,
     searched=searchable,
-    key=key_text,
+    key=bounded_key,
     own_text=_same,
-    own_key=key_text,
-    moment=lambda microseconds: _EPOCH + timedelta(microseconds=microseconds),
+    own_key=bounded_key,
+    timestamptz=lambda microseconds: _EPOCH + timedelta(microseconds=microseconds),
     float8=_same,
     int4=_same,
     int8=_same,
-    texts=_same,
+    text_array=_same,
     bytea=_same,
     json=_same,
 )
@@ -371,11 +380,11 @@ _COPIED: Final = _Form(
     key=Memo(_copied_key, _REMEMBERED, _is_short).__getitem__,
     own_text=copy_format.text,
     own_key=_copied_key,
-    moment=copy_format.moment,
+    timestamptz=copy_format.timestamptz,
     float8=copy_format.float8,
     int4=copy_format.int4,
     int8=copy_format.int8,
-    texts=copy_format.texts,
+    text_array=copy_format.text_array,
     bytea=copy_format.raw,
     json=lambda payload: copy_format.length(len(payload)),  # itself it is sent as it lies
 )
@@ -418,7 +427,7 @@ def _project(
     """Make the values in the order of `COLUMNS`, put down in that form."""
     (
         null, uuid_, digest, text, searched, key, own_text, own_key,
-        moment, float8, int4, int8, texts, bytea, json,
+        timestamptz, float8, int4, int8, text_array, bytea, json,
     ) = form  # fmt: skip
     actor, tenant, target, source = record.actor, record.tenant, record.target, record.source
     request, response, received = record.request, record.response, record.received
@@ -428,7 +437,7 @@ def _project(
         own_text(record.action_id),
         text(record.phase),
         text("") if tenant is None else key(tenant.id),
-        moment(_moment(record.occurred_at)),
+        timestamptz(_moment(record.occurred_at)),
         float8(_milliseconds(record.duration)),
         key(record.event_name),
         text(record.action),
@@ -451,7 +460,7 @@ def _project(
         null if record.trace_id is None else own_key(record.trace_id),
         own_text(record.span_id),
         text(record.transaction),
-        texts([*map(key_text, record.entities)]),
+        text_array([*map(bounded_key, record.entities)]),
         text(record.producer_id),
         int8(_fitting(record.sequence_number, 63)),
         text(record.schema_version),
@@ -502,9 +511,8 @@ def _fitting(number: int | None, bits: int) -> int | None:
     """The number, None if the column's signed type of so many bits cannot hold it."""
     if number is None:
         return None
-    return (
-        number if -1 <= (number if type(number) is int else _whole(number)) >> bits <= 0 else None
-    )
+    whole = number if type(number) is int else _whole(number)
+    return number if whole >> bits in _SIGNS else None
 
 
 def _whole(number: int) -> int:

@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
+from itertools import chain, repeat
+from operator import attrgetter, is_not
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.instrumentation.utils import (
@@ -16,6 +18,7 @@ from opentelemetry.instrumentation.utils import (
     suppress_instrumentation,
 )
 
+from otel_audit._util.gil_pauses import with_pauses
 from otel_audit._util.ids import conflict_id, derived_uuid7
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit._util.text import storable
@@ -63,6 +66,10 @@ LARGEST_STATEMENT: Final = 2_000_000
 _STORED: Final = (
     "SELECT id, content_hash, received_hash FROM audit.audit_logs WHERE id = ANY($1::uuid[])"
 )
+_changes: Final = attrgetter("changes")
+_personal: Final = attrgetter("personal")
+_conflict_of: Final = attrgetter("conflict_of")
+
 _KNOWN: Final = "SELECT DISTINCT id FROM audit.audit_logs WHERE id = ANY($1::uuid[])"
 _RECEIPTS: Final = (
     "SELECT id, content_hash, recorded_at FROM audit.audit_logs WHERE id = ANY($1::uuid[])"
@@ -98,8 +105,8 @@ class PostgresSink:
     """A `otel_audit.delivery.sink.Sink` over one connection, opened when it is first needed.
 
     Writing is idempotent by the record's id. If another record has its id, the record is stored
-    beside it, under an id derived from both, with ``conflict_of``: the first user of an id takes
-    nothing from its owner. A record that the table refuses goes to ``audit.quarantine`` with the
+    beside it, under an id derived from both, with ``conflict_of``: so nobody can take an id away
+    from its owner. A record that the table refuses goes to ``audit.quarantine`` with the
     reason, and delays no other. After any error the connection is dropped, and the next call opens
     a new one.
 
@@ -174,9 +181,11 @@ class PostgresSink:
         async with self._session("write to the audit store", became) as connection:
             is_large = len(own) >= SMALLEST_LOAD
             if is_large and can_be_fed(own):
-                rows = await self._store_fed(connection, RowFeed(own, LARGEST_STATEMENT), became)
+                rows = await self._store_fed(
+                    connection, RowFeed(with_pauses(own), LARGEST_STATEMENT), became
+                )
             else:
-                rows, unfit = to_rows(own, to_copy=is_large)
+                rows, unfit = to_rows(with_pauses(own), to_copy=is_large)
                 became.refused += unfit
                 await self._store_all(connection, rows, became)
             await self._quarantine(connection, became.refused, became)
@@ -204,7 +213,7 @@ class PostgresSink:
     def _warn_of_clear(self, records: Sequence[AuditRecord]) -> None:
         """Log once that marked columns are stored in clear; who sent them may have no keys."""
         if self._is_clear_known or not any(
-            change.personal for record in records for change in record.changes
+            map(_personal, chain.from_iterable(map(_changes, records)))
         ):
             return
         self._is_clear_known = True
@@ -609,7 +618,7 @@ class PostgresSink:
             loaded = await self._load(rows)
             if loaded is not None:
                 return loaded
-        sent = parameters(rows)
+        sent = parameters(with_pauses(rows))
         status = await connection.execute(INSERT, *sent, timeout=self._statement_timeout)
         self._has_broken_loading = False
         return int(status.rpartition(" ")[2])
@@ -741,7 +750,7 @@ class _BatchResult:
 
     @property
     def last_reason(self) -> str:
-        """Why the last of them is postponed."""
+        """The reason why the last of them is postponed."""
         return next(reversed(self.postponed.values()), "")
 
 
@@ -766,6 +775,8 @@ def _moved(row: Row, claim: int) -> Row:
 
 def _as_their_own(records: Sequence[AuditRecord]) -> list[AuditRecord]:
     """Take off a mark that only this sink may set."""
+    if not any(map(is_not, map(_conflict_of, records), repeat(None))):  # as nearly always
+        return list(records)
     return list(map(without_conflict, records))
 
 
@@ -794,6 +805,11 @@ def _receipt(row: Any) -> Receipt:
 
 def _remember(rows: Sequence[Row], became: _BatchResult) -> None:
     """Remember as what records are stored, for their receipts."""
+    put = WRITTEN_HERE.put
+    if not (became.refused or became.postponed or became.conflicts):  # as nearly always
+        for row in rows:
+            put(row.canonical_id, WrittenAs(row.record.record_id, row.content_hash.hex()))
+        return
     gone = {item.record_id for item in became.refused} | set(became.postponed)
     moved = {conflict.record_id: conflict.stored_as for conflict in became.conflicts}
     for row in rows:
@@ -803,7 +819,7 @@ def _remember(rows: Sequence[Row], became: _BatchResult) -> None:
         digest = row.content_hash
         if own_id != row.record_id:
             digest = to_row(stored_as(row.record, own_id, row.canonical_id)).content_hash
-        WRITTEN_HERE.put(row.canonical_id, WrittenAs(own_id, digest.hex()))
+        put(row.canonical_id, WrittenAs(own_id, digest.hex()))
 
 
 def _refused(row: Row, reason: str) -> Refused:

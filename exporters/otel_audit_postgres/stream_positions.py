@@ -15,7 +15,6 @@ from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.sealed_rows import Horizon, horizon, leaf_hash_at
 
-_LOCK_CLASS: Final = 7368036
 _COLUMNS: Final = (
     "name, settings::text AS settings, origin, next_leaf, leaf_hash, turn, sent, parked, "
     "is_paused, moved_at"
@@ -23,7 +22,7 @@ _COLUMNS: Final = (
 _OPEN: Final = f"SELECT {_COLUMNS} FROM audit.open_stream($1, $2::jsonb, $3)"  # noqa: S608 - constants
 _READ: Final = f"SELECT {_COLUMNS} FROM audit.streams WHERE name = $1"  # noqa: S608 - constants
 _ALL: Final = f"SELECT {_COLUMNS} FROM audit.streams ORDER BY name"  # noqa: S608 - constants
-_HOLD: Final = "SELECT pg_try_advisory_xact_lock($1, hashtext($2))"
+_HOLD: Final = f"SELECT {_COLUMNS} FROM audit.hold_stream($1)"  # noqa: S608 - constants
 _IS_STREAMER: Final = (
     "SELECT has_function_privilege('audit.open_stream(text, jsonb, bigint)', 'EXECUTE') "
     "AND has_table_privilege('audit.audit_logs', 'SELECT')"
@@ -148,13 +147,18 @@ async def positions(connection: Connection[Any]) -> list[StreamPosition]:
     return [_position(row) for row in await connection.fetch(_ALL)]
 
 
-async def try_to_hold(connection: Connection[Any], name: str) -> bool:
-    """Become the one who sends a stream until the transaction ends, if nobody else is."""
-    held: bool = await connection.fetchval(_HOLD, _LOCK_CLASS, name)
-    if held:
-        # while a destination answers nothing is asked here, for longer than many servers allow
-        await connection.execute(_PATIENCE)
-    return held
+async def hold(connection: Connection[Any], name: str) -> StreamPosition | None:
+    """Become the one who sends a stream until the transaction ends, if nobody else is.
+
+    Returns:
+        Its position as it is now; None if another process sends it.
+    """
+    row = await connection.fetchrow(_HOLD, name)
+    if row is None or row["name"] is None:
+        return None
+    # while a destination answers nothing is asked here, for longer than many servers allow
+    await connection.execute(_PATIENCE)
+    return _position(row)
 
 
 async def advance(  # noqa: PLR0913, PLR0917 - what a position is

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from otel_audit._util.check_result import CheckResult
 from otel_audit_postgres import stream_positions
-from otel_audit_postgres.checks.inspect import CheckResult
 from otel_audit_postgres.connection import Connection, InsufficientPrivilegeError
 from otel_audit_postgres.ledger.sealed_rows import horizon
 from otel_audit_postgres.query.queries import opened

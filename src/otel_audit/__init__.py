@@ -11,7 +11,7 @@ from otel_audit._instrumentation import (
     uninstrument,
     wait_for_receipt,
 )
-from otel_audit._util.entity_reference import ActionReference
+from otel_audit._util.action_reference import ActionReference
 from otel_audit.action.manual import audit, current_action, emit, emit_in_transaction
 from otel_audit.config import AuditConfig
 from otel_audit.delivery.sink import Receipt

@@ -69,11 +69,11 @@ def instrument(
 
     Args:
         app: A FastAPI or Starlette application; None: every one that is made from now on.
-        app_engine: What of SQLAlchemy's is recorded: an engine, a sessionmaker, a declarative
-            base, or several of these; None: all.
+        app_engine: Whose changes are recorded: an engine, a sessionmaker, a declarative base, or
+            several of these; None: all.
         config: The settings; read from environment and file if None.
-        audit_span_processors: Get each finished record as a span, in addition to its delivery:
-            they see it start and end at once. Best effort, as all spans are.
+        audit_span_processors: Get each finished record as a span, in addition to its delivery. The
+            span starts and ends at once. Best effort, as with all spans.
 
     Raises:
         ConfigurationError: A setting is wrong or missing; the message names it.
@@ -132,7 +132,7 @@ def uninstrument(app: Any = None) -> None:
     """Stop auditing one application, or everything; what waits is delivered first.
 
     Args:
-        app: The application to leave; None: all, listeners and worker included.
+        app: The application to leave; None: all, listeners and writer included.
 
     Example::
 

@@ -465,7 +465,7 @@ def _response(flat: Any, shape: _Shape, headers: dict[str, str]) -> Response:
 
 
 def _content(text: str | msgspec.UnsetType) -> msgspec.Raw:
-    return NO_CONTENT if text is msgspec.UNSET else json_text(text)
+    return NO_CONTENT if text is msgspec.UNSET else raw_json(text)
 
 
 def _headers(attributes: Mapping[str, Any], names: _HeaderNames) -> dict[str, str]:
@@ -628,7 +628,7 @@ _SHAPES: Final = Memo(_shape, 128, are_few_names)
 _Flat: Final = _flat_struct()
 
 
-def json_text(text: str) -> msgspec.Raw:
+def raw_json(text: str) -> msgspec.Raw:
     """Keep a text that is JSON as it is; quote one that is not, so that it becomes JSON."""
     try:
         _check_json(text)

@@ -132,7 +132,7 @@ def _nouns(value: object) -> object:
     return found
 
 
-ReferenceNames = Annotated[dict[str, str], NoDecode, BeforeValidator(_nouns)]
+EntityNames = Annotated[dict[str, str], NoDecode, BeforeValidator(_nouns)]
 Aliases = Annotated[dict[str, str], NoDecode, BeforeValidator(_mapped)]
 
 
@@ -161,7 +161,7 @@ class JwtIssuer(BaseModel):
 
 
 Issuers = Annotated[tuple[JwtIssuer, ...], NoDecode, BeforeValidator(_listed)]
-Rules = Annotated[tuple[Any, ...], NoDecode, BeforeValidator(_listed)]
+PolicyRules = Annotated[tuple[Any, ...], NoDecode, BeforeValidator(_listed)]
 Hook = Callable[..., Any] | str
 """A callable, or where it is found: ``module:name``."""
 
@@ -394,7 +394,9 @@ class AuditConfig(BaseSettings):
     policy_file: Path | None = Field(
         None, description="TOML file with policy rules; they go before the defaults."
     )
-    policy_rules: Rules = Field((), description="Policy rules; they go before those of the file.")
+    policy_rules: PolicyRules = Field(
+        (), description="Policy rules; they go before those of the file."
+    )
     request_id_header: HeaderName = Field(
         "X-Request-ID", description="Header of the request id, in and out; empty: none is added."
     )
@@ -423,7 +425,7 @@ class AuditConfig(BaseSettings):
         1.0, gt=0, le=3600,
         description="Seconds between two checks of the outbox for entries of other processes.",
     )  # fmt: skip
-    entity_names: ReferenceNames = Field(
+    entity_names: EntityNames = Field(
         {},
         description="Map of classes, tables or derived nouns to the nouns of entities, "
         "targets and events, such as UserAccount=user.",
@@ -627,8 +629,8 @@ class AuditConfig(BaseSettings):
     )
     serve_verify: Literal["off", "record", "require"] = Field(
         "off",
-        description="Whether the OTLP sink looks at the signatures of audit log records: not at "
-        "all, and notes what it finds, or puts into quarantine what has no valid one, as spans.",
+        description="What the OTLP sink does with the signatures of audit log records: nothing; "
+        "note what it finds; or put into quarantine all without a valid one, spans included.",
     )
     serve_trust_file: Path | None = Field(
         None, description="The file of signers that the OTLP sink trusts."

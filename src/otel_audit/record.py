@@ -217,7 +217,7 @@ class Change(_Part, frozen=True, kw_only=True, gc=False):
         statement: The statement with placeholders, for ``bulk``.
         parameters: Its parameters, redacted, for ``bulk``.
         personal: Columns that the model marks as personal; the store encrypts their values.
-        transaction: What became of it; None while it is the action's own answer.
+        transaction: Outcome of the change's transaction; None if it is that of the action.
         note: What could not be read, if anything.
 
     Example::
@@ -322,8 +322,8 @@ class AuditRecord(_Part, frozen=True, kw_only=True, gc=False):
         metadata: The application's own, redacted.
         resource: The producing service, as OpenTelemetry resource attributes.
         received: How it came in, where it came over the network.
-        conflict_of: The id under which it came, where another record has that, or its time is of
-            the future; only the store's sink writes this.
+        conflict_of: The id under which the record arrived, if another record has that id or its
+            time is in the future. Only the store's sink sets it.
 
     Example::
 
@@ -379,7 +379,9 @@ class AuditRecord(_Part, frozen=True, kw_only=True, gc=False):
         if target is not None and target.id is not None:
             found.append(entity_reference(target.type, target.id))
         for change in self.changes:
-            found += _named(change)
+            if change.key:
+                found.append(change.reference)
+            found += change.related
         if self.conflict_of is not None:
             # both can be found by the index: this one by the other's id, and all of its kind
             found += [f"audit.record:{self.conflict_of}", CONFLICTING]
@@ -415,7 +417,7 @@ class Receipt:
 WORD_BREAK = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[^A-Za-z0-9]+")
 """Splits a name into words. Stored references depend on it: it never changes.
 
-Redaction splits names by another rule (`otel_audit.redaction.names.split_words`), which reads every
+Redaction splits names by another rule (`otel_audit.redaction.names.name_words`), which reads every
 script and looks through what is written to hide a name.
 """
 

@@ -55,7 +55,7 @@ from otel_audit.http.deferred import DeferredRequest
 from otel_audit.http.exchange import Exchange
 from otel_audit.http.headers import kept_headers
 from otel_audit.http.middleware import RoutedCapture
-from otel_audit.http.options import CaptureOptions, Claims
+from otel_audit.http.options import CaptureOptions
 from otel_audit.http.request_log import begin_request_log, log_request
 from otel_audit.http.request_metadata import LONGEST_METHOD
 from otel_audit.identity.actor import (
@@ -74,7 +74,8 @@ from otel_audit.identity.propagation import (
 )
 from otel_audit.identity.redact_identity import shown_actor, shown_tenant
 from otel_audit.identity.source import SourceOptions, SourceReader, request_id
-from otel_audit.identity.tenant import TenantOptions, resolve_tenant
+from otel_audit.identity.tenant import Claims, TenantOptions, resolve_tenant
+from otel_audit.identity.token_identity import TokenIdentities
 from otel_audit.identity.unresolved_credential import UNCHECKED
 from otel_audit.policy import Policy
 from otel_audit.record import (
@@ -203,40 +204,41 @@ class Runtime:
         """Begin to observe a request as the options say. Never raises."""
         if self._attaches or not self._is_loaded:
             self._begins()
-        if scope["type"] == "http" and options.log is None:
-            found = self._unrecorded(options, scope, path)
-            if found is not None:
-                return found
-        return self._observe(options, scope)
-
-    def _unrecorded(
-        self, options: CaptureOptions, scope: MutableMapping[str, Any], path: str
-    ) -> DeferredRequest | None:
-        """Let a request pass that nothing but a write could have recorded; None: it is not one."""
         try:
-            method = scope.get("method")
-            if not isinstance(method, str) or len(method) > LONGEST_METHOD:
-                return None
-            if options.policy.assess_head(method, path).level != "none":
-                return None
-            try:
-                loop = asyncio.get_running_loop()
-            except RuntimeError:  # trio, or none at all
-                return None
-            return DeferredRequest(options, scope, path, loop, self._observe)
+            # let a request pass that nothing but a write could have recorded
+            if (
+                scope["type"] == "http"
+                and options.log is None
+                and isinstance(method := scope.get("method"), str)
+                and len(method) <= LONGEST_METHOD
+                and options.policy.assess_head(method, path).level == "none"
+            ):
+                found = self._defer(options, scope, path)
+                if found is not None:
+                    return found
         except Exception as error:  # noqa: BLE001 - then it is observed as any other
             self.count_error()
             log_limited(_logger, "pass", "A request was not let pass at once", error=error)
+        return self._observe(options, scope, None, path)
+
+    def _defer(
+        self, options: CaptureOptions, scope: MutableMapping[str, Any], path: str
+    ) -> DeferredRequest | None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # trio, or none at all
             return None
+        return DeferredRequest(options, scope, path, loop, self._observe)
 
     def _observe(
         self,
         options: CaptureOptions,
         scope: MutableMapping[str, Any],
         begun: DeferredRequest | None = None,
+        path: str | None = None,
     ) -> Exchange | None:
         try:
-            return Exchange(options, scope, begun)
+            return Exchange(options, scope, begun, path)
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self.count_error()
             self._count_loss(error)
@@ -495,7 +497,7 @@ class Runtime:
             log_limited(_logger, "left", "What dead processes left is still there", error=error)
 
     def close(self) -> None:
-        """Deliver what waits and end the worker. Never raises."""
+        """Deliver what waits and end the writer. Never raises."""
         self.report_names()
         self.settle_changes()
         if self._spans is not None:
@@ -714,7 +716,7 @@ def _make_options(
             found = origin_from_request(scope).actor or found
         return shown(found)
 
-    def tenant(scope: Mapping[str, Any], audit: AuditScope, claims: Claims) -> Tenant | None:
+    def tenant(scope: Mapping[str, Any], audit: AuditScope, claims: Claims | None) -> Tenant | None:
         found = resolve_tenant(scope, audit, claims, tenant_options)
         if found is None and config.baggage_trust:
             found = origin_from_request(scope).tenant
@@ -729,6 +731,9 @@ def _make_options(
         bearer=functools.partial(read_bearer, options=actor_options),
         actor=actor,
         tenant=tenant,
+        token_identity=TokenIdentities(
+            actor_options, tenant_options, redactor, is_on=not config.baggage_trust
+        ).read,
         source=sources.read,
         request_id=functools.partial(
             request_id,

@@ -245,11 +245,12 @@ class AuditScope(msgspec.Struct, eq=False, weakref=True):
         """Keep changes: the first of the action here, those beyond the bound in ``further``."""
         with _counting:
             if self.further is None:
+                recent, kept = changes.recent, self.changes
                 if (
-                    changes.is_small
-                    and len(self.changes) + len(changes.recent) <= changes.room.page
+                    not (changes.full or changes.unkept)
+                    and len(kept) + len(recent) <= changes.room.page
                 ):
-                    self.changes += changes.recent
+                    kept += recent
                     return
                 first, changes = changes.split(changes.room.page - len(self.changes))
                 self.changes.extend(first)
@@ -292,11 +293,13 @@ class AuditScope(msgspec.Struct, eq=False, weakref=True):
     @property
     def transaction(self) -> TransactionOutcome:
         """The outcome of all transactions that wrote."""
-        if not self.transactions:
+        ended = self.transactions
+        if len(ended) == 1:
+            (only,) = ended
+            return only
+        if not ended:
             return "none"
-        if "unknown" in self.transactions:
-            return "unknown"
-        return next(iter(self.transactions)) if len(self.transactions) == 1 else "mixed"
+        return "unknown" if "unknown" in ended else "mixed"
 
     @property
     def final_transaction(self) -> TransactionOutcome:

@@ -12,7 +12,7 @@ from opentelemetry import metrics, trace
 
 from otel_audit._util.spill import SpilledChanges
 from otel_audit.action.compose import changes_outside
-from otel_audit.action.lifecycle import FailedParts
+from otel_audit.action.failed_parts import FailedParts
 from otel_audit.config import AuditConfig
 from otel_audit.delivery.metrics import Counters
 from otel_audit.delivery.outbox_relay import Relay, RelayOptions, publish_outbox

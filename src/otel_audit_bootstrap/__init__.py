@@ -1,8 +1,10 @@
-"""What ``opentelemetry-instrument`` calls: it attaches the audit trail, or says that there is none.
+"""The entry point of ``opentelemetry-instrument``: attaches the audit trail, or logs why not.
 
 It needs the standard library alone. So whatever is wrong with otel-audit, with a package that it
 needs, or with a setting, there is somebody left to say so, and to end the process where it must be
 audited.
+
+Private: ``docs/api.md`` lists the public modules.
 """
 
 from __future__ import annotations

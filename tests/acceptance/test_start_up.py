@@ -23,7 +23,7 @@ STORE = {"OTEL_AUDIT_DSN": UNREACHABLE}
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
-WRONG: list[dict[str, str]] = [
+WRONG: list[Any] = [
     {},
     {"OTEL_AUDIT_ENABLED": "true"},
     {"OTEL_AUDIT_ENABLED": "perhaps", **STORE},
@@ -54,7 +54,9 @@ WRONG: list[dict[str, str]] = [
     {**STORE, "OTEL_AUDIT_JWT_JWKS_FILE": "/no/such", "OTEL_AUDIT_JWT_ALGORITHMS": "RS256"},
     {**STORE, "OTEL_AUDIT_ACTOR_ORDER": "app,jwtt"},
     {**STORE, "OTEL_AUDIT_ACTOR_RESOLVER": "no_such_module:f"},
-    {**STORE, "OTEL_AUDIT_ACTOR_RESOLVER": "ends:f"},
+    pytest.param(
+        {**STORE, "OTEL_AUDIT_ACTOR_RESOLVER": "ends:f"}, marks=pytest.mark.allow_errors
+    ),
     {**STORE, "OTEL_AUDIT_POLICY_FILE": "/no/such.toml"},
     {**STORE, "OTEL_AUDIT_POLICY_RULES": "[{"},
     {**STORE, "OTEL_AUDIT_TRUSTED_PROXIES": "10.0.0.0/99"},
@@ -206,6 +208,7 @@ class TestRun:
             run_program(*audited("--required", *PRINT), **NO_EXPORTERS), "OTEL_AUDIT_DSN"
         )
 
+    @pytest.mark.allow_errors
     @pytest.mark.parametrize("broken", ["msgspec", "otel_audit", "opentelemetry"])
     def test_required_holds_where_our_own_import_fails(self, broken, run_program, tmp_path):
         """A package that cannot be imported: refused in one line, or said and run."""

@@ -44,8 +44,8 @@ from otel_audit_postgres.archive.objects import (
     digest_of,
     open_archive,
 )
+from otel_audit_postgres.archive.parquet_files import RowFile, read_batches, row_schema
 from otel_audit_postgres.archive.query import query_archives
-from otel_audit_postgres.archive.row_files import RowFile, read_batches, row_schema
 from otel_audit_postgres.archive.write_month import write_month
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.keys import generate

@@ -21,21 +21,25 @@ RUN = (
     "payload",
     "policy",
     "redaction",
+    "retention",
     "actors-and-tenants",
     "command-line",
     "containers",
     "frameworks",
     "kubernetes",
     "searching",
+    "streams",
     "tracing-backends",
     "troubleshooting",
     "uninstall",
     "upgrade",
     "configuration",
+    "delivery",
     "testing",
     "viewer",
 )
 PAGES = [ROOT / "docs" / f"{name}.md" for name in RUN]
+EVERY = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
 
 
 def names_of(pages: list[Path]) -> list[str]:
@@ -66,7 +70,7 @@ class TestExamples:
 
 
 class TestNames:
-    @pytest.mark.parametrize("page", PAGES, ids=names_of(PAGES))
+    @pytest.mark.parametrize("page", EVERY, ids=names_of(EVERY))
     def test_every_setting_exists(self, page):
         """No page names a setting that is not there."""
         known = {f"OTEL_AUDIT_{name.upper()}" for name in AuditConfig.model_fields}
@@ -75,13 +79,13 @@ class TestNames:
         others = {"OTEL_AUDIT_CONFIG_FILE", "OTEL_AUDIT_BODYLIMIT", "OTEL_AUDIT_COMPLETE"}
         assert named - known - others == set()
 
-    @pytest.mark.parametrize("page", PAGES, ids=names_of(PAGES))
+    @pytest.mark.parametrize("page", EVERY, ids=names_of(EVERY))
     def test_every_function_exists(self, page):
         """What a page calls in the package is public."""
         named = set(re.findall(r"otel_audit\.(\w+)\(", page.read_text()))
         assert named - set(otel_audit.__all__) == set()
 
-    @pytest.mark.parametrize("page", PAGES, ids=names_of(PAGES))
+    @pytest.mark.parametrize("page", EVERY, ids=names_of(EVERY))
     def test_every_link_leads_somewhere(self, page):
         """Pages that are linked to are there."""
         links = re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text())
@@ -97,6 +101,17 @@ class TestIndex:
         listed = re.findall(r"^- .*?\]\((\w[\w-]*\.md)\)", index, re.MULTILINE)
         pages = sorted(path.name for path in (ROOT / "docs").glob("*.md") if path.stem != "README")
         assert sorted(listed) == pages
+
+    def test_every_page_begins_with_its_kind_and_its_question(self):
+        """Whoever opens a page sees in one line whether it is the right one."""
+        index = (ROOT / "docs" / "README.md").read_text()
+        kind, wrong = "", []
+        for title, link in re.findall(r"^## (.+)$|^- .*?\]\((\w[\w-]*\.md)\)", index, re.MULTILINE):
+            kind = title or kind
+            begin = (ROOT / "docs" / link).read_text().split("\n")[:3] if link else None
+            if begin and not re.fullmatch(rf"\*{kind}\. [A-Z][^.?]+\?\*", begin[2]):
+                wrong.append((link, begin[2]))
+        assert wrong == []
 
     @pytest.mark.parametrize(
         "page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.stem

@@ -15,10 +15,13 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = (ROOT / "src", ROOT / "exporters")
 OF_OTHERS = {
-    "AsyncEngine", "BatchSpanProcessor", "bulk_insert_mappings", "pyiceberg", "reset_on_return",
+    "AsyncEngine", "BatchSpanProcessor", "ServerErrorMiddleware", "bulk_insert_mappings", "pyiceberg",
+    "reset_on_return",
 }  # fmt: skip
 """Names of other packages that our code itself does not use."""
 
@@ -128,6 +131,20 @@ def test_every_name_in_backticks_exists() -> None:
 
     assert stale == []
     assert sum(len(_NAMED.findall(text)) for _, text in code().docstrings) > 500
+
+
+@pytest.mark.parametrize("page", ["architecture", "contributing"])
+def test_every_class_on_a_page_for_changing_the_code_exists(page: str) -> None:
+    """Who reads there about a class finds it; the SDK's and the frameworks' are used by us, too."""
+    text = re.sub(r"```.*?```", "", (ROOT / "docs" / f"{page}.md").read_text(), flags=re.DOTALL)
+    named = {
+        name
+        for name in re.findall(r"`([A-Za-z_][\w.]*)`", text)
+        if re.search(r"(?:^|\.)_?[A-Z][a-z]\w*[A-Z]?", name)
+    }
+
+    assert {name for name in named if not code().has(name)} == set()
+    assert len(named) > 5
 
 
 def test_every_module_in_backticks_exists() -> None:

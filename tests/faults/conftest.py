@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import loss_table
 import pytest
 from faults.load import Site, Verdict
-from postgres_servers import OwnStore, own_server
 
 
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
     return Site(tmp_path)
-
-
-@pytest.fixture
-async def own_store() -> AsyncIterator[OwnStore]:
-    async with own_server() as store:
-        yield store
 
 
 class Told:

@@ -22,18 +22,25 @@ from otel_audit.delivery.spool import FrameKind, open_spool
 spool = open_spool(Path(sys.argv[1]), service="shop", fsync=sys.argv[2], segment_bytes=1 << 16)
 acknowledge = sys.argv[3] == "acknowledge"
 
-def tell(kind, record_id, payload):
+def tell(kind, record_id, payload, append=None):
     # only after the append has returned; a line this short reaches the pipe whole
-    spool.append(kind, record_id, payload)
+    position = (append or spool.append)(kind, record_id, payload)
     os.write(1, f"{int(kind)} {record_id}\\n".encode())
+    return position
 
 def work(number):
     text = b'{"n":"' + bytes([97 + number]) * (200 * number + 50) + b'"}'
     while True:
         record_id = uuid7()
         tell(FrameKind.OPENED, record_id, text)
-        tell(FrameKind.ANSWERED, record_id, text)
-        tell(FrameKind.CLOSED, record_id, text)
+        answered = tell(FrameKind.ANSWERED, record_id, text)
+
+        def end(kind, record_id, payload):
+            # as a producer does: all once more where the answered frame is in another segment
+            position = spool.end(record_id, b"changed", answered) if number % 2 else None
+            return position or spool.append(kind, record_id, payload)
+
+        tell(FrameKind.CLOSED, record_id, text, end)
 
 for number in range(4):
     threading.Thread(target=work, args=(number,), daemon=True).start()
@@ -85,9 +92,13 @@ class TestSigkillUnderLoad:
         appended = run_and_kill(tmp_path, fsync, "keep", lines)
         assert len(appended) >= lines // 3
         [adopted] = adopt(tmp_path, "shop")
-        found = {item.record_id: item.kind for item in adopted.records()}
+        records = list(adopted.records())
+        found = {item.record_id: item.kind for item in records}
         missing = {one: kind for one, kind in appended.items() if found.get(one, 0) < kind}
         assert missing == {}
+        # what was closed by what had changed comes with what was known before
+        assert {item.payload[:6] for item in records} == {b'{"n":"'}
+        assert {item.changed for item in records} == {None, b"changed"}
         # each of the four threads had one action under way that it may not have reported
         assert len(found) <= len(appended) + 4
         assert adopted.report.clean

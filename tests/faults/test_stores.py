@@ -15,7 +15,6 @@ import otel_audit_postgres
 import pytest
 from faults.load import Site, settings_for
 from otel_audit_postgres.query.gaps import find_gaps
-from postgres_servers import OwnStore, Standby, synchronous_standby
 
 LONGEST_TURN = 2.5
 """Seconds; connecting may take 5, so a loop that waits for the store shows."""
@@ -179,12 +178,6 @@ class TestRefused:
             "the store's password is changed under load", verdict,
             "an error in the log that names the setting; a start with the new one delivers",
         )  # fmt: skip
-
-
-@pytest.fixture
-async def standby(own_store: OwnStore) -> AsyncIterator[Standby]:
-    async with synchronous_standby(own_store) as standby:
-        yield standby
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ from otel_audit.record import (
 )
 from otel_audit.server.app import create_app
 from otel_audit.server.credentials import new_token
-from otel_audit.server.fair_turns import FairTurns
+from otel_audit.server.fair_scheduling import FairTurns
 from otel_audit.server.uvicorn_server import _collect_seldom
 
 BATCHES: Final = int(os.environ.get("HOSTILE_BATCHES", "800"))

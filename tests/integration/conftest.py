@@ -1,14 +1,24 @@
-"""Fixtures of the tests on a real database: the application's own tables."""
+"""Fixtures of the tests on a real database: a connection, and the application's own tables."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
+import asyncpg
 import pytest
 from sqlalchemy import MetaData
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 EngineWith = Callable[[MetaData], Awaitable[AsyncEngine]]
+
+
+@pytest.fixture
+async def connection(audit_store: str) -> AsyncIterator[Any]:
+    """A connection of the store's owner."""
+    connection = await asyncpg.connect(audit_store)
+    yield connection
+    await connection.close()
 
 
 @pytest.fixture

@@ -14,14 +14,24 @@ import httpx
 import otel_audit_otlp
 import otel_audit_postgres
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 from fastapi import FastAPI
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
 import otel_audit
+import otel_audit.shapes
 import otel_audit.testing
+import otel_audit.viewer
 from otel_audit import AuditConfig
 from otel_audit._util.ids import uuid7
+from otel_audit.record import to_json
 from otel_audit.testing import make_record, recorded
 
 ROOT = Path(__file__).parents[2]
@@ -121,6 +131,37 @@ async def test_the_example_of_a_name_for_otlp_runs(
         known["provider"].shutdown()
 
 
+@pytest.mark.parametrize("name", sorted(set(otel_audit.viewer.__all__)))
+async def test_the_example_of_a_name_of_the_viewer_runs(name: str) -> None:
+    """Each runs without a store: nobody looks yet."""
+    key = Ed25519PrivateKey.generate()
+    known: dict[str, Any] = {
+        **{one: getattr(otel_audit.viewer, one) for one in otel_audit.viewer.__all__},
+        "app": FastAPI(), "dsn": "postgresql://viewer@127.0.0.1:1/audit", "who": lambda _: None,
+        "private_key": key.private_bytes(
+            Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+        ).decode(),
+        "public_key": key.public_key().public_bytes(
+            Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
+        ).decode(),
+    }  # fmt: skip
+    blocks = examples_of(known[name])
+    assert blocks, f"{name} has no example"
+    await _run(name, blocks, known)
+
+
+@pytest.mark.parametrize("name", ["Event", "UnshapeableError", "read_event", "shape_named"])
+async def test_the_example_of_a_name_of_the_shapes_runs(name: str) -> None:
+    """Each runs with a record."""
+    known: dict[str, Any] = {
+        **{one: getattr(otel_audit.shapes, one) for one in otel_audit.shapes.__all__},
+        "payload": to_json(make_record("order.paid")).decode(), "content_hash": bytes(32),
+    }  # fmt: skip
+    blocks = examples_of(known[name])
+    assert blocks, f"{name} has no example"
+    await _run(name, blocks, known)
+
+
 async def _run(name: str, blocks: list[str], known: dict[str, Any]) -> None:
     for block in blocks:
         code = compile(block, name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
@@ -139,3 +180,40 @@ def test_the_page_names_what_is_public() -> None:
     listed = re.findall(r"^\| `(\w+)`", page, re.MULTILINE)
 
     assert sorted(listed) == sorted(otel_audit.__all__)
+
+
+def public_modules() -> set[str]:
+    """The modules of ours that the page names as public."""
+    table = (ROOT / "docs" / "api.md").read_text().partition("## Starting and stopping")[0]
+    return {*re.findall(r"^\| `(otel_audit[\w.]*)` \|", table, re.MULTILINE)}
+
+
+def test_every_other_package_says_that_it_is_private() -> None:
+    """Who looks into a package from inside an editor sees it, too."""
+    found = {
+        ".".join(path.parent.relative_to(root).parts): "\nPrivate: " in path.read_text()
+        for root in (ROOT / "src", ROOT / "exporters")
+        for path in root.rglob("__init__.py")
+    }
+    public = {name for name, is_private in found.items() if not is_private}
+
+    assert public == public_modules() & {*found}
+    assert len(found) > len(public) > 5
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.stem)
+def test_no_page_imports_a_private_module(page: Path) -> None:
+    """What a page shows, a reader copies into an application."""
+    code = "\n".join(
+        re.findall(r"^```\w*[^\n]*\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    )
+    imported = re.findall(
+        r"^\s*(?:from (otel_audit[\w.]*) import (.+)|import (otel_audit[\w.]*))", code, re.MULTILINE
+    )
+    named = {
+        f"{package}.{name}" if f"{package}.{name}" in public_modules() else package or module
+        for package, names, module in imported
+        for name in re.findall(r"^\w+|(?<=, )\w+", names) or [""]
+    }
+
+    assert named - public_modules() == set()

@@ -14,7 +14,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from sinks import request, span
 
 from otel_audit.config import AuditConfig
-from otel_audit.server import decode_json, decode_protobuf, fair_turns
+from otel_audit.server import decode_json, decode_protobuf, fair_scheduling
 from otel_audit.server.authentication import Authentication
 from otel_audit.server.credentials import NOBODY
 from otel_audit.server.errors import RequestError
@@ -145,7 +145,7 @@ class TestTurns:
 
         try:
             await taking.take(decode_protobuf.spans(request(span(1))), NOBODY)
-            monkeypatch.setattr(fair_turns, "time", clock)
+            monkeypatch.setattr(fair_scheduling, "time", clock)
             beside = asyncio.create_task(others())
             outcome = await taking.take(decode_protobuf.spans(body), NOBODY)
             beside.cancel()

@@ -112,6 +112,7 @@ class TestUnknownUser:
 
 
 class TestAnyError:
+    @pytest.mark.allow_errors
     @pytest.mark.parametrize("error", ["RuntimeError", "SystemExit", "BaseException", "KeyError"])
     @pytest.mark.parametrize("required", ["1", ""])
     def test_whatever_is_raised_is_said_and_refused(self, error, required, tmp_path):

@@ -1,1 +1,4 @@
-"""Months that left the database: Parquet files, signed manifests, and queries over them."""
+"""Months that left the database: Parquet files, signed manifests, and queries over them.
+
+Private: ``docs/api.md`` lists the public modules.
+"""

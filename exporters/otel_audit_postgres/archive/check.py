@@ -12,6 +12,7 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
+from otel_audit_postgres.archive.arrow_tables import leaf_hashes
 from otel_audit_postgres.archive.catalog import (
     RecordedArchive,
     latest,
@@ -33,9 +34,8 @@ from otel_audit_postgres.archive.objects import (
     MissingObjectError,
     digest_of,
 )
-from otel_audit_postgres.archive.row_files import NAMES, read_batches
+from otel_audit_postgres.archive.parquet_files import NAMES, read_batches
 from otel_audit_postgres.archive.sparse_tree import SparseTree, read_tree
-from otel_audit_postgres.archive.stored_tables import leaf_hashes
 from otel_audit_postgres.archive.write_month import bounds
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import store
@@ -52,7 +52,7 @@ from otel_audit_postgres.ledger.verify.row_check import altered_columns, is_no_r
 from otel_audit_postgres.ledger.verify.verify import verify
 from otel_audit_postgres.rows import COLUMNS
 
-Progress = Callable[[int], None]
+ReadProgress = Callable[[int], None]
 """Called with how many rows were read."""
 
 _HASHED: Final = ("id", "recorded_at", "payload", "leaf", "leaf_hash")
@@ -120,7 +120,7 @@ class Question:
     deep: bool = False
     columns: bool = False
     malformed: frozenset[bytes] = frozenset()
-    progress: Progress | None = None
+    progress: ReadProgress | None = None
 
 
 async def verify_with_archives(

@@ -9,7 +9,7 @@ from typing import Any, Final
 from otel_audit.errors import MissingExtraError
 from otel_audit_postgres.archive.catalog import ListedObject
 from otel_audit_postgres.archive.objects import ArchiveError, ArchiveStore
-from otel_audit_postgres.archive.row_files import row_schema
+from otel_audit_postgres.archive.parquet_files import row_schema
 
 # whoever tidies the table up deletes none of its files: they are the archive's
 _PROPERTIES: Final = {"gc.enabled": "false"}

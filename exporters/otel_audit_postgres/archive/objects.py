@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from otel_audit._util.private_file import others_may_write
 from otel_audit.errors import ConfigurationError, MissingExtraError, OtelAuditError
 
 CHUNK: Final = 1 << 20
+"""Bytes that are copied at once."""
 CACHE_BYTES: Final = 4_000_000_000
 """Bytes of copies that are kept between two questions, at the most, where a cache is named."""
-_OTHERS_MAY_WRITE: Final = 0o022
 _OPTIONS: Final = ("endpoint", "region", "mode", "cache")
 _NOT_THERE: Final = ("404", "NoSuchKey", "NotFound")
 _TAKEN: Final = ("PreconditionFailed", "ConditionalRequestConflict")
@@ -312,7 +313,7 @@ class S3Archive:
         """Refuse a cache that other users can write to."""
         with contextlib.suppress(FileNotFoundError):
             found = cache.stat()
-            if found.st_uid != os.geteuid() or found.st_mode & _OTHERS_MAY_WRITE:
+            if others_may_write(found):
                 raise ArchiveError(
                     f"{self.name}: cache={cache}: others may write there; name a directory of this "
                     "user's own (chmod 700)"

@@ -16,7 +16,7 @@ from otel_audit_postgres.archive.manifest import (
     read_manifest,
 )
 from otel_audit_postgres.archive.objects import ArchiveError, ArchiveStore
-from otel_audit_postgres.archive.row_files import read_leaves, read_rows
+from otel_audit_postgres.archive.parquet_files import read_leaves, read_rows
 from otel_audit_postgres.archive.sparse_tree import read_tree
 from otel_audit_postgres.ledger.keys import PublicKey
 from otel_audit_postgres.ledger.prove import EVIDENCE, Bundle

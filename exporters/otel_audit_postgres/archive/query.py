@@ -19,7 +19,7 @@ from otel_audit_postgres.query.conditions import statuses_of
 from otel_audit_postgres.query.fields import FIELDS, Field
 from otel_audit_postgres.query.grammar import Query, QueryValue, Term, spans
 from otel_audit_postgres.query.queries import Found
-from otel_audit_postgres.rows import ADDED_IN, COLUMNS, key_text
+from otel_audit_postgres.rows import ADDED_IN, COLUMNS, bounded_key
 
 SHOWN: Final = (
     "id", "occurred_at", "event_name", "outcome", "actor_id", "tenant_id", "target_type",
@@ -279,7 +279,7 @@ class _Conditions:
             return f"({column} IS NOT NULL AND {column} <> '')"
         if value.operator == "prefix":
             return f"starts_with({column}, {self._bind(value.text)})"
-        return f"{column} = {self._bind(key_text(value.text))}"
+        return f"{column} = {self._bind(bounded_key(value.text))}"
 
     def path(self, known: Field, value: QueryValue) -> str:
         """The path or its route."""
@@ -323,16 +323,16 @@ class _Conditions:
         if value.operator == "any":
             return f"{known.column} IS NOT NULL"
         kind, colon, key = value.text.partition(":")
-        by_type = f"target_type = {self._bind(key_text(kind))}"
+        by_type = f"target_type = {self._bind(bounded_key(kind))}"
         if not colon:
             return by_type
-        return f"({by_type} AND {known.column} = {self._bind(key_text(key))})"
+        return f"({by_type} AND {known.column} = {self._bind(bounded_key(key))})"
 
     def entity(self, known: Field, value: QueryValue) -> str:
         """The condition on the entity."""
         if value.operator == "any":
             return f"len({known.column}) > 0"
-        return f"list_contains({known.column}, {self._bind(key_text(value.text))})"
+        return f"list_contains({known.column}, {self._bind(bounded_key(value.text))})"
 
     def changed(self, known: Field, value: QueryValue) -> str:
         """A column that changed."""

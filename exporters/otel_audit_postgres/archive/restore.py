@@ -11,7 +11,7 @@ from typing import Any, Final
 from otel_audit_postgres.archive.catalog import latest, recorded_archives, removed_keys
 from otel_audit_postgres.archive.manifest import read_manifest
 from otel_audit_postgres.archive.objects import ArchiveError, ArchiveStore, digest_of
-from otel_audit_postgres.archive.row_files import NAMES, read_rows
+from otel_audit_postgres.archive.parquet_files import NAMES, read_rows
 from otel_audit_postgres.ledger import store
 
 _RECORD: Final = "SELECT audit.record_restoration($1, $2, $3)"

@@ -43,7 +43,7 @@ async def search_archives(
         StoreError: The look cannot be recorded, or the scope does not hold here.
         MissingExtraError: `duckdb` is not installed.
     """
-    objects, tenants = await trail.aside(_visible_objects)
+    objects, tenants = await trail.ask_unrecorded(_visible_objects)
     found = await asyncio.to_thread(
         query_archives, archive, objects, query, limit=limit, tenants=tenants, before=before
     )
@@ -67,7 +67,7 @@ async def archived_record(
         StoreError: The look cannot be recorded, or the scope does not hold here.
         MissingExtraError: `duckdb` is not installed.
     """
-    objects, tenants = await trail.aside(_visible_objects)
+    objects, tenants = await trail.ask_unrecorded(_visible_objects)
     found = await asyncio.to_thread(
         query_archives, archive, objects, Query(()), tenants=tenants, record_id=record_id
     )

@@ -10,23 +10,25 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from otel_audit_postgres.archive.objects import ArchiveError, digest_of
-from otel_audit_postgres.archive.row_files import RowFile
-from otel_audit_postgres.archive.sparse_tree import Complement, SparseTree
-from otel_audit_postgres.archive.stored_tables import (
+from otel_audit_postgres.archive.arrow_tables import (
     CopiedRows,
+    arrow_table,
     copied_rows,
     leaf_hashes,
-    table_of,
     texts_of,
     with_leaves,
 )
+from otel_audit_postgres.archive.objects import ArchiveError, digest_of
+from otel_audit_postgres.archive.parquet_files import RowFile
+from otel_audit_postgres.archive.sparse_tree import Complement, SparseTree
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.leaves import Block, Pruned
 
 ROWS_AT_ONCE: Final = 2000
+"""Rows that are copied at once; fewer where they are large."""
 _PIECES_AT_ONCE: Final = 1000
+"""Pieces of the tree that wait at most, also where they hold few rows."""
 BYTES_AT_ONCE: Final = 8_000_000
 """Bytes of payload that are read in one go, or one row."""
 # as they will come; how much they take up on disk says little of that
@@ -256,7 +258,7 @@ class _Writer:
         Raises:
             ArchiveError: One is gone, or is not what was sealed.
         """
-        table = table_of(copied)
+        table = arrow_table(copied)
         rows = {digest: number for number, digest in enumerate(leaf_hashes(table))}
         kinds = self._kinds(table)
         chosen: dict[str, tuple[list[int], list[int], list[bytes]]] = {}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
+from otel_audit._util.check_result import CheckResult
 from otel_audit.action.compose import process_record
 from otel_audit.errors import StoreError
 from otel_audit.record import Actor
@@ -59,23 +59,6 @@ _TRIAL: Final = (
 )
 _LISTED: Final = 5
 """Problems of one kind that are written out."""
-
-
-@dataclass(frozen=True, slots=True)
-class CheckResult:
-    """One thing that was looked at.
-
-    Attributes:
-        name: What, in a few words; the same on every run.
-        ok: Whether it is as it must be; None if a person has to judge, or it cannot be seen.
-        detail: What was found.
-        remedy: What to do, empty where nothing is to be done.
-    """
-
-    name: str
-    ok: bool | None
-    detail: str
-    remedy: str = ""
 
 
 async def inspect(dsn: str, *, app_dsn: str | None = None) -> list[CheckResult]:

@@ -1,1 +1,4 @@
-"""Exports: records as files, with a proof that is checked without the store."""
+"""Exports: records as files, with a proof that is checked without the store.
+
+Private: ``docs/api.md`` lists the public modules.
+"""

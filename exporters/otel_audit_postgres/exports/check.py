@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from otel_audit_postgres.archive.objects import ArchiveError
-from otel_audit_postgres.archive.row_files import read_rows
+from otel_audit_postgres.archive.parquet_files import read_rows
 from otel_audit_postgres.exports.formats import one_line
 from otel_audit_postgres.exports.proof import (
     ExportError,

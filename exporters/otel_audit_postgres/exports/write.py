@@ -7,7 +7,7 @@ import contextlib
 import errno
 import hashlib
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, Protocol
 
 from otel_audit._util.durable_file import sync_directory
 from otel_audit.errors import ConfigurationError, StoreError
-from otel_audit_postgres.archive.row_files import NAMES, RowFile, parquet, row_schema
+from otel_audit_postgres.archive.parquet_files import NAMES, RowFile, parquet, row_schema
 from otel_audit_postgres.archive.sparse_tree import Complement, SparseTree
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.exports.formats import JSON, NDJSON, TextFormat, csv_format
@@ -23,6 +23,7 @@ from otel_audit_postgres.exports.proof import ExportManifest, ProofFile
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.leaves import Block, Leaf, content_hash
 from otel_audit_postgres.ledger.sealed_rows import Horizon, horizon
+from otel_audit_postgres.ledger.verify.row_pass import RowProgress
 from otel_audit_postgres.query import exporting
 from otel_audit_postgres.query.conditions import Conditions, conditions_of
 from otel_audit_postgres.query.grammar import Query
@@ -56,9 +57,6 @@ SELECT CASE WHEN EXISTS (SELECT FROM audit.reader_tenants t WHERE t.tenant_id IS
        ELSE ARRAY(SELECT t.tenant_id FROM audit.reader_tenants t ORDER BY 1) END
 """
 
-Progress = Callable[[int, int], None]
-"""Called now and then with the leaves that are done, and all."""
-
 
 @dataclass(frozen=True, slots=True)
 class _Found:
@@ -80,7 +78,7 @@ async def write_export(  # noqa: PLR0913 - each a choice of its own
     *,
     views: Views = "required",
     replace: bool = False,
-    progress: Progress = lambda _done, _all: None,
+    progress: RowProgress = lambda _done, _all: None,
 ) -> ExportManifest:
     """Write a query's records to a file, with its manifest and proof beside it.
 
@@ -335,7 +333,7 @@ async def _write(  # noqa: PLR0913, PLR0917 - one export
     data_format: DataFormat,
     files: _Files,
     sealed: Horizon,
-    progress: Progress,
+    progress: RowProgress,
 ) -> _Done:
     complement, done = Complement(), _Done()
     target, proof = _target(files.draft, data_format), ProofFile(files.proof_draft)

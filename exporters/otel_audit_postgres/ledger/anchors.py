@@ -178,6 +178,11 @@ class ObjectAnchor:
     Object stores differ in names, credentials and locks, so what talks to yours is yours: a few
     lines over its own client. Keep versions (or an object lock) there, so that no one can take a
     checkpoint back.
+
+    Example::
+
+        def anchor():  # OTEL_AUDIT_ANCHOR=python:my_anchors:anchor
+            return ObjectAnchor("s3://audit/orders", get=read_object, put=write_object)
     """
 
     def __init__(

@@ -18,7 +18,9 @@ from otel_audit_postgres.ledger.keys import KEY_ID_SIZE, PublicKey, Signer
 from otel_audit_postgres.ledger.merkle import HASH_SIZE
 
 MOST_SIGNATURES: Final = 100
+"""Lines of signatures that are read: each costs a verification."""
 LONGEST_NOTE: Final = 1_000_000
+"""Characters of a note that are read; one of ours has some hundred."""
 
 _SIZE: Final = re.compile(r"0|[1-9][0-9]{0,18}")
 _SIGNATURE: Final = re.compile(r"— ([^\s+]+) (\S+)")

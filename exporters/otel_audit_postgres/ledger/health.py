@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from otel_audit._util.check_result import CheckResult
 from otel_audit.errors import ConfigurationError, StoreError
-from otel_audit_postgres.checks.inspect import CheckResult
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.anchors import Anchor, AnchorError, ask, forgotten
 from otel_audit_postgres.ledger.checkpoints import NoteError, read_checkpoint, read_note

@@ -28,6 +28,7 @@ from otel_audit_postgres.rows import COLUMNS
 PAGE: Final = 1_000
 """Leaves on a page."""
 LARGEST_PAGE: Final = 5_000
+"""Leaves on a page at most: a page is in memory as a whole."""
 
 _HORIZON: Final = """
 SELECT (SELECT origin FROM audit.ledger_log) AS origin, c.size, c.note

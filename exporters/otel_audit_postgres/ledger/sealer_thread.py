@@ -16,6 +16,7 @@ from otel_audit_postgres.ledger.sealer import LedgerError, Sealer
 _logger = logging.getLogger(__name__)
 
 _AFTER_A_REFUSAL = 60.0
+"""Seconds until the next try, where a person has to mend something first."""
 
 
 class SealingThread:

@@ -21,6 +21,7 @@ from otel_audit_postgres.rows import COLUMNS
 
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 BLOCKS_AT_ONCE: Final = 64
+"""Blocks that are fetched at once, of up to some thousand leaves each."""
 
 BYTES_AT_ONCE: Final = 16_000_000
 """Bytes of payload that are read in one go, or one row."""

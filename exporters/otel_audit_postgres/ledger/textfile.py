@@ -18,6 +18,7 @@ WHERE i.inhparent = 'audit.audit_logs'::regclass
 """
 _READABLE: Final = 0o644
 _MOST_MONTHS: Final = 24
+"""Months that are looked for ahead: partitions are made for twelve at most."""
 
 
 async def store_metrics(dsn: str, *, verified: bool) -> str:

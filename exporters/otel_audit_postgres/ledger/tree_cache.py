@@ -16,6 +16,8 @@ from otel_audit_postgres.ledger.leaves import Block, Pruned
 from otel_audit_postgres.ledger.merkle import HASH_SIZE, node_hash
 
 _LOWEST_KEPT: Final = 8
+"""The lowest level of nodes that are kept, one for 256 leaves; those below are computed from their
+leaves."""
 _GROUP: Final = 1 << _LOWEST_KEPT
 _BLOCKS_AT_ONCE: Final = 8
 _BEGINNING: Final = (

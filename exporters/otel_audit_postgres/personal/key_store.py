@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import secrets
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -22,6 +21,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
+from otel_audit._util.cache import BoundedCache
 from otel_audit._util.durable_file import create_durably
 from otel_audit._util.private_file import is_private
 from otel_audit._util.ratelimited_log import log_limited
@@ -225,7 +225,7 @@ class KeyStore:
         """
         self._dsn, self._wrapper, self._pending, self._timeout = dsn, wrapper, pending, timeout
         self._connection: Connection[Any] | None = None
-        self._known: OrderedDict[bytes, _CachedKey] = OrderedDict()
+        self._known: BoundedCache[bytes, _CachedKey] = BoundedCache(_MOST_REMEMBERED // 2)
         self._away_until = 0.0
 
     async def init(self) -> None:
@@ -291,12 +291,14 @@ class KeyStore:
         missing = {
             one: latest[subject]
             for subject, one in hashes.items()
-            if one not in self._known or self._known[one].until < now
+            if (known := self._known.get(one)) is None or known.until < now
         }
         if missing:
             await self._fetch(missing, now)
         return {
-            subject: self._known[one].key for subject, one in hashes.items() if one in self._known
+            subject: known.key
+            for subject, one in hashes.items()
+            if (known := self._known.get(one)) is not None
         }
 
     async def _fetch(self, missing: Mapping[bytes, int], now: float) -> None:
@@ -346,7 +348,7 @@ class KeyStore:
             await self.close()
             raise _as_key_error(error) from None
         for subject in subjects:
-            self._known.pop(subject, None)
+            self._known.discard(subject)
         for subject, row in found.items():
             key = SubjectKey(
                 row["key_id"], self._wrapper.unwrap(row["wrapped"], row["key_id"]),
@@ -415,7 +417,7 @@ class KeyStore:
     async def destroy(self, subject: Subject) -> None:
         """Destroy all keys of a subject; what they encrypted is gone."""
         await self._rows(_DESTROY, self.subject_hash(subject))
-        self._known.pop(self.subject_hash(subject), None)
+        self._known.discard(self.subject_hash(subject))
 
     async def mark_recorded(self, subject: Subject) -> None:
         """Mark the destruction as recorded in the trail, and vacuum the old rows."""
@@ -461,10 +463,7 @@ class KeyStore:
         return self._wrapper.unwrap(row["wrapped"], row["key_id"])
 
     def _remember(self, subject: bytes, key: SubjectKey, now: float) -> None:
-        self._known[subject] = _CachedKey(key, now + REMEMBERED_FOR)
-        self._known.move_to_end(subject)
-        while len(self._known) > _MOST_REMEMBERED:
-            self._known.popitem(last=False)
+        self._known.put(subject, _CachedKey(key, now + REMEMBERED_FOR))
 
 
 def _as_key_error(error: Exception) -> StoreError:

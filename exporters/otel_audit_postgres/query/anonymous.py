@@ -11,7 +11,9 @@ from otel_audit_postgres.query.conditions import READABLE
 from otel_audit_postgres.query.queries import opened
 
 _NEWEST: Final = 1_000
+"""Records of the service that are counted."""
 _LOOKED_AT: Final = 20_000
+"""Records of all services among which those are searched: the question is quick in any store."""
 _QUERY: Final = f"""
 SELECT actor_id = 'anonymous' AS is_anonymous,
        CASE WHEN actor_id = 'anonymous' AND {READABLE} THEN payload -> 'actor' ->> 'reason' END

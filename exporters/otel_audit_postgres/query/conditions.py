@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from otel_audit_postgres.query.fields import FIELDS, Field
 from otel_audit_postgres.query.grammar import Query, QueryValue, Term, spans
-from otel_audit_postgres.rows import key_text
+from otel_audit_postgres.rows import bounded_key
 
 # json holds escapes that stand for no text, and to read any part of such a payload is an error
 # … which few texts have: to look for the beginning of an escape is quicker than the pattern
@@ -104,7 +104,7 @@ def _compared(found: Conditions, column: str, value: QueryValue) -> str:
         return f"({column} IS NOT NULL AND {column} <> '')"
     if value.operator == "prefix":
         return f"starts_with({column}, {found.bind(value.text)}::text)"
-    return f"{column} = {found.bind(key_text(value.text))}::text"
+    return f"{column} = {found.bind(bounded_key(value.text))}::text"
 
 
 def _path(found: Conditions, known: Field, value: QueryValue, _: datetime) -> str:
@@ -167,16 +167,16 @@ def _target(found: Conditions, known: Field, value: QueryValue, _: datetime) -> 
     if value.operator == "any":
         return f"{known.column} IS NOT NULL"
     kind, colon, key = value.text.partition(":")
-    by_type = f"target_type = {found.bind(key_text(kind))}::text"
+    by_type = f"target_type = {found.bind(bounded_key(kind))}::text"
     if not colon:
         return by_type
-    return f"({by_type} AND {known.column} = {found.bind(key_text(key))}::text)"
+    return f"({by_type} AND {known.column} = {found.bind(bounded_key(key))}::text)"
 
 
 def _entity(found: Conditions, known: Field, value: QueryValue, _: datetime) -> str:
     if value.operator == "any":
         return f"cardinality({known.column}) > 0"
-    about = found.bind(key_text(value.text))
+    about = found.bind(bounded_key(value.text))
     return f"(id, tenant_id) IN (SELECT id, tenant_id FROM audit.about({about}::text))"  # noqa: S608
 
 

@@ -15,7 +15,9 @@ from otel_audit_postgres.query.pagination import newest
 from otel_audit_postgres.query.queries import resolved
 
 MOST_BARS: Final = 100
+"""Bars of a histogram: more are too narrow to see."""
 TOP: Final = 10
+"""Values of a field that are listed."""
 COUNTED: Final = 10_000
 """Records that a count goes up to: beyond, it says that there are more."""
 TIMEOUT_MS: Final = 150
@@ -23,6 +25,7 @@ TIMEOUT_MS: Final = 150
 TOGETHER_MS: Final = 250
 """For all counts of a page; what is left of it, `LEAST_MS` at least, is for those of `FEWER`."""
 LEAST_MS: Final = 50
+"""Milliseconds that a statement gets at least: in less it would only be cancelled."""
 FEWER: Final = 1_000
 """Records that are counted where the time was not enough for `COUNTED`."""
 
@@ -71,6 +74,7 @@ CROSS JOIN LATERAL (
 _LONG: Final = timedelta(hours=48)
 """Below, bars of an hour say too little."""
 _MOST_WAITING: Final = 10_000
+"""Rows without a seal beyond which hourly counts, which the sealer keeps, lag too far behind."""
 _WIDTHS: Final = tuple(
     timedelta(seconds=seconds)
     for seconds in (
@@ -263,7 +267,7 @@ async def _of_hours(
     since = span.since or await _first_hour(connection, retired)
     is_long = end - since >= _LONG
     width = max(_width(end - since), _HOUR)
-    # an hour that the span cuts is told whole: good enough for a bar, and not for a number
+    # an hour that the span cuts is counted whole: good enough for a bar, not for a number
     is_whole = span.since is span.until is None
     names = [name for name in fields if is_whole and name in _ROLLED]
     if not is_long and not names:

@@ -77,7 +77,7 @@ def read_record(payload: str, *, bodies: bool) -> AuditRecord | None:
     return record if bodies else _without_bodies(record)
 
 
-def changes_of(record: AuditRecord, entity: str | None = None) -> tuple[EntityChange, ...]:
+def entity_changes(record: AuditRecord, entity: str | None = None) -> tuple[EntityChange, ...]:
     """Return what changed.
 
     Args:

@@ -22,9 +22,13 @@ SELECT id, tenant_id, payload -> 'actor' ->> 'email' AS email,
 FROM audit.audit_logs WHERE id = ANY($1::uuid[]) AND {READABLE}
 """  # noqa: S608 - constants
 _BEFORE_MS: Final = 60_000
+"""How much earlier than a record another one of its action is looked for: a minute."""
 _AFTER_MS: Final = 600_000
+"""How much later: ten minutes."""
 _TIMEOUT_MS: Final = 200
+"""The page of a record is shown without its neighbours rather than late."""
 MOST: Final = 20
+"""Neighbours that are shown."""
 # encrypted, redacted, hashed, erased: then the id says more
 _HIDDEN: Final = ("~", "[", "hmac:")
 
@@ -56,7 +60,9 @@ async def names(
     }
 
 
-async def texts(connection: Connection[Any], records: Sequence[Found]) -> Mapping[RecordKey, str]:
+async def payload_texts(
+    connection: Connection[Any], records: Sequence[Found]
+) -> Mapping[RecordKey, str]:
     """The exact texts of records that were found, by id and tenant."""
     rows = await connection.fetch(_TEXTS, [record.id for record in records])
     return {(row["id"], row["tenant_id"]): row["payload"] for row in rows}

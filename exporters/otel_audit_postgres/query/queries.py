@@ -33,13 +33,15 @@ from otel_audit_postgres.query.pagination import (
     walk,
     within,
 )
-from otel_audit_postgres.rows import key_text
+from otel_audit_postgres.rows import bounded_key
 
 LARGEST_PAGE: Final = 10_000
+"""Records on a page at most: a page is in memory as a whole."""
 SHORTEST_ID: Final = 8
 """Digits of an id that can stand for it; fewer are of hours."""
 _ID_DIGITS: Final = 32
 _MOST_NAMED: Final = 10
+"""Ids that an error lists."""
 _HEX: Final = re.compile("[0-9a-f]+")
 
 # a plan for any values at all does not know how few they select; compiling takes longer than asking
@@ -468,7 +470,7 @@ async def resolved(connection: Connection[Any], query: Query) -> tuple[Query, st
         addresses = {value.text for value in one.values if _is_address(value)}
         if one.field != "actor" or not addresses:
             continue
-        keys = {key_text(address): address for address in addresses}
+        keys = {bounded_key(address): address for address in addresses}
         rows = await connection.fetch(_ACTORS, list(keys))
         emails = addresses - {keys[row["one"]] for row in rows}
         if not emails:

@@ -60,9 +60,9 @@ class ReaderScope:
 class Trail:
     """An open connection to the trail; made by `open_trail`.
 
-    Every question is one transaction: the answer is read, that it was given is recorded as
-    ``audit.viewed`` (the database role that logged in; the query; how many records), and
-    only after COMMIT it is returned. A look at the looks is recorded, too: once, like any other.
+    Every question is one transaction. It reads the answer, and records the look as
+    ``audit.viewed``: the database role that logged in, the query, the number of records. The answer
+    is returned after COMMIT. A look at looks is recorded, too.
 
     Example::
 
@@ -213,7 +213,7 @@ class Trail:
         """Find the record's id that begins so; it shows no record, and is not recorded."""
         return str(await queries.full_id(self._connection, beginning))
 
-    async def aside(self, answer: Callable[[Connection[Any]], Awaitable[T]]) -> T:
+    async def ask_unrecorded(self, answer: Callable[[Connection[Any]], Awaitable[T]]) -> T:
         """Read what shows no record, in a transaction that is narrowed as any other.
 
         Such as what there is to be asked at all: whoever shows a record then says `looked`.

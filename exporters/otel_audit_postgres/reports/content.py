@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 import re
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from otel_audit._util.cache import BoundedCache
 from otel_audit_postgres.query.conditions import READABLE
 from otel_audit_postgres.reports import controls
 from otel_audit_postgres.reports.model import Definition, ReportRow
@@ -25,8 +25,8 @@ from otel_audit_postgres.reports.snapshot import (
     CHANGES,
     OF_THE_STORE,
     Snapshot,
-    moment,
     selected,
+    utc_text,
 )
 
 _APPROVAL: Final = re.compile(r"approv|accept|authori[sz]|releas|sign(?:ed)?_?off|confirm")
@@ -37,21 +37,22 @@ _PEOPLE: Final = frozenset({
 _KEY: Final = re.compile(r"~p1\.[\w-]{16}\.([\w-]{11})\.", re.ASCII)
 _MOST_CREATORS: Final = 200_000
 _HAS_CHANGES: Final = f"{CHANGES} > 0"
+_OF_CHANGES: Final = (
+    "id, occurred_at, actor_id, event_name, transaction_outcome, payload::text AS payload"
+)
 
 
 async def _changes_rows(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
-    creators: OrderedDict[str, str] = OrderedDict()
-    sql, values = snapshot.of_records(_HAS_CHANGES)
+    creators: BoundedCache[str, str] = BoundedCache(_MOST_CREATORS // 2)
+    sql, values = snapshot.of_records(_HAS_CHANGES, columns=_OF_CHANGES)
     async for row, changes in snapshot.changed(sql, values):
         # once for all columns of a record: there may be many
-        at, actor, record = moment(row["occurred_at"]), row["actor_id"], str(row["id"])
+        at, actor, record = utc_text(row["occurred_at"]), row["actor_id"], str(row["id"])
         for change in changes:
             about, operation = reference_of(change), change.get("operation")
             pairs = list(values_of(change)) or [(str(operation), (None, None))]
             if operation == "insert":
-                creators[about] = actor
-                if len(creators) > _MOST_CREATORS:
-                    creators.popitem(last=False)
+                creators.put(about, actor)
             same = None
             if operation == "update" and _is_approval(row["event_name"], pairs):
                 same = _same_actor(actor, creators.get(about))
@@ -102,7 +103,7 @@ async def _subject(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
         )
         fields = sorted({column for one in changes_of(record) for column, _ in values_of(one)})
         yield (
-            str(row["id"]), moment(row["occurred_at"]), played or "mentioned", row["event_name"],
+            str(row["id"]), utc_text(row["occurred_at"]), played or "mentioned", row["event_name"],
             ", ".join(fields)[:500] or None,
             row["actor_id"] if row["action"] in {"READ", "EXPORT"} and not is_actor else None,
             _kept_until(row["occurred_at"], keep),
@@ -160,9 +161,9 @@ async def _incident(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
             if noun_of({"name": one.partition(":")[0]}) in _PEOPLE
         ]  # fmt: skip
         yield (
-            moment(row["occurred_at"]), row["actor_id"], row["source_address"], row["event_name"],
+            utc_text(row["occurred_at"]), row["actor_id"], row["source_address"], row["event_name"],
             ", ".join(entities)[:500] or None, ", ".join(people)[:500] or None,
-            moment(row["first_seen"]), moment(row["last_seen"]), row["outcome"],
+            utc_text(row["first_seen"]), utc_text(row["last_seen"]), row["outcome"],
             f"otel-audit prove {row['id']}; content hash {row['hash']}",
         )  # fmt: skip
 
@@ -177,7 +178,7 @@ async def _coverage(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
     ):
         yield (
             row["http_route"] or "(no HTTP)", row["http_method"], row["level"], row["event_name"],
-            row["records"], moment(row["last"]),
+            row["records"], utc_text(row["last"]),
         )  # fmt: skip
 
 
@@ -192,14 +193,14 @@ async def _review(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
         ("event_name NOT LIKE 'audit.%'",),
         f"ORDER BY {order}, tenant_id LIMIT {int(options.sample)}",
     )  # fmt: skip
-    period = f"{moment(options.begin)} to {moment(options.end)}"
+    period = f"{utc_text(options.begin)} to {utc_text(options.end)}"
     for place, row in enumerate([row async for row in snapshot.run(sql, asked.values)], 1):
         who, finding, when = signed.get(str(row["id"]), signed.get("", (None, None, None)))
         target = ":".join(filter(None, (row["target_type"], row["target_id"]))) or None
         yield (
             period, who, f"{place} of {options.sample}, seed {options.seed}", str(row["id"]),
-            moment(row["occurred_at"]), row["actor_id"], row["event_name"], target, row["outcome"],
-            finding, when,
+            utc_text(row["occurred_at"]), row["actor_id"], row["event_name"], target,
+            row["outcome"], finding, when,
         )  # fmt: skip
 
 
@@ -210,7 +211,7 @@ async def _sign_offs(snapshot: Snapshot) -> dict[str, tuple[str | None, str | No
     options = snapshot.options
     # of this period, seed, size, tenant and query: else another sample was looked at
     same = {
-        "begin": moment(options.begin), "end": moment(options.end), "seed": options.seed,
+        "begin": utc_text(options.begin), "end": utc_text(options.end), "seed": options.seed,
         "sample": options.sample, "tenant": options.tenant, "query": options.query or None,
     }  # fmt: skip
     async for row, record in snapshot.whole().records(condition, in_period=False):
@@ -222,7 +223,7 @@ async def _sign_offs(snapshot: Snapshot) -> dict[str, tuple[str | None, str | No
         who = text(part(record, "actor", "on_behalf_of")) or row["actor_id"]
         about = asked.get("record")
         found[about if isinstance(about, str) else ""] = (
-            who, text(asked.get("finding")), f"{moment(row['occurred_at'])}, record {row['id']}",
+            who, text(asked.get("finding")), f"{utc_text(row['occurred_at'])}, record {row['id']}",
         )  # fmt: skip
     return found
 

@@ -29,12 +29,12 @@ from otel_audit_postgres.ledger.checkpoints import (
 from otel_audit_postgres.ledger.keys import PublicKey
 from otel_audit_postgres.ledger.leaves import ID_SIZE, Block, grown
 from otel_audit_postgres.ledger.settings import chosen_public_keys
-from otel_audit_postgres.ledger.verify.anchored import AnchorReadings, hear
+from otel_audit_postgres.ledger.verify.anchored import AnchorReadings, read_anchors
 from otel_audit_postgres.ledger.verify.findings import Findings
 from otel_audit_postgres.ledger.verify.retired import recorded_prunings
 from otel_audit_postgres.ledger.verify.row_pass import RowSelection, check_rows
 from otel_audit_postgres.ledger.verify.tree_pass import BlockRange, TreePassState
-from otel_audit_postgres.ledger.verify.verify import judge_testimonies
+from otel_audit_postgres.ledger.verify.verify import judge_readings
 from otel_audit_postgres.pseudonyms import MARK, SEARCHABLE_LENGTH
 from otel_audit_postgres.query.conditions import READABLE, Conditions
 from otel_audit_postgres.query.pagination import ASTRAY, lowest_id
@@ -44,8 +44,11 @@ from otel_audit_postgres.rows import ADDED_IN, versions_with
 _SLACK: Final = timedelta(seconds=2)
 """A record's id is that far from its time at most; those that are further have their own index."""
 _NAMED: Final = 3
+"""Ids that a problem lists."""
 _MOST_SUSPECTS: Final = 10_000
+"""Records that are judged one by one; beyond these the report says that there are more."""
 _PAUSES_AFTER: Final = 500
+"""Leaves after whose hashing the event loop has a turn."""
 _SUM_DIGITS: Final = 15  # of hex: as many as a bigint holds
 NO_ANCHOR: Final = "no anchor was asked: an old copy of the whole store would pass for the original"
 _KINDS: Final = {
@@ -120,31 +123,33 @@ def _differs(column: str, expected: str) -> str:
 
 # it reads what seems to differ; the verification judges
 _OTHERWISE: Final = " OR ".join(_differs(name, expected) for name, expected in EXPECTED.items())
-_ALTERED: Final = f"""
-sha256(convert_to(l.payload::text, 'UTF8')) <> l.content_hash
-OR CASE WHEN NOT ({READABLE.replace("payload", "l.payload")}) OR json_typeof(l.payload) <> 'object'
-THEN true ELSE EXISTS (
-    SELECT FROM json_to_record(l.payload) AS p(
-        event_name text, action text, action_id text, phase text, schema_version text,
-        trace_id text, span_id text, error json, resource json,
-        outcome text, transaction text, occurred_at text,
-        producer_id text, sequence_number text, tenant json, actor json, target json, source json,
-        request json, response json, received json)
-    LEFT JOIN LATERAL json_to_record(
-        CASE WHEN json_typeof(p.actor) = 'object' THEN p.actor END)
-        AS a(id text, type text, role text) ON true
-    LEFT JOIN LATERAL json_to_record(CASE WHEN json_typeof(p.request) = 'object' THEN p.request END)
-        AS q(id text, method text, route text, path text) ON true
-    WHERE {_OTHERWISE}) END
+_HASHED_OTHERWISE: Final = "sha256(convert_to(l.payload::text, 'UTF8')) <> l.content_hash"
+_LEGIBLE: Final = (
+    f"({READABLE.replace('payload', 'l.payload')}) AND json_typeof(l.payload) = 'object'"
+)
+# of a text that cannot be read there is no event's name, which each row has
+_ALTERED: Final = f"{_HASHED_OTHERWISE} OR {_OTHERWISE}"
+# joined, as the server takes several processes to a join, and one to a subquery about each row
+_PARTS: Final = f"""
+LEFT JOIN LATERAL json_to_record(CASE WHEN {_LEGIBLE} THEN l.payload END) AS p(
+    event_name text, action text, action_id text, phase text, schema_version text,
+    trace_id text, span_id text, error json, resource json,
+    outcome text, transaction text, occurred_at text,
+    producer_id text, sequence_number text, tenant json, actor json, target json, source json,
+    request json, response json, received json) ON true
+LEFT JOIN LATERAL json_to_record(CASE WHEN json_typeof(p.actor) = 'object' THEN p.actor END)
+    AS a(id text, type text, role text) ON true
+LEFT JOIN LATERAL json_to_record(CASE WHEN json_typeof(p.request) = 'object' THEN p.request END)
+    AS q(id text, method text, route text, path text) ON true
 """
+# what is altered is asked once: each other mention would be worked out again for each row
 _SUMS: Final = """
 SELECT count(*) AS records, coalesce(sum(summand), 0) AS total,
-       (array_agg(id) FILTER (WHERE is_altered))[1:{most}] AS altered,
-       count(*) FILTER (WHERE is_altered) AS altered_count
+       (array_agg(id) FILTER (WHERE is_altered))[1:{most}] AS altered
 FROM (SELECT l.id, {altered} AS is_altered,
-             ('x' || left(encode(sha256({key} || {leaf}), 'hex'), {digits}))::bit(60)::bigint
+             ('x' || left(encode(sha256({key} || l.leaf), 'hex'), {digits}))::bit(60)::bigint
                  AS summand
-      FROM audit.audit_logs l WHERE {where}) AS each
+      FROM (SELECT *, {leaf} AS leaf FROM audit.audit_logs WHERE {where}) AS l {parts}) AS each
 """
 _RECORDS: Final = "count(*) AS records, count(*) FILTER (WHERE outcome = 'unknown') AS unknown"
 # records by their leaves, one by one: those of the period, and leaves whose record is nowhere
@@ -272,7 +277,7 @@ async def gather(
         snapshot: The state.
         periods: The period, cut or not.
         witnesses: Keys and anchors.
-        is_deep: Whether each record's text is hashed again, too, and its columns compared with it.
+        is_deep: Whether each record's columns are compared with its text, too.
     """
     found = Evidence([PeriodEvidence(begin, end) for begin, end in periods])
     dropped = [] if snapshot.is_part else await _dropped_in_order(snapshot, found)
@@ -282,8 +287,7 @@ async def gather(
         await _account(snapshot, found, dropped, collapsed)
     for one in comparisons:
         await _compare(snapshot, one, is_deep=is_deep)
-        if is_deep:
-            await _judge_suspects(snapshot, one, witnesses)
+        await _judge_suspects(snapshot, one, witnesses)
     return found
 
 
@@ -297,7 +301,7 @@ class _Comparison:
         dropped: Bounds of ids within whose records were dropped in order.
         leaves: How many.
         total: The sum.
-        suspects: Records whose columns seem not to follow from their text.
+        suspects: Records whose hash, or columns, seem not to follow from their text.
     """
 
     part: PeriodEvidence
@@ -363,9 +367,9 @@ async def _rebuild_tree(
         How many leaves are collapsed.
     """
     findings, collapsed = Findings(), 0
-    heard = await hear(witnesses.anchors, witnesses.keys, findings)
-    sizes = sorted({snapshot.size, *(one.checkpoint.size for one in heard.testimonies)})
-    # what was collapsed can be told from what was made up by a root that was signed later
+    anchored = await read_anchors(witnesses.anchors, witnesses.keys, findings)
+    sizes = sorted({snapshot.size, *(one.checkpoint.size for one in anchored.readings)})
+    # a root that was signed later tells collapsed leaves from invented ones
     latest = await _latest(snapshot, found, witnesses)
     sizes = sizes if latest is None else sorted({*sizes, latest.size})
     walk = TreePassState()
@@ -395,9 +399,9 @@ async def _rebuild_tree(
             "the leaves, some collapsed, do not make up the last checkpoint's root"
         )
     found.signed = _signed(snapshot, witnesses, found)
-    heard.judge_silence(walk.tree.size, findings)
-    judge_testimonies(walk, snapshot.origin, heard.testimonies, findings)
-    _add_anchors(snapshot, found, witnesses, heard, findings)
+    anchored.judge_silence(walk.tree.size, findings)
+    judge_readings(walk, snapshot.origin, anchored.readings, findings)
+    _add_anchors(snapshot, found, witnesses, anchored, findings)
     return collapsed
 
 
@@ -443,14 +447,14 @@ def _add_anchors(
     snapshot: Snapshot,
     found: Evidence,
     witnesses: Witnesses,
-    heard: AnchorReadings,
+    anchored: AnchorReadings,
     findings: Findings,
 ) -> None:
     if not witnesses.anchors:
         return
-    # how much all tenants record, and where it is anchored, is not told to one of them
+    # one tenant must not learn how much all of them record, nor where it is anchored
     hides = snapshot.is_narrow
-    lines = [f"{'the anchor' if hides else one.anchor}: agrees" for one in heard.testimonies]
+    lines = [f"{'the anchor' if hides else one.anchor}: agrees" for one in anchored.readings]
     if findings.problems:
         first = findings.problems[0].detail
         against = "an anchor contradicts the store" + ("" if hides else f": {first}")
@@ -473,9 +477,8 @@ async def _compare(snapshot: Snapshot, one: _Comparison, *, is_deep: bool) -> No
     if snapshot.is_part:
         asked = _of_part(snapshot, part)
         await _differ(snapshot, one, asked, "false")
-        if is_deep:
-            (row,) = await _summed(snapshot, one, _of_part(snapshot, part), is_deep=True)
-            one.suspects = row["altered"] or []
+        (row,) = await _summed(snapshot, one, _of_part(snapshot, part), is_deep=is_deep)
+        one.suspects = row["altered"] or []
         return
     asked = _of_months(snapshot, one)
     (row,) = await _summed(snapshot, one, asked, is_deep=is_deep)
@@ -558,7 +561,8 @@ async def _summed(
 ) -> list[Any]:
     """Add up records; all in one answer, so that the server may have several processes at it."""
     sql = _SUMS.format(
-        most=_MOST_SUSPECTS, altered=_ALTERED if is_deep else "false",
+        most=_MOST_SUSPECTS, altered=_ALTERED if is_deep else _HASHED_OTHERWISE,
+        parts=_PARTS if is_deep else "",
         key=f"{asked.bind(one.key)}::bytea", leaf=LEAF, digits=_SUM_DIGITS, where=_where(asked),
     )  # fmt: skip
     found: list[Any] = await snapshot.connection.fetch(sql, *asked.values)

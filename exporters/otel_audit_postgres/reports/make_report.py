@@ -22,10 +22,11 @@ from otel_audit_postgres.query.trail import ReaderScope, Trail, look_as
 from otel_audit_postgres.reports.evidence import Evidence, Witnesses, gather
 from otel_audit_postgres.reports.model import Definition, Options, ReportRow
 from otel_audit_postgres.reports.retention_policy import months
-from otel_audit_postgres.reports.snapshot import TAMPERED, Snapshot, moment, taken
+from otel_audit_postgres.reports.snapshot import TAMPERED, Snapshot, taken, utc_text
 
 NOBODY: Final = Witnesses()
 _IN_MEMORY: Final = 4_000_000
+"""Bytes of rows that are kept in memory; more are in a temporary file."""
 # sorting and joining millions of rows otherwise goes by way of the disk; bounded all the same
 _FOR_MANY_ROWS: Final = "SET LOCAL work_mem = '64MB'"
 _EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -97,17 +98,18 @@ def checked(definition: Definition, options: Options, now: datetime | None = Non
     current = datetime.now(UTC) if now is None else now
     if options.begin >= options.end:
         raise ConfigurationError(
-            f"the period is empty: it begins {moment(options.begin)} and ends {moment(options.end)}"
+            f"the period is empty: it begins {utc_text(options.begin)} and ends "
+            f"{utc_text(options.end)}"
         )
     if options.begin < _EARLIEST:
         raise ConfigurationError(
-            f"the period begins {moment(options.begin)}: let it begin in 1970 or later"
+            f"the period begins {utc_text(options.begin)}: let it begin in 1970 or later"
         )
     if options.checkpoint is not None and not 0 < options.checkpoint < 2**63:
         raise ConfigurationError(f"--checkpoint: none has size {str(options.checkpoint)[:30]}")
     if options.end > current:
         raise ConfigurationError(
-            f"the period ends in the future, {moment(options.end)}: it must end now or "
+            f"the period ends in the future, {utc_text(options.end)}: it must end now or "
             "earlier, such as --to now"
         )
     if not 1 <= options.sample <= 10_000:  # noqa: PLR2004 - what a person can read, and more
@@ -227,7 +229,7 @@ def _head(snapshot: Snapshot, definition: Definition, rows: int, digest: str) ->
     options = snapshot.options
     found = {
         "report": definition.name,
-        "period": f"{moment(options.begin)} to {moment(options.end)} (the end excluded)",
+        "period": f"{utc_text(options.begin)} to {utc_text(options.end)} (the end excluded)",
         "tenant": options.tenant if options.tenant is not None else "all that may be seen",
         "query": options.query or "(everything)",
     }
@@ -239,7 +241,7 @@ def _head(snapshot: Snapshot, definition: Definition, rows: int, digest: str) ->
         "rows": str(rows),
         "SHA-256 of the rows": digest,
         "log": snapshot.origin,
-        "checkpoint": f"{snapshot.leaves}, made {moment(snapshot.sealed_at)}",
+        "checkpoint": f"{snapshot.leaves}, made {utc_text(snapshot.sealed_at)}",
         "root": snapshot.root,
         "evidence": _evidence_sentence(snapshot, definition),
         "generator": f"otel-audit {_own_version()}",
@@ -257,7 +259,7 @@ def _evidence_sentence(snapshot: Snapshot, definition: Definition) -> str:
             "its root cannot be rebuilt; choose a later one"
         )
     what = "each record of the report" if snapshot.is_part else "each record of the period"
-    by = "by text, columns, id and time" if definition.is_deep else "by id, time and stored hash"
+    by = "by text, columns, id and time" if definition.is_deep else "by text, id and time"
     return f"{by}, {what} has its leaf in the ledger, and the leaves make up the root"
 
 
@@ -266,8 +268,8 @@ def _checks(snapshot: Snapshot, definition: Definition) -> tuple[tuple[str, str]
     options = snapshot.options
     size = "SIZE" if snapshot.is_narrow else snapshot.size
     again = [
-        "otel-audit", "report", definition.name, "--from", moment(options.begin),
-        "--to", moment(options.end), "--checkpoint", str(size),
+        "otel-audit", "report", definition.name, "--from", utc_text(options.begin),
+        "--to", utc_text(options.end), "--checkpoint", str(size),
     ]  # fmt: skip
     for name in ("tenant", "query", "subject"):
         value = getattr(options, name)
@@ -280,7 +282,7 @@ def _checks(snapshot: Snapshot, definition: Definition) -> tuple[tuple[str, str]
         ("its rows are those that were hashed", "jq -c '.rows[]' REPORT.json | sha256sum"),
         ("the store gives it again, to the byte", shlex.join(again)),
         (
-            "texts and columns of the period's records are as they were sealed",
+            "columns of the period's records are as they were sealed, like their texts",
             shlex.join([*again[:2], "integrity", *again[3:9]]),
         ),
         (
@@ -306,8 +308,8 @@ async def looked_at(trail: Trail, report: Report, options: Options) -> None:
     """
     asked = {
         "report": report.definition.name,
-        "begin": moment(options.begin),
-        "end": moment(options.end),
+        "begin": utc_text(options.begin),
+        "end": utc_text(options.end),
         "tenant": options.tenant,
         "query": options.query or None,
         "subject": options.subject,
@@ -323,8 +325,8 @@ async def signed_off(trail: Trail, options: Options, finding: str, record: str |
         StoreError: It cannot be recorded.
     """
     asked = {
-        "begin": moment(options.begin),
-        "end": moment(options.end),
+        "begin": utc_text(options.begin),
+        "end": utc_text(options.end),
         "seed": options.seed,
         "sample": options.sample,
         "tenant": options.tenant,

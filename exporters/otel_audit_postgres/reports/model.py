@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from otel_audit_postgres.reports.snapshot import Snapshot
 
-Cell = str | int | None
-ReportRow = tuple[Cell, ...]
+ReportValue = str | int | None
+ReportRow = tuple[ReportValue, ...]
 
 
 @dataclass(frozen=True, slots=True)

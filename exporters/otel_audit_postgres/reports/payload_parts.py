@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
+
+from otel_audit.record import snake_case
 
 
 def part(record: Any, *names: str) -> Any:
@@ -41,9 +42,10 @@ def values_of(change: dict[str, Any]) -> Iterator[tuple[str, tuple[Any, Any]]]:
 
 
 def noun_of(change: dict[str, Any]) -> str:
-    """The noun of a change, in snake case."""
-    name = change.get("name") or change.get("entity") or change.get("table") or ""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", str(name)).lower()
+    """The noun of a change, as references have it."""
+    if name := change.get("name"):
+        return str(name)
+    return snake_case(str(change.get("entity") or change.get("table") or ""))
 
 
 def reference_of(change: dict[str, Any]) -> str:

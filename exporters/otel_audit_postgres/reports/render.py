@@ -14,7 +14,7 @@ import msgspec
 from otel_audit._util.printable import ascii_json, visible
 from otel_audit_postgres.exports.formats import csv_lines, plain_csv_lines
 from otel_audit_postgres.reports.make_report import AT_ONCE, Report
-from otel_audit_postgres.reports.model import Cell
+from otel_audit_postgres.reports.model import ReportValue
 
 ReportFormat = Literal["html", "csv", "json"]
 MOST_PRINTED: Final = 5_000
@@ -126,7 +126,7 @@ def _table(report: Report) -> Iterator[bytes]:
         ).encode()
 
 
-def _cell(value: Cell) -> str:
+def _cell(value: ReportValue) -> str:
     if isinstance(value, int):
         return f'<td class="number">{value}</td>'
     shown = visible(value or "")

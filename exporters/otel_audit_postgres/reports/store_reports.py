@@ -12,7 +12,7 @@ from otel_audit_postgres.reports.evidence import Evidence, PeriodEvidence
 from otel_audit_postgres.reports.model import Definition, ReportRow
 from otel_audit_postgres.reports.payload_parts import part
 from otel_audit_postgres.reports.retention_policy import month_end, months, policy_in_force
-from otel_audit_postgres.reports.snapshot import OF_THE_STORE, Snapshot, moment, selected
+from otel_audit_postgres.reports.snapshot import OF_THE_STORE, Snapshot, selected, utc_text
 
 _LAG: Final = """
 SELECT max(extract(epoch FROM b.recorded_at - l.recorded_at)) AS lag
@@ -41,7 +41,7 @@ async def _integrity(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
         lag = await _lag(snapshot, begin, end)
         key = f"{begin:%Y-%m}"
         yield (
-            f"{moment(begin)} to {moment(end)}", one.records, one.records - one.odd,
+            f"{utc_text(begin)} to {utc_text(end)}", one.records, one.records - one.odd,
             f"{snapshot.leaves}, root {snapshot.root}", evidence.signed, evidence.anchors,
             _verdict(evidence, one), gaps, _of_all(snapshot, losses[key]),
             _of_all(snapshot, quarantined[key]), one.unknown,

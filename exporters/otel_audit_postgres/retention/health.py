@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from otel_audit._util.check_result import CheckResult
 from otel_audit.config import AuditConfig
 from otel_audit.errors import OtelAuditError
 from otel_audit_postgres.archive.objects import open_archive
-from otel_audit_postgres.checks.inspect import CheckResult
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.personal.key_store import SERVER
 from otel_audit_postgres.personal.protect import key_store_from

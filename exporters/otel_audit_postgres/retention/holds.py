@@ -12,7 +12,7 @@ from otel_audit.errors import ConfigurationError
 from otel_audit_postgres.archive.catalog import latest, recorded_archives, removed_keys
 from otel_audit_postgres.archive.manifest import ArchivedObject, read_manifest
 from otel_audit_postgres.archive.objects import ArchiveStore
-from otel_audit_postgres.archive.row_files import read_rows
+from otel_audit_postgres.archive.parquet_files import read_rows
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.retention.plan import end_of

@@ -18,7 +18,7 @@ from otel_audit_postgres.ledger import store
 _logger = logging.getLogger(__name__)
 
 ASKED_EVERY: Final = 60.0
-"""Seconds between two questions: what is told changes by days."""
+"""Seconds between two questions: the answers change by the day."""
 
 _STATE: Final = (
     "SELECT lag, blocked, waiting, last_run, holds, archived_rows, archived_until, "

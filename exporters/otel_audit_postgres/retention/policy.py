@@ -16,6 +16,7 @@ from otel_audit.errors import ConfigurationError
 
 LONGEST_MONTH: Final = 31
 MOST_DAYS: Final = 36_500
+"""A hundred years: more is a typing error."""
 MOST_RULES: Final = 200
 
 _MATCHES: Final = ("tenant", "event", "action", "level")

@@ -40,7 +40,7 @@ from otel_audit_postgres.archive.manifest import (
     read_manifest,
 )
 from otel_audit_postgres.archive.objects import ArchiveError, ArchiveStore
-from otel_audit_postgres.archive.row_files import read_leaves
+from otel_audit_postgres.archive.parquet_files import read_leaves
 from otel_audit_postgres.archive.sparse_tree import SparseTree
 from otel_audit_postgres.archive.write_month import WrittenMonth, write_month
 from otel_audit_postgres.connection import Connection
@@ -76,7 +76,9 @@ _END_RESTORED: Final = "SELECT audit.end_restorations(NULL)"
 _LOCKED: Final = "55P03"
 _REFUSED: Final = "OA001"
 _POLL: Final = 0.2
+"""Seconds between two looks whether the sealer has sealed a record."""
 _TRIES: Final = 30
+"""Times that a drop waits for its lock; inserts pass between two of them."""
 _LISTED: Final = 500
 """Objects that the record of a run names, of each kind; their number is recorded besides."""
 _NOT_SEALED: Final = "waits for the sealer"

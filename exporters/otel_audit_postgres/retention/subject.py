@@ -11,7 +11,7 @@ from typing import Any, Final
 from otel_audit.errors import ConfigurationError
 from otel_audit_postgres.archive.catalog import archived_objects
 from otel_audit_postgres.archive.objects import ArchiveStore
-from otel_audit_postgres.archive.row_files import read_rows
+from otel_audit_postgres.archive.parquet_files import read_rows
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.personal.key_store import Destroyed, KeyStore, Subject
@@ -26,7 +26,7 @@ _RECORDED: Final = (
     "WHERE key = ANY($1::text[])"
 )
 _PATIENCE: Final = "SET LOCAL lock_timeout = '30s'"
-_LOCK: Final = "SELECT pg_advisory_xact_lock($1)"
+_LOCK: Final = "SELECT audit.lock_erasures()"
 _MAY_READ_QUARANTINE: Final = "SELECT has_table_privilege('audit.quarantine', 'SELECT')"
 # as JSON has it; a text that is not JSON at all may have it, too
 _QUARANTINED: Final = "SELECT count(*) FROM audit.quarantine WHERE strpos(received, $1) > 0"
@@ -123,10 +123,9 @@ async def erase_all(
             raise ConfigurationError("basis and reason stay: they must not contain the name")
     done: list[Subject] = []
     async with store.opened(dsn, "erase a subject") as connection, connection.transaction():
-        # two erasures at once would both record it; in one order, so that none waits for ever
+        # two erasures at once would both record it
         await connection.execute(_PATIENCE)
-        for number in sorted({_lock_of(keys.subject_hash(one)) for one in subjects}):
-            await connection.execute(_LOCK, number)
+        await connection.execute(_LOCK)
         open_keys = {one: await _open_keys(connection, keys, one) for one in subjects}
         for subject, ids in open_keys.items():
             if ids:
@@ -167,10 +166,6 @@ async def _unrecorded(
     found = [one.key_id.hex() for one in await keys.destroyed(subject) if not one.is_recorded]
     recorded = await connection.fetchval(_RECORDED, found) if found else []
     return [one for one in found if one not in recorded and one not in besides]
-
-
-def _lock_of(subject_hash: bytes) -> int:
-    return int.from_bytes(subject_hash[:8], "big", signed=True)
 
 
 async def plan_replay(dsn: str, keys: KeyStore) -> tuple[int, int]:

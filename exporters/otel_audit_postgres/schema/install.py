@@ -16,7 +16,7 @@ from otel_audit.errors import (
 )
 from otel_audit_postgres.connection import Connection, connect, disconnect
 from otel_audit_postgres.errors import INIT, as_store_error
-from otel_audit_postgres.schema.lock import alone
+from otel_audit_postgres.schema.lock import SchemaLock, alone
 from otel_audit_postgres.schema.migration_state import installed_version
 from otel_audit_postgres.schema.migrations import (
     Migration,
@@ -30,8 +30,7 @@ from otel_audit_postgres.schema.migrations import (
 from otel_audit_postgres.schema.partitions import DEFAULT_DETACHED, has_default
 from otel_audit_postgres.schema.roles import OWNER, Members, borrow, hand_over, quoted
 
-_KEY: Final = 7301962839480013  # arbitrary, our own
-LOCK: Final = f"SELECT pg_advisory_xact_lock({_KEY})"
+LOCK: Final = SchemaLock(7301962839480013, "audit.schema_version")  # arbitrary, our own
 PERMIT: Final = "SET LOCAL otel_audit.permit_ddl = 'on'"
 """Says to the event trigger that a superuser means to change the schema."""
 
@@ -272,7 +271,7 @@ def schema_sql(  # noqa: PLR0913 - one for each role
     members = Members(writer, reader, sealer, retention, viewer=viewer, streamer=streamer)
     if not roles:
         members.refuse_without_roles("schema_sql")
-    parts = ["BEGIN;", f"{LOCK};", f"{PERMIT};"]
+    parts = ["BEGIN;", f"{lock_sql(since)};", f"{PERMIT};"]
     if roles:
         parts.append(roles_sql())
     parts.append("CREATE SCHEMA IF NOT EXISTS audit;")
@@ -282,6 +281,11 @@ def schema_sql(  # noqa: PLR0913 - one for each role
     if roles:
         parts += [ownership_sql(), grants_sql(), *members.statements(), event_trigger_sql()]
     return "\n".join([*parts, "COMMIT;", ""])
+
+
+def lock_sql(since: int) -> str:
+    """The statement that keeps others from changing the schema of a store of this version."""
+    return LOCK.of_table if since else LOCK.of_key
 
 
 def noted(step: Migration) -> str:
@@ -360,7 +364,7 @@ async def _begun(dsn_or_engine: Any) -> AsyncIterator[Connection[Any]]:
     """A transaction in which no other changes the schema."""
     with suppress_instrumentation(), _explained():
         async with _connection(dsn_or_engine) as connection, connection.transaction():
-            await alone(connection, _KEY, "set up the audit store")
+            await alone(connection, LOCK, "set up the audit store")
             await connection.execute(PERMIT)
             yield connection
 

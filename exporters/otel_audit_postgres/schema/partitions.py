@@ -58,8 +58,8 @@ class MaintenanceReport:
     Attributes:
         partitions: From last month to the last one ahead.
         in_default: Months (``2026-11``) of which rows are in the default partition, and how many.
-            They are as safe there as elsewhere, sealed and verified; but their month cannot go
-            before it has a partition of its own, and looking by time is less quick.
+            They are sealed and verified there as elsewhere. But their month cannot be retired
+            before it has a partition of its own, and searches by time are slower.
         has_default: Whether the default partition is there and attached.
 
     Example::

@@ -14,6 +14,7 @@ from otel_audit.errors import StoreError
 from otel_audit_postgres.connection import Connection, PostgresError, connect, disconnect
 from otel_audit_postgres.errors import as_store_error
 from otel_audit_postgres.schema.install import LOCK, PERMIT
+from otel_audit_postgres.schema.lock import alone
 from otel_audit_postgres.schema.roles import OWNER, READER, RETENTION, SEALER, WRITER, quoted
 
 _CONNECT_TIMEOUT: Final = 10.0
@@ -100,7 +101,7 @@ async def uninstall(dsn: str, *, drop_roles: bool = False) -> list[str]:
     lines = [f"schema audit: removed, with {found.records} records"]
     async with _opened(dsn) as connection:
         async with connection.transaction():
-            await connection.execute(LOCK)
+            await alone(connection, LOCK, "remove the audit store")
             await connection.execute(PERMIT)
             for statement in _STATEMENTS:
                 await connection.execute(statement)

@@ -89,7 +89,8 @@ GRANT SELECT ON audit.archives, audit.archive_removals, audit.retirements, audit
     TO otel_audit_retention, otel_audit_reader;
 GRANT EXECUTE ON FUNCTION audit.retention_policy() TO otel_audit_reader;
 GRANT EXECUTE ON FUNCTION audit.hold_on_subject(text, text), audit.subject_rows(text, text[]),
-    audit.record_erasure(text, text, text[], text, text) TO otel_audit_retention;
+    audit.record_erasure(text, text, text[], text, text), audit.lock_erasures()
+    TO otel_audit_retention;
 GRANT SELECT ON audit.erasures TO otel_audit_retention, otel_audit_reader;
 GRANT INSERT ON audit.restored_logs TO otel_audit_retention;
 GRANT SELECT ON audit.restored_logs TO otel_audit_reader;
@@ -100,7 +101,7 @@ GRANT SELECT ON audit.streams, audit.stream_parked TO otel_audit_streamer, otel_
 GRANT EXECUTE ON FUNCTION audit.open_stream(text, jsonb, bigint),
     audit.advance_stream(text, bigint, bigint, bigint, bytea, text, bigint, jsonb),
     audit.pause_stream(text, boolean), audit.rewind_stream(text, bigint, text),
-    audit.test_stream(text)
+    audit.test_stream(text), audit.hold_stream(text)
     TO otel_audit_streamer;
 
 -- A reader sees the tenants that it is entered for, and who has no entry sees none. A transaction

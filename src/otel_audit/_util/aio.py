@@ -104,11 +104,15 @@ def is_cancellation(error: BaseException | None) -> bool:
     """Return whether an exception is how asyncio or Trio cuts a task off."""
     if isinstance(error, asyncio.CancelledError):
         return True
-    trio = sys.modules.get("trio")
-    return trio is not None and isinstance(error, trio.Cancelled)
+    cancelled = getattr(sys.modules.get("trio"), "Cancelled", None)
+    return cancelled is not None and isinstance(error, cancelled)
 
 
 def running_trio() -> Any:
     """Return Trio if it runs the calling task, else None."""
     trio = sys.modules.get("trio")
-    return trio if trio is not None and trio.lowlevel.in_trio_task() else None
+    if trio is None:
+        return None
+    # while another thread imports it, as AnyIO does when it is first asked, it has nothing yet
+    lowlevel = getattr(trio, "lowlevel", None)
+    return trio if lowlevel is not None and lowlevel.in_trio_task() else None

@@ -58,6 +58,11 @@ class BoundedCache(dict[K, V]):
             super().clear()
         self[key] = value
 
+    def discard(self, key: K) -> None:
+        """Forget one value, in both generations."""
+        self.pop(key, None)
+        self._old.pop(key, None)
+
     def clear(self) -> None:
         """Forget everything."""
         super().clear()

@@ -1,4 +1,4 @@
-"""Files that hold a secret: whether anybody else may read them."""
+"""Files that hold a secret, or that are trusted: whether anybody else may read or write them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import stat
 from typing import Final
 
 _OTHERS_MAY: Final = stat.S_IRWXO | stat.S_IWGRP
+_OTHERS_MAY_WRITE: Final = stat.S_IWOTH | stat.S_IWGRP
 
 
 def is_private(facts: os.stat_result) -> bool:
@@ -27,3 +28,12 @@ def is_private(facts: os.stat_result) -> bool:
         return True
     is_mounted = (facts.st_uid == 0 and os.geteuid() != 0) or not mode & stat.S_IWUSR
     return is_mounted and facts.st_gid in {os.getegid(), *os.getgroups()}
+
+
+def others_may_write(facts: os.stat_result) -> bool:
+    """Return whether a file or directory is another user's, or others may write to it.
+
+    Args:
+        facts: What `os.stat` says of it.
+    """
+    return facts.st_uid != os.geteuid() or bool(facts.st_mode & _OTHERS_MAY_WRITE)

@@ -25,6 +25,8 @@ _Sort: TypeAlias = tuple[Operation, str, str]
 
 _CONTEXT: Final = b"changes"
 
+_set = msgspec.structs.force_setattr
+"""Sets a field of a change: its transaction's outcome comes later than the change."""
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(list[Change]).decode
 
@@ -105,7 +107,8 @@ class SpilledPage:
                 self.count, error=error,
             )  # fmt: skip
             return [_summary(("update", "?", "?"), self.count, self.outcome)]
-        _settle(changes, self.outcome)
+        for change in changes:
+            _set(change, "transaction", self.outcome)
         return changes
 
 
@@ -132,13 +135,10 @@ class SpilledChanges(msgspec.Struct):
     @property
     def count(self) -> int:
         """The number of changes, lost ones included."""
-        pages = sum(page.count for page in self.full) if self.full else 0
-        return pages + len(self.recent) + (sum(self.unkept.values()) if self.unkept else 0)
-
-    @property
-    def is_small(self) -> bool:
-        """Whether all of them are in memory."""
-        return not self.full and not self.unkept
+        number = len(self.recent)
+        if self.full:
+            number += sum(page.count for page in self.full)
+        return number + sum(self.unkept.values()) if self.unkept else number
 
     def add(self, change: Change) -> None:
         """Take one more. The last one taken is always in memory."""
@@ -187,7 +187,8 @@ class SpilledChanges(msgspec.Struct):
     def settle(self, outcome: TransactionOutcome) -> None:
         """Set the transaction's outcome; its changes are not shared yet."""
         self.outcome = outcome
-        _settle(self.recent, outcome)
+        for change in self.recent:
+            _set(change, "transaction", outcome)
         for page in self.full:
             page.outcome = outcome
 
@@ -252,11 +253,6 @@ def _write(descriptor: int, data: bytes, offset: int) -> None:
     while view:
         written = os.pwrite(descriptor, view, offset)
         view, offset = view[written:], offset + written
-
-
-def _settle(changes: list[Change], outcome: TransactionOutcome | None) -> None:
-    for change in changes:
-        msgspec.structs.force_setattr(change, "transaction", outcome)
 
 
 def _summary(sort: _Sort, number: int, outcome: TransactionOutcome | None) -> Change:

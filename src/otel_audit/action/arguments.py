@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from otel_audit._util.entity_reference import ActionReference
+from otel_audit._util.action_reference import ActionReference
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.identity.actor import actor_from
 from otel_audit.identity.mapped_objects import state_of_mapped

@@ -18,6 +18,7 @@ from otel_audit._util.ids import uuid7
 from otel_audit.record import (
     ACTOR_FAILED,
     ANONYMOUS,
+    INCOMPLETE,
     SCHEMA_VERSION,
     TRUNCATED,
     AccessDecision,
@@ -34,12 +35,13 @@ from otel_audit.record import (
     Target,
     Tenant,
     TransactionOutcome,
+    to_json,
 )
 from otel_audit.scope import Provenance
 
 if TYPE_CHECKING:
     from otel_audit._util.spill import SpilledChanges
-    from otel_audit.action.lifecycle import FailedParts
+    from otel_audit.action.failed_parts import FailedParts
     from otel_audit.redaction import Redactor
     from otel_audit.scope import AuditScope
 
@@ -151,44 +153,58 @@ def _decision(response: Response | None) -> AccessDecision | None:
     return None
 
 
-def opened_record(
-    scope: AuditScope,
-    *,
-    event_name: str,
-    action: str,
-    level: str,
-    request: Request,
-) -> AuditRecord:
-    """Build what is written down when an action begins: all that a crash would leave of it.
+class Opening(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """What is written down when an action begins: all that a crash would leave of it.
 
-    Args:
-        scope: The action; gives ids, time and source.
+    One is made for each action, and hardly one is ever read: so it is no record before that.
+
+    Attributes:
+        record_id, action_id, occurred_at: As in the record.
         event_name: What it is called, as far as that can be known; redacted, and so is all else.
         action: Of which kind it is.
         level: How much of it will be recorded.
-        request: The head of the request, as far as that costs nothing.
+        request_id, method, path: The head of the request, as far as that costs nothing.
+        place: Where it takes place.
+        source: From where.
+        actor: Who does it, where somebody has said so already.
     """
-    producer_id, trace_id, span_id, trace_sampled, resource = scope.place
-    return AuditRecord(
-        record_id=scope.record_id,
-        action_id=scope.action_id,
-        phase="started",
-        schema_version=SCHEMA_VERSION,
-        event_name=event_name,
-        action=action,
-        outcome="unknown",
-        occurred_at=scope.occurred_at,
-        actor=scope.actor or ANONYMOUS,
-        source=scope.source,
-        request=request,
-        transaction="none",
-        trace_id=trace_id,
-        span_id=span_id,
-        trace_sampled=trace_sampled,
-        producer_id=producer_id,
-        level=level,
-        resource=resource,
-    )
+
+    record_id: str
+    action_id: str
+    occurred_at: int
+    event_name: str
+    action: str
+    level: str
+    request_id: str
+    method: str
+    path: str
+    place: Provenance
+    source: Source | None = None
+    actor: Actor | None = None
+
+    def record(self) -> AuditRecord:
+        """Build the record, of phase ``started``."""
+        producer_id, trace_id, span_id, trace_sampled, resource = self.place
+        return AuditRecord(
+            record_id=self.record_id,
+            action_id=self.action_id,
+            phase="started",
+            schema_version=SCHEMA_VERSION,
+            event_name=self.event_name,
+            action=self.action,
+            outcome="unknown",
+            occurred_at=self.occurred_at,
+            actor=self.actor or ANONYMOUS,
+            source=self.source,
+            request=Request(id=self.request_id, method=self.method, path=self.path),
+            transaction="none",
+            trace_id=trace_id,
+            span_id=span_id,
+            trace_sampled=trace_sampled,
+            producer_id=producer_id,
+            level=self.level,
+            resource=resource,
+        )
 
 
 def process_record(  # noqa: PLR0913 - one argument a field that only the caller knows
@@ -334,7 +350,7 @@ def as_started(known: AuditRecord) -> AuditRecord:
     )
 
 
-def changes_of(
+def change_records(
     known: AuditRecord,
     scope: AuditScope,
     outcome: TransactionOutcome,
@@ -411,14 +427,37 @@ def as_continued(
     )
 
 
-def as_closed(
-    answered: AuditRecord,
-    scope: AuditScope,
-    *,
-    outcome: Outcome,
-    target: Target | None,
-) -> AuditRecord:
-    """Bring what was known when the answer went out to its end: only what may have changed.
+class Ending(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """What may have changed of an action since its answer; all else is as it was written down then.
+
+    Attributes:
+        outcome: How it ended.
+        duration: How long it took, nanoseconds.
+        transaction: What became of the transactions that wrote.
+        changes_total, changes_rolled_back: As in the record.
+        target: On what; unset where that is as before.
+        changes: What changed in the database; unset where that is as before.
+        sequence_number: Its place in the producer's stream; only where it is written down.
+    """
+
+    outcome: Outcome
+    duration: int
+    transaction: TransactionOutcome
+    changes_total: int | None = None
+    changes_rolled_back: int = 0
+    target: Target | msgspec.UnsetType | None = msgspec.UNSET
+    changes: tuple[Change, ...] | msgspec.UnsetType = msgspec.UNSET
+    sequence_number: int | None = None
+
+    def text(self, number: int) -> bytes:
+        """Write it as JSON, with the record's place in the producer's stream."""
+        return b'{"sequence_number":%d,' % number + to_json(self)[1:]
+
+
+def ending_of(
+    answered: AuditRecord, scope: AuditScope, *, outcome: Outcome, target: Target | None
+) -> Ending:
+    """Say what has changed of an action since its answer.
 
     Args:
         answered: The record of that moment.
@@ -426,25 +465,62 @@ def as_closed(
         outcome: How it ended.
         target: On what; a change may have named it since.
     """
-    changes = answered.changes
-    if answered.level != "metadata" and len(changes) != len(scope.changes):
-        changes = tuple(scope.changes)
+    before = answered.changes
+    changed = answered.level != "metadata" and len(before) != len(scope.changes)
+    changes = tuple(scope.changes) if changed else before
+    return Ending(
+        outcome,
+        time.perf_counter_ns() - scope.started,
+        scope.transaction,
+        _total(scope.changes_total, changes),
+        scope.changes_rolled_back,
+        msgspec.UNSET if target is answered.target else target,
+        changes if changed else msgspec.UNSET,
+    )
+
+
+def ended(answered: AuditRecord, ending: Ending, number: int | None = None) -> AuditRecord:
+    """Bring what was known when the answer went out to its end.
+
+    Args:
+        answered: The record of that moment.
+        ending: What has changed since.
+        number: Its place in the producer's stream; None: it has none yet.
+    """
     return _replace(
         answered,
-        outcome=outcome,
-        duration=time.perf_counter_ns() - scope.started,
-        target=target,
-        changes=changes,
-        changes_total=_total(scope.changes_total, changes),
-        changes_rolled_back=scope.changes_rolled_back,
-        transaction=scope.transaction,
+        outcome=ending.outcome,
+        duration=ending.duration,
+        target=answered.target if ending.target is msgspec.UNSET else ending.target,
+        changes=answered.changes if ending.changes is msgspec.UNSET else ending.changes,
+        changes_total=ending.changes_total,
+        changes_rolled_back=ending.changes_rolled_back,
+        transaction=ending.transaction,
+        sequence_number=number,
     )
+
+
+def ended_unseen(begun: AuditRecord, ending: Ending) -> AuditRecord:
+    """Make the record of an action whose description is lost, of its beginning and its end.
+
+    Args:
+        begun: What was written down when it began.
+        ending: What was written down when it ended.
+    """
+    missing = ["record", "changes"] if ending.changes is msgspec.UNSET else ["record"]
+    record = _replace(
+        begun,
+        phase="completed",
+        actor=ACTOR_FAILED if begun.actor == ANONYMOUS else begun.actor,
+        metadata={**begun.metadata, INCOMPLETE: missing},
+    )
+    return ended(record, ending, ending.sequence_number)
 
 
 # Derivations on the way to the store
 
 
-def place_of(span: Span | None, producer_id: str, resource: dict[str, Any]) -> Provenance:
+def provenance_of(span: Span | None, producer_id: str, resource: dict[str, Any]) -> Provenance:
     """Say where the records of an action come from; see `placed`."""
     if span is None:
         return Provenance(producer_id=producer_id, resource=resource)

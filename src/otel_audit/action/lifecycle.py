@@ -21,59 +21,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import Token
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from otel_audit import scope as scopes
 from otel_audit._util.aio import Timer, call_after, in_slices, running_trio
 from otel_audit._util.ratelimited_log import log_limited
-from otel_audit.action.compose import changes_of, changes_outside, with_continuations
-from otel_audit.record import INCOMPLETE
+from otel_audit.action.compose import change_records, changes_outside, with_continuations
+from otel_audit.action.failed_parts import FailedParts
 from otel_audit.scope import AuditScope, PendingScope
 
 if TYPE_CHECKING:
     from otel_audit._util.spill import SpilledChanges
-    from otel_audit.action.ports import Ports
+    from otel_audit.action.compose import Ending
+    from otel_audit.action.ports import Close, Ports
     from otel_audit.record import AuditRecord, TransactionOutcome
 
 _logger = logging.getLogger("otel_audit.action")
-
-
-class FailedParts:
-    """The parts of one action that could not be described so far."""
-
-    __slots__ = ("_on_error", "failed")
-
-    def __init__(self, on_error: Callable[[], None]) -> None:
-        """Start with no part failed.
-
-        Args:
-            on_error: Called for each failure of ours.
-        """
-        self._on_error = on_error
-        self.failed: dict[str, None] = {}
-
-    def fail(self, part: str, error: Exception) -> None:
-        """Take note that a part could not be described; it stays counted. Never raises.
-
-        Args:
-            part: Its name, as in a record: ``name``, ``target``, ``actor``, ``request``, …
-            error: Why.
-        """
-        self.failed[part] = None
-        self._on_error()
-        log_limited(
-            _logger, f"part {part}", "A part of an action could not be described: %s", part,
-            error=error,
-        )  # fmt: skip
-
-    def succeed(self, part: str) -> None:
-        """Take note that a part which may have failed before is described now."""
-        if self.failed:
-            self.failed.pop(part, None)
-
-    def named(self, metadata: dict[str, Any]) -> dict[str, Any]:
-        """Add to a record's metadata which parts are missing or withheld, if any are."""
-        return {**metadata, INCOMPLETE: list(self.failed)} if self.failed else metadata
 
 
 class Lifecycle(ABC):
@@ -170,11 +133,24 @@ class Lifecycle(ABC):
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._lost(error)
             return None
+        self._continue(record)
+        return record
+
+    def _hand_over_ending(self, close: Close, ending: Ending) -> AuditRecord | None:
+        """As `_hand_over`, of an action whose answer was written down: only what has changed."""
+        try:
+            record = close(ending, self._audit.server_span)
+        except Exception as error:  # noqa: BLE001 - must not reach the application
+            self._lost(error)
+            return None
+        self._continue(record)
+        return record
+
+    def _continue(self, record: AuditRecord) -> None:
         if self._audit.further:
             continuations = with_continuations(record, self._audit.further)
             next(continuations)  # that is the record itself
             self._further = self._each(continuations)
-        return record
 
     def _hand_over_rest(self) -> None:
         if self._further is not None:
@@ -213,7 +189,7 @@ class Lifecycle(ABC):
             Exception: They cannot be made: then the transaction must not be committed either.
         """
         known = self._known(at_commit=True)
-        return changes_of(known, self._audit, "committed", changes, self._parts)
+        return change_records(known, self._audit, "committed", changes, self._parts)
 
     def _record_late(
         self, audit: AuditScope, outcome: TransactionOutcome, changes: SpilledChanges
@@ -221,7 +197,7 @@ class Lifecycle(ABC):
         """Late: a transaction has ended after the action's record; it gets one of its own."""
         try:
             known = self._known(at_commit=False)
-            for one in changes_of(known, audit, outcome, changes, self._parts):
+            for one in change_records(known, audit, outcome, changes, self._parts):
                 self._ports.recorder.closed(one, audit.server_span)
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._lost(error)

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args, overload
 
-from otel_audit._util.entity_reference import ActionReference
+from otel_audit._util.action_reference import ActionReference
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.action.arguments import RecordArguments
 from otel_audit.action.current_runtime import in_use
@@ -49,19 +49,20 @@ def audit(  # noqa: PLR0913 - one fact an argument
         with otel_audit.audit("tenant.provisioned", actor="job-7", target="tenant:42") as action:
             action.add_metadata(plan="trial")
 
-    What the database sessions change inside belongs to the action. An exception makes its outcome
-    ``failure``, and continues as it would without. Everything is redacted.
+    Changes by database sessions in the block belong to the action. An exception makes the outcome
+    ``failure``, and is raised as usual. Everything is redacted.
 
     Args:
         event: Event name: resource, past participle, such as ``tenant.provisioned``.
         actor: Who: an id, a mapping or an object with ``id`` (and ``type``, ``role``, ``email``,
-            ``roles``). None: who does the action around this one; without one, the process itself.
+            ``roles``). None: the actor of the action around this one, or the process itself if
+            there is none.
         tenant: For whom: an id, or a mapping or object with ``id`` and ``slug``. None: as around.
         target: What is acted upon: ``type:id``, or an object that has an id when the block ends.
         metadata: The application's own facts, a mapping.
         action: ``CREATE READ UPDATE DELETE EXECUTE LOGIN`` …; from the event name if None.
-        parent: The action that has caused this one, where that is not the one around: what
-            `current_action` returned there, or its text. Actor, tenant and source are taken over.
+        parent: The action that caused this one, if it is not the one around: the result of
+            `current_action`, or its text. Actor, tenant and source are taken from it.
 
     Returns:
         What ``with`` takes, and what decorates.
@@ -82,12 +83,12 @@ def emit(  # noqa: PLR0913 - one fact an argument
     parent: ActionReference | str | None = None,
     outcome: Outcome = "success",
 ) -> str | None:
-    """Record that something has happened. Never raises, but where `audit` does.
+    """Record that something has happened. Raises only where `audit` does.
 
-    What shall be recorded only if a transaction is committed: `emit_in_transaction`.
+    `emit_in_transaction` records it only if a transaction is committed.
 
     Args:
-        event: As for `audit`, and so are the next six.
+        event: Event name, as for `audit`; the next arguments are as there, too.
         actor: Who.
         tenant: For whom.
         target: What was acted upon.
@@ -165,7 +166,7 @@ def emit_in_transaction(  # noqa: PLR0913 - one fact an argument
 
     Args:
         session: A session or connection of SQLAlchemy; its transaction takes the record along.
-        event: As for `emit`, and so are the others.
+        event: Event name, as for `emit`; the other arguments are as there, too.
         actor: Who.
         tenant: For whom.
         target: What was acted upon.

@@ -11,8 +11,8 @@ from typing import Any
 from opentelemetry import trace
 
 from otel_audit import scope as scopes
+from otel_audit._util.action_reference import ActionReference
 from otel_audit._util.aio import is_cancellation
-from otel_audit._util.entity_reference import ActionReference
 from otel_audit._util.ids import uuid7
 from otel_audit._util.spill import SpilledChanges
 from otel_audit.action.arguments import (
@@ -37,7 +37,8 @@ from otel_audit.action.compose import (
 )
 from otel_audit.action.current_runtime import CurrentRuntime, made_last
 from otel_audit.action.error_info import describe_error
-from otel_audit.action.lifecycle import FailedParts, Lifecycle
+from otel_audit.action.failed_parts import FailedParts
+from otel_audit.action.lifecycle import Lifecycle
 from otel_audit.action.ports import NoPorts
 from otel_audit.errors import ConfigurationError, StoreUnavailableError
 from otel_audit.identity.redact_identity import shown_actor, shown_tenant

@@ -7,20 +7,29 @@ from typing import Protocol, TypeAlias
 
 from opentelemetry import trace
 
+from otel_audit.action.compose import Ending, Opening
 from otel_audit.record import AuditRecord
 
 Intended: TypeAlias = Callable[[AuditRecord, trace.Span | None], Awaitable[bool]]
 """Brings an intent to the store; says whether the store has it for sure."""
 
 
+Close: TypeAlias = Callable[[Ending, trace.Span | None], AuditRecord]
+"""Closes an answered action by what has changed since; gives the record that is handed over."""
+
+
 class Recorder(Protocol):
     """Takes what is known of an action; keeps it in microseconds and never raises."""
 
-    def opened(self, record: AuditRecord, server_span: trace.Span | None, /) -> bool:
+    def opened(self, begun: AuditRecord | Opening, server_span: trace.Span | None, /) -> bool:
         """An action has begun; False where it must be refused, as it could not be recorded."""
 
-    def answered(self, record: AuditRecord, server_span: trace.Span | None, /) -> None:
-        """The client is about to see the end of its answer."""
+    def answered(self, record: AuditRecord, server_span: trace.Span | None, /) -> Close | None:
+        """The client is about to see the end of its answer.
+
+        Returns:
+            How to say the rest, if all that stays as it is need not be said again.
+        """
 
     def discarded(self, record_id: str, /) -> None:
         """The opened action is not recorded after all."""
@@ -32,7 +41,7 @@ class Recorder(Protocol):
 class NoRecorder:
     """A recorder that drops records, for ``OTEL_AUDIT_EXPORTER=none`` and without auditing."""
 
-    def opened(self, _record: AuditRecord, _span: trace.Span | None, /) -> bool:
+    def opened(self, _begun: AuditRecord | Opening, _span: trace.Span | None, /) -> bool:
         """Accept the record, and keep nothing."""
         return True
 

@@ -1,4 +1,7 @@
-"""The command `otel-audit`."""
+"""The command `otel-audit`.
+
+Private: ``docs/api.md`` lists the public modules.
+"""
 
 from __future__ import annotations
 

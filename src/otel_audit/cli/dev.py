@@ -208,15 +208,15 @@ async def _watch(
 
 
 async def _with_changes(connection: Connection[Any], lines: Sequence[Line]) -> list[Line]:
-    from otel_audit_postgres.query.display import changes_of, read_record
-    from otel_audit_postgres.query.payloads import texts
+    from otel_audit_postgres.query.display import entity_changes, read_record
+    from otel_audit_postgres.query.payloads import payload_texts
 
-    known = await texts(connection, [line.found for line in lines]) if lines else {}
+    known = await payload_texts(connection, [line.found for line in lines]) if lines else {}
     return [
         replace(
             line,
             found=replace(line.found, actor_reason=record.actor.reason),
-            details=[*change_lines(changes_of(record)), *rolled_back_line(record)],
+            details=[*change_lines(entity_changes(record)), *rolled_back_line(record)],
         )
         if (text := known.get((line.found.id, line.found.tenant_id)))
         and (record := read_record(text, bodies=False))

@@ -6,13 +6,14 @@ import importlib
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from otel_audit._util.check_result import CheckResult
 from otel_audit._util.loop_thread import run_lasting
 from otel_audit._util.postgres_dsn import plain_dsn
 from otel_audit.cli.dev_store import dev_hint
@@ -21,10 +22,6 @@ from otel_audit.cli.terminal import Colour, echo, echo_json, echo_marked
 from otel_audit.config import AuditConfig
 from otel_audit.errors import OtelAuditError
 from otel_audit_bootstrap.exporters import missing_exporters
-
-if TYPE_CHECKING:
-    from otel_audit_postgres.checks.inspect import CheckResult
-
 
 _WORDS: dict[bool | None, tuple[str, Colour]] = {
     True: ("ok  ", "green"),
@@ -43,23 +40,6 @@ _NAME_ACTORS = (
     "see docs/actors-and-tenants.md: the application names who acts by request.state.user or "
     "otel_audit.set_actor(), or a setting lets us read it"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """The result of one check.
-
-    Attributes:
-        name: What was looked at.
-        ok: True; False if it must be mended; None if it is a warning, or could not be seen.
-        detail: What was found.
-        remedy: What to do, where something is to be done.
-    """
-
-    name: str
-    ok: bool | None
-    detail: str
-    remedy: str = ""
 
 
 @click.command()
@@ -95,7 +75,7 @@ def doctor(  # noqa: PLR0913, PLR0917 - one for each option
     sys.exit(1 if failed else 0)
 
 
-def _print(check: Check) -> None:
+def _print(check: CheckResult) -> None:
     word, colour = _WORDS[check.ok]
     echo_marked(word, colour, f"  {check.name}: {check.detail}")
     if check.remedy:
@@ -108,15 +88,15 @@ def _checks(
     reader_dsn: str | None,
     target: str | None,
     service: str | None,
-) -> Iterator[Check]:
+) -> Iterator[CheckResult]:
     if service:
         os.environ["OTEL_SERVICE_NAME"] = service
     try:
         config = AuditConfig() if dsn is None else AuditConfig(dsn=dsn)
     except OtelAuditError as error:
-        yield Check("settings", ok=False, detail=str(error), remedy="correct the setting")
+        yield CheckResult("settings", ok=False, detail=str(error), remedy="correct the setting")
         return
-    yield Check("settings", ok=True, detail="valid")
+    yield CheckResult("settings", ok=True, detail="valid")
     yield from _hooks(target)
     yield from _exporters()
     yield _service()
@@ -128,7 +108,7 @@ def _checks(
         if config.asyncpg_dsn is None:
             return
     if config.asyncpg_dsn is None:
-        yield Check(
+        yield CheckResult(
             "store",
             ok=False,
             detail="OTEL_AUDIT_DSN is not set",
@@ -140,7 +120,7 @@ def _checks(
 
 def _store(
     config: AuditConfig, dsn: str, app_dsn: str | None, reader_dsn: str | None
-) -> Iterator[Check]:
+) -> Iterator[CheckResult]:
     from otel_audit_postgres.checks.inspect import inspect
 
     found = run_lasting(inspect(dsn, app_dsn=None if app_dsn is None else plain_dsn(app_dsn)))
@@ -150,8 +130,7 @@ def _store(
 
     kept = run_lasting(inspect_retention(config, dsn))
     sealed = _ledger(config, dsn, answers=answers)
-    for finding in [*found, *sealed, *kept]:
-        yield Check(finding.name, finding.ok, finding.detail, finding.remedy or "")
+    yield from (*found, *sealed, *kept)
     reader = dsn if reader_dsn is None else plain_dsn(reader_dsn)
     if answers or reader_dsn is not None:
         yield from _streams(reader)
@@ -160,12 +139,10 @@ def _store(
         from otel_audit_postgres.outbox import inspect_outbox
 
         app = None if app_dsn is None else plain_dsn(app_dsn)
-        for finding in run_lasting(inspect_outbox(config.outbox_asyncpg_dsn, app_dsn=app)):
-            yield Check(finding.name, finding.ok, finding.detail, finding.remedy or "")
+        yield from run_lasting(inspect_outbox(config.outbox_asyncpg_dsn, app_dsn=app))
 
 
 def _ledger(config: AuditConfig, dsn: str, *, answers: bool) -> Iterator[CheckResult]:
-    from otel_audit_postgres.checks.inspect import CheckResult
     from otel_audit_postgres.ledger.anchors import anchors_from
     from otel_audit_postgres.ledger.health import inspect_key_file, inspect_ledger
     from otel_audit_postgres.ledger.settings import chosen_public_keys
@@ -182,10 +159,10 @@ def _ledger(config: AuditConfig, dsn: str, *, answers: bool) -> Iterator[CheckRe
         yield from run_lasting(inspect_ledger(dsn, keys=keys, anchors=anchors))
 
 
-def _hooks(target: str | None) -> Iterator[Check]:
+def _hooks(target: str | None) -> Iterator[CheckResult]:
     for group in ("opentelemetry_pre_instrument", "opentelemetry_instrumentor"):
         found = {point.value for point in entry_points(group=group) if point.name == "otel_audit"}
-        yield Check(
+        yield CheckResult(
             f"entry point {group}",
             ok=len(found) == 1,
             detail=next(iter(found)) if len(found) == 1 else f"{len(found)} found",
@@ -193,7 +170,7 @@ def _hooks(target: str | None) -> Iterator[Check]:
         )
     disabled = os.environ.get("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", "")
     if {"otel_audit", "*"} & {word.strip() for word in disabled.split(",")}:
-        yield Check(
+        yield CheckResult(
             "hooks",
             ok=False,
             detail="OTEL_PYTHON_DISABLED_INSTRUMENTATIONS switches them off",
@@ -203,7 +180,7 @@ def _hooks(target: str | None) -> Iterator[Check]:
     yield _check_middleware(target)
 
 
-def _marked(config: AuditConfig) -> Iterator[Check]:
+def _marked(config: AuditConfig) -> Iterator[CheckResult]:
     """Check that marked columns are encrypted; `--app` has imported the models, if it was given."""
     if config.orm == "off" or "sqlalchemy.orm" not in sys.modules:
         return
@@ -212,24 +189,24 @@ def _marked(config: AuditConfig) -> Iterator[Check]:
     in_clear = marked_in_clear(config)
     if in_clear is not None:
         strict = config.required or config.delivery == "strict"
-        yield Check(
+        yield CheckResult(
             "personal columns",
             ok=False if strict else None,
             detail=in_clear,
             remedy="see docs/personal-data.md",
         )
     elif marked := marked_columns():
-        yield Check(
+        yield CheckResult(
             "personal columns", ok=True,
             detail=f"{len(marked)} are marked; "
             + ("encrypted here" if config.keys_dsn else "encrypted where they are stored"),
         )  # fmt: skip
 
 
-def _exporters() -> Iterator[Check]:
+def _exporters() -> Iterator[CheckResult]:
     missing = [str(one) for one in missing_exporters(os.environ)]
     if missing:
-        yield Check(
+        yield CheckResult(
             "exporters",
             ok=None,
             detail=f"not installed: {', '.join(missing)}. If the application's environment is this "
@@ -241,13 +218,13 @@ def _exporters() -> Iterator[Check]:
         )
 
 
-def _service() -> Check:
+def _service() -> CheckResult:
     from otel_audit.delivery.factory import is_unnamed, service_of_spool
 
     name = service_of_spool()
     if name and not is_unnamed(name):
-        return Check("service", ok=True, detail=name)
-    return Check(
+        return CheckResult("service", ok=True, detail=name)
+    return CheckResult(
         "service",
         ok=None,
         detail=f"{name or 'no name'}: all applications without a name share a spool directory on "
@@ -257,7 +234,7 @@ def _service() -> Check:
     )
 
 
-def _check_middleware(target: str | None) -> Check:
+def _check_middleware(target: str | None) -> CheckResult:
     """Build a stack as the application would, and look for both middlewares in it."""
     from otel_audit.http.install import install, is_audited, uninstall
     from otel_audit.runtime import Runtime
@@ -266,7 +243,9 @@ def _check_middleware(target: str | None) -> Check:
     try:
         from starlette.applications import Starlette
     except ImportError:
-        return Check(name, ok=None, detail="Starlette is not installed here: no HTTP auditing")
+        return CheckResult(
+            name, ok=None, detail="Starlette is not installed here: no HTTP auditing"
+        )
     try:
         app: Any = Starlette() if target is None else _load(target)
         runtime = Runtime(AuditConfig(enabled=True, exporter="none", required=False))
@@ -275,12 +254,12 @@ def _check_middleware(target: str | None) -> Check:
         both = is_audited(app)
         uninstall(app)
     except Exception as error:  # noqa: BLE001 - whatever the application's modules do
-        return Check(
+        return CheckResult(
             name, ok=False,
             detail=f"{target or 'a plain application'}: {type(error).__name__}: {error}",
             remedy="give --app as module:attribute of an application that can be imported here",
         )  # fmt: skip
-    return Check(
+    return CheckResult(
         name,
         ok=both,
         detail="both middlewares are in the stack"
@@ -290,18 +269,17 @@ def _check_middleware(target: str | None) -> Check:
     )
 
 
-def _streams(dsn: str) -> Iterator[Check]:
+def _streams(dsn: str) -> Iterator[CheckResult]:
     from otel_audit_postgres.streams_health import inspect_streams
 
     try:
         found = run_lasting(inspect_streams(dsn))
     except OtelAuditError:  # what is wrong with the store is said above
         return
-    for finding in found:
-        yield Check(finding.name, finding.ok, finding.detail, finding.remedy)
+    yield from found
 
 
-def _actors(dsn: str) -> Iterator[Check]:
+def _actors(dsn: str) -> Iterator[CheckResult]:
     """Say how many of the service's newest records are anonymous, and what to do about it."""
     from otel_audit_postgres.query.anonymous import count_anonymous
 
@@ -313,17 +291,21 @@ def _actors(dsn: str) -> Iterator[Check]:
     except OtelAuditError:  # what is wrong with the store is said above
         return
     if found is None:
-        yield Check("actors", ok=True, detail="not counted: this role may not read (--reader-dsn)")
+        yield CheckResult(
+            "actors", ok=True, detail="not counted: this role may not read (--reader-dsn)"
+        )
         return
     if found.records < _ENOUGH:
         few = f"not enough records yet to judge: {found.records}, and {_ENOUGH} are needed"
         named = f"service {service_of_spool()}: "
-        yield Check("actors", ok=True, detail=named + (few if found.records else "no records yet"))
+        yield CheckResult(
+            "actors", ok=True, detail=named + (few if found.records else "no records yet")
+        )
         return
     share = 100 * found.anonymous / found.records
     reason = max(found.reasons, key=found.reasons.__getitem__, default="")
     named = f", most for the reason {reason}" if reason else ""
-    yield Check(
+    yield CheckResult(
         "actors",
         ok=None if share > _TOO_ANONYMOUS else True,
         detail=f"{share:.0f} % of the last {found.records:,} records of this service are anonymous"
@@ -338,29 +320,29 @@ def _load(target: str) -> Any:
     return getattr(importlib.import_module(module), attribute or "app")
 
 
-def _spool(config: AuditConfig) -> Check:
+def _spool(config: AuditConfig) -> CheckResult:
     from otel_audit.delivery.factory import own_destination, service_of_spool, spool_encryption
     from otel_audit.delivery.spool import inspect
 
     try:
         directory, sealing = config.spool_path, spool_encryption(config)
     except OtelAuditError as error:
-        return Check("spool", ok=False, detail=str(error), remedy="correct the setting")
+        return CheckResult("spool", ok=False, detail=str(error), remedy="correct the setting")
     found = inspect(directory, service_of_spool(), own_destination(config) or "", sealing)
     if found.unusable:
-        return Check(
+        return CheckResult(
             "spool", ok=False, detail=found.unusable,
             remedy="; ".join(found.problems) or "fix it: the application would not start",
         )  # fmt: skip
     if found.problems:
         usable = found.writable and found.private
-        return Check(
+        return CheckResult(
             "spool", ok=None if usable and not found.stuck else False,
             detail=f"{found.directory}: {found.problems[0]}",
             remedy="; ".join(found.problems[1:]) or "set OTEL_AUDIT_SPOOL_DIR accordingly",
         )  # fmt: skip
     left = f", {found.abandoned} left by ended processes" if found.abandoned else ""
-    return Check(
+    return CheckResult(
         "spool",
         ok=True,
         detail=f"{found.directory} on {found.file_system}: {found.bytes_used} bytes held, "
@@ -368,19 +350,21 @@ def _spool(config: AuditConfig) -> Check:
     )
 
 
-def _otlp(config: AuditConfig) -> Iterator[Check]:
+def _otlp(config: AuditConfig) -> Iterator[CheckResult]:
     from otel_audit.delivery.factory import local_quarantine
     from otel_audit.runtime import check_store
 
     try:
         check_store(config)
     except OtelAuditError as error:
-        yield Check("receiver", ok=False, detail=str(error), remedy="fix it, and run doctor again")
+        yield CheckResult(
+            "receiver", ok=False, detail=str(error), remedy="fix it, and run doctor again"
+        )
     else:
-        yield Check("receiver", ok=True, detail=f"{config.otlp_endpoint} takes records")
+        yield CheckResult("receiver", ok=True, detail=f"{config.otlp_endpoint} takes records")
     kept = local_quarantine(config)
     number = len(kept.files())
-    yield Check(
+    yield CheckResult(
         "quarantine",
         ok=None if number else True,
         detail=f"{number} records that the receiver refused are in {kept.path}",

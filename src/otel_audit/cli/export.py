@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
 
 from otel_audit._util.loop_thread import run_lasting
-from otel_audit.cli.asking import QUERY_SETTINGS, query_argument, query_of
 from otel_audit.cli.options import chosen_dsn, dsn_option, json_option
+from otel_audit.cli.query_commands import QUERY_SETTINGS, query_argument, query_of
 from otel_audit.cli.terminal import echo, echo_json
 from otel_audit.config import AuditConfig
 

@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from otel_audit._util.loop_thread import run_lasting
-from otel_audit.cli.asking import lines_of
 from otel_audit.cli.listing import Line, OutputFormat, printing
+from otel_audit.cli.query_commands import lines_of
 from otel_audit.cli.terminal import echo
 from otel_audit.config import AuditConfig
 from otel_audit.errors import StoreUnavailableError
@@ -30,6 +30,7 @@ _MOST: Final = 1_000
 _BEHIND: Final = 1_000
 """Places in the queue that are looked at again: a place may be filled after the next one."""
 _MOST_REMEMBERED: Final = 50_000
+"""Ids of shown records, so that none is shown twice."""
 
 
 def follow(dsn: str, query: Query, form: OutputFormat, *, shows_past: bool, is_local: bool) -> None:

@@ -9,9 +9,9 @@ from urllib.parse import quote
 
 import click
 
-from otel_audit.cli.asking import after_option, all_option, ask, limit_option, lines_of
 from otel_audit.cli.listing import Line, OutputFormat, form_option, ndjson_option, printing
 from otel_audit.cli.options import dsn_option, json_option, local_option
+from otel_audit.cli.query_commands import after_option, all_option, ask, limit_option, lines_of
 from otel_audit.cli.record_panel import change_lines, rolled_back_line, rows_of
 from otel_audit.cli.search import print_next_page_hint
 from otel_audit.cli.terminal import echo, echo_document, echo_panel
@@ -116,15 +116,15 @@ def show(dsn: str | None, record_id: str, is_local: bool, as_json: bool) -> None
 
 def _history(entity: str, limit: int, after: str | None, *, with_text: bool) -> Any:
     from otel_audit_postgres.query import queries
-    from otel_audit_postgres.query.display import changes_of, read_record
-    from otel_audit_postgres.query.payloads import texts
+    from otel_audit_postgres.query.display import entity_changes, read_record
+    from otel_audit_postgres.query.payloads import payload_texts
 
     async def answer(connection: Connection[Any]) -> tuple[Page, Sequence[Line]]:
         page = await queries.history(connection, entity, limit=limit, after=after)
         lines = await lines_of(connection, page)
         if not with_text:
             return page, lines
-        known = await texts(connection, page.records)
+        known = await payload_texts(connection, page.records)
         return page, [_with_text(line, known.get((line.found.id, line.found.tenant_id)))
                       for line in lines]  # fmt: skip
 
@@ -132,7 +132,7 @@ def _history(entity: str, limit: int, after: str | None, *, with_text: bool) -> 
         record = None if text is None else read_record(text, bodies=False)
         if record is None:
             return replace(line, payload=text)
-        details = [*change_lines(changes_of(record, entity), entity), *rolled_back_line(record)]
+        details = [*change_lines(entity_changes(record, entity), entity), *rolled_back_line(record)]
         return replace(line, payload=text, details=details)
 
     asked = {"entity": entity, "limit": limit, "after": after}

@@ -7,7 +7,7 @@ import uuid
 import click
 
 from otel_audit._util.loop_thread import run_lasting
-from otel_audit.cli.options import chosen_dsn, dsn_option, json_option, moment
+from otel_audit.cli.options import chosen_dsn, dsn_option, json_option, read_time
 from otel_audit.cli.retention import archive_option, asked, bar, chosen_archive
 from otel_audit.cli.terminal import echo, echo_columns, echo_json
 
@@ -50,7 +50,7 @@ def place(  # noqa: PLR0913, PLR0917 - one for each option
     """Hold all records, old and new, that match all conditions."""
     from otel_audit_postgres.retention.holds import HoldConditions, place_hold, preview_hold
 
-    conditions = HoldConditions(tenant, actor, entity, event, moment(since), moment(until))
+    conditions = HoldConditions(tenant, actor, entity, event, read_time(since), read_time(until))
     if dry_run:
         rows, objects = run_lasting(
             preview_hold(chosen_dsn(dsn), conditions, chosen_archive(archive))

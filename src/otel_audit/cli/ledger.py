@@ -22,7 +22,7 @@ def begin_anchor(dsn: str | None, anchor: str, as_json: bool) -> None:
     that you kept.
     """
     from otel_audit_postgres.ledger.anchors import anchors_from
-    from otel_audit_postgres.ledger.manual_begin import begin
+    from otel_audit_postgres.ledger.operator_actions import begin
 
     (place,) = anchors_from([anchor])
     size = run_lasting(begin(chosen_dsn(dsn), place))
@@ -45,7 +45,7 @@ def moved(dsn: str | None, as_json: bool) -> None:
     the original is sealed no more. A copy beside it (staging) needs its own key and anchors first;
     otherwise both sign different histories under one name.
     """
-    from otel_audit_postgres.ledger.manual_begin import move_here
+    from otel_audit_postgres.ledger.operator_actions import move_here
 
     place = run_lasting(move_here(chosen_dsn(dsn)))
     if as_json:

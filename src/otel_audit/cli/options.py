@@ -67,7 +67,7 @@ def chosen_dsn(dsn: str | None) -> str:
     return found
 
 
-def moment(text: str | None) -> datetime | None:
+def read_time(text: str | None) -> datetime | None:
     """Read a time: ISO 8601, a duration before now (``12h``, ``7d``), or ``yesterday``.
 
     Raises:

@@ -194,9 +194,9 @@ def _exchange(record: AuditRecord) -> Iterator[PanelRow]:
 
 
 def _changes(record: AuditRecord) -> Iterator[PanelRow]:
-    from otel_audit_postgres.query.display import changes_of
+    from otel_audit_postgres.query.display import entity_changes
 
-    for number, line in enumerate(change_lines(changes_of(record))):
+    for number, line in enumerate(change_lines(entity_changes(record))):
         yield "" if number else "changes", line
     if record.changes_total is not None and record.changes_total > len(record.changes):
         yield "", _plain(f"of {record.changes_total} changes in all")

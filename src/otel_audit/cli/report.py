@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from otel_audit._util.loop_thread import run_lasting
-from otel_audit.cli.options import chosen_dsn, dsn_option, json_option, moment
+from otel_audit.cli.options import chosen_dsn, dsn_option, json_option, read_time
 from otel_audit.cli.terminal import echo, echo_columns, echo_json
 from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
@@ -84,7 +84,7 @@ def report(  # noqa: PLR0913, PLR0917 - one for each option
         return
     definition = find_report(name)
     options = _options(
-        moment(begin), moment(end), tenant=tenant, query=query, subject=subject,
+        read_time(begin), read_time(end), tenant=tenant, query=query, subject=subject,
         checkpoint=checkpoint, sample=sample, seed=seed,
     )  # fmt: skip
     if sign_off is not None:

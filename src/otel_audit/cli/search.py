@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from otel_audit.cli.asking import (
+from otel_audit.cli.follow import follow
+from otel_audit.cli.listing import Line, OutputFormat, form_option, ndjson_option, printing
+from otel_audit.cli.options import chosen_dsn, dsn_option, local_option
+from otel_audit.cli.query_commands import (
     QUERY_SETTINGS,
     after_option,
     all_option,
@@ -18,9 +21,6 @@ from otel_audit.cli.asking import (
     query_of,
     within,
 )
-from otel_audit.cli.follow import follow
-from otel_audit.cli.listing import Line, OutputFormat, form_option, ndjson_option, printing
-from otel_audit.cli.options import chosen_dsn, dsn_option, local_option
 from otel_audit.cli.terminal import echo
 
 if TYPE_CHECKING:

@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from otel_audit.cli.asking import QUERY_SETTINGS, ask, lines_of, query_argument, query_of, within
-from otel_audit.cli.options import dsn_option, json_option, moment
+from otel_audit.cli.options import dsn_option, json_option, read_time
+from otel_audit.cli.query_commands import (
+    QUERY_SETTINGS,
+    ask,
+    lines_of,
+    query_argument,
+    query_of,
+    within,
+)
 from otel_audit.cli.terminal import echo, echo_columns, echo_json
 
 if TYPE_CHECKING:
@@ -37,7 +44,7 @@ def stats(
     if text or by:
         _print_counts(dsn, within(query_of(text, {}), since, None), by, as_json)
         return
-    begin = moment(since) or datetime.now(UTC) - timedelta(days=7)
+    begin = read_time(since) or datetime.now(UTC) - timedelta(days=7)
     volume = ask(dsn, lambda trail: trail.volume(begin))
     sizes = ask(dsn, lambda trail: trail.sizes())
     if as_json:

@@ -25,7 +25,7 @@ from rich.progress import (
 
 from otel_audit._util.loop_thread import run_lasting
 from otel_audit.cli.archive import note_verification
-from otel_audit.cli.options import chosen_dsn, dsn_option, moment
+from otel_audit.cli.options import chosen_dsn, dsn_option, read_time
 from otel_audit.cli.retention import bar as rows_bar
 from otel_audit.cli.terminal import Colour, echo, echo_json
 from otel_audit.config import AuditConfig, user_state_directory
@@ -137,7 +137,7 @@ def verify(  # noqa: C901, PLR0913, PLR0917 - one for each option
                 store,
                 keys=public,
                 anchors=anchors_from(anchors or config.anchor),
-                since=moment(since),
+                since=read_time(since),
                 sample=sample,
                 remembered=remembered,
                 jobs=jobs or _jobs(store),

@@ -143,8 +143,8 @@ async def _try_store(app: Starlette, tenants: tuple[str, ...]) -> None:
     try:
         async with pool.trail("", ReaderScope(tenants or None), views="off") as trail:
             await trail.search(Query(()), limit=1)
-            refuse_version(await trail.aside(pg_catalog.schema_version))
-            if not await trail.aside(is_bound):
+            refuse_version(await trail.ask_unrecorded(pg_catalog.schema_version))
+            if not await trail.ask_unrecorded(is_bound):
                 echo(_UNBOUND, colour="yellow", err=True)
     except StoreUnavailableError as error:
         echo(f"The store does not answer yet: {error}", colour="yellow", err=True)

@@ -39,8 +39,8 @@ def batches_of(
         counters: Where what cannot be read is counted as dropped.
 
     Yields:
-        Batches, in order. Each frame holds a record as it was appended: that of an action that was
-        cut down has outcome ``unknown`` from the start, and phase ``started`` if it had no answer.
+        Batches, in order. The record of an action that was cut down has outcome ``unknown`` from
+        the start, and phase ``started`` if it had no answer.
     """
     found = _entries(spool)
     while batch := list(islice(found, size)):
@@ -58,7 +58,7 @@ def batches_of(
 
 def _entries(spool: AbandonedSpool) -> Iterator[RecoveredEntry]:
     for recovered in spool.records():
-        entry = read_back(recovered.record_id, recovered.payload)
+        entry = read_back(recovered.record_id, recovered.payload, recovered.changed)
         yield RecoveredEntry(entry, recovered.record_id, recovered.kind is FrameKind.CLOSED)
 
 

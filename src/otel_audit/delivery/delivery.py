@@ -23,7 +23,7 @@ from otel_audit.delivery.batch_size import BatchSize
 from otel_audit.delivery.deliver_recovered import Adopt, Recovery
 from otel_audit.delivery.group_fsync import GroupSync
 from otel_audit.delivery.metrics import Counters
-from otel_audit.delivery.queue import Item, RecordQueue
+from otel_audit.delivery.queue import ChangedSince, Item, RecordQueue
 from otel_audit.delivery.queue_entries import Entry
 from otel_audit.delivery.sink import Sink
 from otel_audit.delivery.spool import FrameKind, Spool
@@ -70,7 +70,7 @@ class DeliveryOptions:
 
 
 class Delivery:
-    """A backlog, and a worker thread with its own event loop that empties it into a sink.
+    """A queue, and a writer thread with its own event loop that empties it into a sink.
 
     The thread starts when it is first needed, and again after a fork.
     """
@@ -87,7 +87,7 @@ class Delivery:
         """Open the spool; the sink is not connected yet.
 
         Args:
-            make_sink: Makes the sink, in the worker's thread.
+            make_sink: Makes the sink, in the writer's thread.
             counters: Where everything is counted.
             options: Sizes and times.
             spool: Opens the spool; None: records wait in memory only.
@@ -108,7 +108,7 @@ class Delivery:
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
-        # the worker's thread takes the lock itself: a condition's own `with` can be cut off while
+        # the writer's thread takes the lock itself: a condition's own `with` can be cut off while
         # it holds the lock, and then no other ever gets it
         self._changed = threading.Condition(self._lock)
         backoff = Backoff(self._options.first_pause, self._options.longest_pause)
@@ -167,7 +167,7 @@ class Delivery:
         return 0 if spool is None else spool.settings.max_bytes
 
     def start(self) -> None:
-        """Start the worker now: what dead processes left need not wait for the first record."""
+        """Start the writer now: what dead processes left need not wait for the first record."""
         with self._lock:
             self._writer.start()
 
@@ -188,7 +188,7 @@ class Delivery:
             self._rouse()
 
     def every(self, interval: float, call: Callable[[], None]) -> None:
-        """Have something called now and then in the worker's thread; before it starts.
+        """Have something called now and then in the writer's thread; before it starts.
 
         Args:
             interval: Seconds between two calls.
@@ -202,7 +202,7 @@ class Delivery:
         Raises:
             SpoolError: The spool does not take it, and the action has only begun.
         """
-        self.queue.note(kind, record, text)
+        self.queue.note(kind, record.record_id, record if text is None else text)
 
     async def synced(self) -> None:
         """Wait until everything that was noted before is on disk; see `GroupSync.wait`."""
@@ -212,12 +212,12 @@ class Delivery:
         """Take back what was written down of an action that is not recorded after all."""
         self.queue.discard(record_id)
 
-    def submit(self, entry: Entry, text: bytes | None = None) -> None:
+    def submit(self, entry: Entry, text: bytes | ChangedSince | None = None) -> None:
         """Take over what is finished; returns in microseconds and never raises.
 
         Args:
             entry: What is finished.
-            text: The same as JSON, where that is at hand.
+            text: As for `RecordQueue.put`.
         """
         with self._lock:
             self._counters.add("emitted")

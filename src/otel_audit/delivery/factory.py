@@ -30,7 +30,7 @@ def make_delivery(
 
     Args:
         config: Sizes, times and the spool.
-        make_sink: Makes the sink, in the worker's thread.
+        make_sink: Makes the sink, in the writer's thread.
         counters: Where everything is counted.
         spooled: Whether there is a spool at all.
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any
 
 from opentelemetry import trace
@@ -17,16 +19,18 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from otel_audit._util.fork import renew_in_child
 from otel_audit._util.ids import uuid7
 from otel_audit._util.ratelimited_log import log_limited
-from otel_audit.action.compose import numbered, place_of, placed
+from otel_audit.action.compose import Ending, Opening, ended, numbered, placed, provenance_of
+from otel_audit.action.ports import Close
 from otel_audit.action.record_limit import MARGIN, RECORD_LIMIT, first_of, fit
 from otel_audit.attributes import SCOPE_NAME, plain_values, to_attributes
 from otel_audit.delivery.delivery import Delivery
 from otel_audit.delivery.heartbeat import ALIVE, ENDED, STARTED, StreamOptions, stream_record
 from otel_audit.delivery.intent import Intents
 from otel_audit.delivery.metrics import Counters
+from otel_audit.delivery.queue import ChangedSince
 from otel_audit.delivery.queue_entries import Entry
 from otel_audit.delivery.sink import Refused
-from otel_audit.delivery.spool import FrameKind, SpoolError
+from otel_audit.delivery.spool import FrameKind, Position, SpoolError
 from otel_audit.record import AuditRecord, to_json
 from otel_audit.scope import Provenance
 
@@ -88,10 +92,9 @@ class Producer:
             delivery.every(stream.heartbeat / 2, lambda: _beat(alive))
 
     def _begin(self) -> None:
-        self._lock = threading.Lock()
         self._beginning = threading.Lock()
         self.producer_id = uuid7()
-        self._last = 0
+        self._numbers = count(1)
         self._last_at = time.monotonic()
         self._announced = False
         self._ended = False
@@ -135,27 +138,34 @@ class Producer:
 
     def place(self, server_span: trace.Span | None) -> Provenance:
         """Say from which process and in which trace the records of an action will be."""
-        return place_of(server_span, self.producer_id, resource_attributes())
+        return provenance_of(server_span, self.producer_id, resource_attributes())
 
-    def opened(self, record: AuditRecord, server_span: trace.Span | None) -> bool:
+    def opened(self, begun: AuditRecord | Opening, server_span: trace.Span | None) -> bool:
         """Write down that an action has begun.
 
         Returns:
             Whether it may go on; False where it could not be recorded and so must be refused.
         """
-        if self._note_begun(record, server_span) or not self._refuse_when_full:
+        if self._note_begun(begun, server_span) or not self._refuse_when_full:
             return True
         self._counters.add("refused")
         return False
 
-    def noted(self, record: AuditRecord, server_span: trace.Span | None) -> bool:
+    def noted(self, begun: AuditRecord | Opening, server_span: trace.Span | None) -> bool:
         """As `opened`, for an action that is never refused: nothing counts as refused then."""
-        self._note_begun(record, server_span)
+        self._note_begun(begun, server_span)
         return True
 
-    def _note_begun(self, record: AuditRecord, server_span: trace.Span | None) -> bool:
+    def _note_begun(self, begun: AuditRecord | Opening, server_span: trace.Span | None) -> bool:
         try:
-            self._note(FrameKind.OPENED, record, server_span)
+            if isinstance(begun, AuditRecord):
+                self._note(FrameKind.OPENED, begun, server_span)
+                return True
+            text = self._opening_text(begun)
+            if text is None:
+                self._note(FrameKind.OPENED, begun.record(), server_span)
+            else:
+                self._delivery.queue.note(FrameKind.OPENED, begun.record_id, text)
         except SpoolError as error:
             log_limited(
                 _logger, "opened", "The audit spool takes no new action: %s", error,
@@ -200,9 +210,23 @@ class Producer:
         if self._intents is not None:
             self._intents.close()
 
-    def answered(self, record: AuditRecord, server_span: trace.Span | None) -> None:
-        """Write down all that is known before the client sees the end of its answer."""
-        self._note(FrameKind.ANSWERED, record, server_span)
+    def _opening_text(self, begun: Opening) -> bytes | None:
+        """Write what is known of the beginning; None if it needs a record to be made first."""
+        if begun.place.producer_id != self.producer_id:
+            return None
+        try:
+            text = to_json(begun)
+        except Exception:  # noqa: BLE001 - the record is measured, and says what is wrong
+            return None
+        return text if len(text) + MARGIN <= self._record_limit else None
+
+    def answered(self, record: AuditRecord, server_span: trace.Span | None) -> Close | None:
+        """Write down all that is known before the client sees the end of its answer.
+
+        Returns:
+            How to close the action by what has changed since; None if the frame does not say all.
+        """
+        return self._note(FrameKind.ANSWERED, record, server_span)
 
     def discarded(self, record_id: str) -> None:
         """Take back what was opened: the action is not recorded after all."""
@@ -228,7 +252,9 @@ class Producer:
         for piece in self._fitted(entry):
             self._delivery.submit(numbered(piece, self.producer_id, self._next()))
 
-    def _note(self, kind: FrameKind, record: AuditRecord, server_span: trace.Span | None) -> None:
+    def _note(
+        self, kind: FrameKind, record: AuditRecord, server_span: trace.Span | None
+    ) -> Close | None:
         known = record
         # a forked child is another producer than the one in which the action has begun
         if known.producer_id != self.producer_id:
@@ -236,7 +262,40 @@ class Producer:
         text = self._small(known)
         if text is None:
             known = first_of(self._fitted(known))
-        self._delivery.queue.note(kind, known, text)
+            self._delivery.queue.note(kind, known.record_id, known)
+            return None
+        position = self._delivery.queue.note(kind, known.record_id, text)
+        if position is None or known is not record:
+            return None
+        return functools.partial(self._close, known, position, len(text))
+
+    def _close(
+        self,
+        answered: AuditRecord,
+        position: Position,
+        size: int,
+        ending: Ending,
+        server_span: trace.Span | None,
+    ) -> AuditRecord:
+        """Number a record whose answer was written down, and hand it over: what has changed."""
+        if answered.producer_id != self.producer_id:
+            # a forked child
+            finished = ended(answered, ending)
+            self.closed(finished, server_span)
+            return finished
+        if not self._announced:
+            self.begin()
+        number = self._next()
+        finished = ended(answered, ending, number)
+        try:
+            text = ending.text(number)
+        except Exception:  # noqa: BLE001 - the whole record is measured, and says what is wrong
+            text = None
+        if text is None or size + len(text) + MARGIN > self._record_limit:
+            self._send_numbered(finished, server_span)
+        else:
+            self._submit(finished, ChangedSince(text, position, size), server_span)
+        return finished
 
     def _send(self, record: AuditRecord, server_span: trace.Span | None) -> None:
         # encoded once, number and all: what is measured is what the spool takes
@@ -245,6 +304,9 @@ class Producer:
             finished = numbered(record, self.producer_id, number)
         else:
             finished = placed(record, server_span, self.producer_id, resource_attributes(), number)
+        self._send_numbered(finished, server_span)
+
+    def _send_numbered(self, finished: AuditRecord, server_span: trace.Span | None) -> None:
         text = self._small(finished)
         if text is not None:
             self._submit(finished, text, server_span)
@@ -255,7 +317,10 @@ class Producer:
             self._submit(numbered(piece, self.producer_id, self._next()), None, server_span)
 
     def _submit(
-        self, finished: AuditRecord, text: bytes | None, server_span: trace.Span | None
+        self,
+        finished: AuditRecord,
+        text: bytes | ChangedSince | None,
+        server_span: trace.Span | None,
     ) -> None:
         self._delivery.submit(finished, text)
         if self._span_processors:
@@ -301,11 +366,11 @@ class Producer:
         return self._fitted(placed(record, server_span, None, resource_attributes()))
 
     def _next(self) -> int:
-        with self._lock:
-            self._last += 1
-            self._last_at = time.monotonic()
-            self._ended = False
-            return self._last
+        # no lock: in CPython no two threads get the same number of one counter
+        number = next(self._numbers)
+        self._last_at = time.monotonic()
+        self._ended = False
+        return number
 
 
 def _beat(alive: weakref.ref[Producer]) -> None:

@@ -42,6 +42,20 @@ _OPENING_PAUSE: Final = 1.0
 """Seconds between two tries to open a spool that cannot be opened."""
 
 
+class ChangedSince(msgspec.Struct, frozen=True, gc=False):
+    """What has changed of an entry since the frame that was written with its answer.
+
+    Attributes:
+        text: As JSON.
+        answered: Where the spool has that frame.
+        answered_size: Bytes of its payload.
+    """
+
+    text: bytes
+    answered: Position
+    answered_size: int
+
+
 class Item(msgspec.Struct, frozen=True, eq=False, gc=False):
     """A finished entry that waits.
 
@@ -117,29 +131,34 @@ class RecordQueue:
         """Whether there is anything to take."""
         return bool(self._memory) or self._spilled
 
-    def note(self, kind: FrameKind, record: AuditRecord, text: bytes | None = None) -> None:
+    def note(self, kind: FrameKind, record_id: str, known: AuditRecord | bytes) -> Position | None:
         """Write down what is known of an action that is not over; nothing without a spool.
 
         After the end nothing is written before the action is over, too: it would never be removed.
 
         Args:
             kind: How far it has come.
-            record: What is known.
-            text: The same as JSON, where that is at hand.
+            record_id: The id of its record.
+            known: What is known: a record, or its JSON text where that is at hand.
+
+        Returns:
+            Where the spool has it; None if it is not on disk.
 
         Raises:
             SpoolError: The spool does not take it, and the action has only begun.
         """
         if self._ended:
-            return
+            return None
         try:
-            self._append(kind, record.record_id, to_json(record) if text is None else text)
+            text = known if isinstance(known, bytes) else to_json(known)
+            return self._append(kind, record_id, text)
         except SpoolError as error:
             if kind is FrameKind.OPENED and not isinstance(error, SpoolClosedError):
                 raise
             self._note_spool_error(error)
         except _NOT_WRITABLE as error:
             self._note_spool_error(error)
+        return None
 
     def discard(self, record_id: str) -> None:
         """Take back what was written down of an action that is not recorded after all."""
@@ -150,12 +169,12 @@ class RecordQueue:
         except (SpoolError, ValueError) as error:
             self._note_spool_error(error)
 
-    def put(self, entry: Entry, text: bytes | None = None) -> bool:
+    def put(self, entry: Entry, text: bytes | ChangedSince | None = None) -> bool:
         """Take over a finished entry; call it under the lock.
 
         Args:
             entry: The entry.
-            text: The same as JSON, where that is at hand.
+            text: The same as JSON, where that is at hand, or what has changed since its answer.
 
         Returns:
             Whether it is kept; False where it is neither on disk nor fits into memory.
@@ -181,7 +200,7 @@ class RecordQueue:
         return list(islice(self._memory, most))
 
     def begin_again(self, in_hand: Collection[Item]) -> None:
-        """Repair the counts after the worker has ended at any point of its work.
+        """Repair the counts after the writer has ended at any point of its work.
 
         Call it under the lock.
 
@@ -325,12 +344,12 @@ class RecordQueue:
         self._memory.clear()
         return lost
 
-    def leave(self, entry: Entry, text: bytes | None = None) -> bool:
+    def leave(self, entry: Entry, text: bytes | ChangedSince | None = None) -> bool:
         """Write down an entry for the next process, after the end; call it under the lock.
 
         Args:
             entry: The entry.
-            text: The same as JSON, where that is at hand.
+            text: As for `put`.
 
         Returns:
             Whether it is on disk.
@@ -363,8 +382,15 @@ class RecordQueue:
                 spool = self._reopened(spool)
             return None if spool is None else spool.append(kind, record_id, payload)
 
-    def _append_finished(self, entry: Entry, text: bytes | None) -> tuple[Position | None, int]:
+    def _append_finished(
+        self, entry: Entry, text: bytes | ChangedSince | None
+    ) -> tuple[Position | None, int]:
         size = 0
+        if isinstance(text, ChangedSince):
+            position = self._append_changed(entry.record_id, text)
+            if position is not None:
+                return position, text.answered_size + len(text.text)
+            text = None  # then all is said once more
         try:
             written = to_json(entry) if text is None else text
             size = len(written)
@@ -372,6 +398,17 @@ class RecordQueue:
         except (SpoolError, *_NOT_WRITABLE) as error:
             self._note_spool_error(error)
         return None, size
+
+    def _append_changed(self, record_id: str, changed: ChangedSince) -> Position | None:
+        """Close an action by what has changed since its answer; None if that cannot be."""
+        with self._using:
+            spool = self.spool
+            if spool is None or spool.forked or self._at_rest:
+                return None
+            try:
+                return spool.end(record_id, changed.text, changed.answered)
+            except (SpoolError, ValueError):
+                return None  # a whole frame is tried next, and says why
 
     def _reopened(self, spool: Spool) -> Spool:
         """The spool of this very process: a forked child, or one after a rest, opens its own."""
@@ -414,15 +451,19 @@ def _batches(kept: Iterable[SpooledRecord], spool: Spool, size: BatchSize) -> It
     held = 0
     for one in kept:
         # read again each time, as it adapts meanwhile
-        if batch and (len(batch) >= size.entries or held + len(one.payload) > size.bytes):
+        if batch and (len(batch) >= size.entries or held + _size(one) > size.bytes):
             yield batch
             batch, held = [], 0
         batch.append(_item(one, spool))
-        held += len(one.payload)
+        held += _size(one)
     if batch:
         yield batch
 
 
 def _item(kept: SpooledRecord, spool: Spool) -> Item:
-    entry = read_back(kept.record_id, kept.payload)
-    return Item(entry, kept.position, len(kept.payload), spool)
+    entry = read_back(kept.record_id, kept.payload, kept.changed)
+    return Item(entry, kept.position, _size(kept), spool)
+
+
+def _size(kept: SpooledRecord) -> int:
+    return len(kept.payload) + len(kept.changed or b"")

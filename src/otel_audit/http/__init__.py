@@ -1,0 +1,4 @@
+"""Capture of HTTP requests and WebSockets.
+
+Private: ``docs/api.md`` lists the public modules.
+"""

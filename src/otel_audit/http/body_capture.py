@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from otel_audit.http.body import LONGEST_TYPE, make_body
 from otel_audit.http.request_metadata import Headers, header_of
 from otel_audit.identity.safe_access import headers_by_name
@@ -72,7 +74,7 @@ class BodyCopy:
         return self.complete and self._kept == self.size
 
 
-class BodyCapture:
+class BodyCapture(msgspec.Struct, eq=False):
     """The bodies and the response's head, inside and outside of the application's middleware.
 
     The inside is what the handler sees and says, before any middleware encodes it; it counts,
@@ -80,29 +82,28 @@ class BodyCapture:
 
     Attributes:
         request_inside, request_outside: Copies of the request's body; None if none is wanted.
+        response: The copy of the response's body; None if none is wanted.
         status: What the client was sent; None if nothing was.
         ended: Whether the response's last chunk has been seen.
     """
 
-    __slots__ = ("_as_file", "_headers", "_inner_headers", "_inner_status", "_outside", "_response",
-                 "ended", "request_inside", "request_outside", "status")  # fmt: skip
-
-    def __init__(self) -> None:
-        self.request_inside: BodyCopy | None = None
-        self.request_outside: BodyCopy | None = None
-        self._response: BodyCopy | None = None
-        self._inner_status: int | None = None
-        self._inner_headers: Headers = ()
-        self._headers: Headers = ()
-        self._outside = self._as_file = self.ended = False
-        self.status: int | None = None
+    request_inside: BodyCopy | None = None
+    request_outside: BodyCopy | None = None
+    response: BodyCopy | None = None
+    status: int | None = None
+    ended: bool = False
+    _inner_status: int | None = None
+    _inner_headers: Headers = ()
+    _headers: Headers = ()
+    _outside: bool = False
+    _as_file: bool = False
 
     def copy(self, limit: int, *, request: bool, response: bool) -> None:
         """Make copies, of at most ``limit`` bytes each."""
         if request:
             self.request_inside, self.request_outside = BodyCopy(limit), BodyCopy(limit)
         if response:
-            self._response = BodyCopy(limit)
+            self.response = BodyCopy(limit)
 
     def sent_inside(self, message: Mapping[str, Any]) -> None:
         """See a message of the response before the application's middleware sees it."""
@@ -111,8 +112,8 @@ class BodyCapture:
             self._inner_status = message["status"]
             # a copy, because middleware may change the very list (Starlette's GZipMiddleware does)
             self._inner_headers = tuple(message.get("headers", ()))
-        elif kind == "http.response.body" and self._response is not None and not self._outside:
-            self._response.add(message)
+        elif kind == "http.response.body" and self.response is not None and not self._outside:
+            self.response.add(message)
 
     def started(self, message: Mapping[str, Any]) -> None:
         """See the head of the response that goes to the server."""
@@ -121,15 +122,15 @@ class BodyCapture:
         if self._inner_status != self.status:
             # the application's own middleware answers, or answers otherwise
             self._outside = True
-            if self._response is not None:
-                self._response.restart()
+            if self.response is not None:
+                self.response.restart()
 
     def sent(self, message: Mapping[str, Any]) -> bool:
         """See what follows the head; return whether it is the last of the response."""
         kind = message["type"]
         if kind == "http.response.body":
-            if self._outside and self._response is not None:
-                self._response.add(message)
+            if self._outside and self.response is not None:
+                self.response.add(message)
         elif kind in ("http.response.pathsend", "http.response.zerocopysend"):
             self._as_file = True
         else:
@@ -174,18 +175,18 @@ class BodyCapture:
     @property
     def copies(self) -> bool:
         """Whether any body is copied."""
-        return self.request_inside is not None or self._response is not None
+        return self.request_inside is not None or self.response is not None
 
     @property
     def answer(self) -> bytes | None:
         """The response's body as it was sent, if it was copied whole."""
-        copy = self._response
+        copy = self.response
         return copy.head if copy is not None and copy.whole else None
 
     @property
     def answer_head(self) -> tuple[bytes, bool]:
         """The copied part of the response's body, and whether that is all of it."""
-        copy = self._response
+        copy = self.response
         return (b"", False) if copy is None else (copy.head, copy.whole)
 
     @property
@@ -206,7 +207,7 @@ class BodyCapture:
     ) -> Body | None:
         """Turn the response's body into what is stored; None if it has none."""
         return describe_body(
-            self._response,
+            self.response,
             self.headers,
             redactor=redactor,
             limit=limit,

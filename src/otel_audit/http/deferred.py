@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, MutableMapping
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, final
 
-from opentelemetry import context, trace
+from opentelemetry import trace
 
 from otel_audit._util.ids import public_id
 from otel_audit.http.request_metadata import path_below_root, with_request_id
@@ -78,7 +79,8 @@ class DeferredRequest(PendingScope):
         self._header = name = options.request_id_header
         is_given = name and name in headers_by_name(scope.get("headers") or ())
         self.id = (options.request_id(scope) if is_given else None) or public_id(now)
-        self._context = context.get_current()
+        # of OpenTelemetry's context alone, a copy would cost ten times as much
+        self._context = copy_context()
         self.exchange: Exchange | None = None
         self.inner_scope: AsgiScope | None = None
         self.start: Message | None = None
@@ -94,7 +96,8 @@ class DeferredRequest(PendingScope):
     @property
     def span(self) -> trace.Span:
         """The application's span of the request."""
-        return trace.get_current_span(self._context)
+        # again a copy: one context cannot be entered by two threads at once
+        return self._context.copy().run(trace.get_current_span)
 
     def routed(self, scope: AsgiScope) -> Exchange | None:
         """Learn which scope the router works on.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
-from otel_audit.action.compose import as_intent, as_started
+from otel_audit.action.compose import as_intent, as_started, ended
 from otel_audit.action.lifecycle import Lifecycle, WatchedAction
 from otel_audit.errors import StoreUnavailableError
 from otel_audit.http.deferred import DeferredRequest
@@ -14,9 +14,11 @@ from otel_audit.http.options import CaptureOptions
 from otel_audit.http.request_metadata import with_request_id
 from otel_audit.policy import UNDECIDED
 from otel_audit.record import ANONYMOUS
+from otel_audit.scope import enter as enter_scope
 
 if TYPE_CHECKING:
     from otel_audit._util.spill import SpilledChanges
+    from otel_audit.action.ports import Close
     from otel_audit.http.body_capture import BodyCopy
     from otel_audit.policy import HeadAssessment, PolicyDecision
     from otel_audit.record import AuditRecord
@@ -37,6 +39,8 @@ class Exchange(Lifecycle):
 
     Attributes:
         refused: Whether the action must not run.
+        intent: What must be stored before the action runs; None: nothing.
+        may_wait: Whether a client may have to wait for the disk at all.
         is_moved: Whether middleware has put another method or path in.
     """
 
@@ -45,6 +49,7 @@ class Exchange(Lifecycle):
         options: CaptureOptions,
         scope: MutableMapping[str, Any],
         begun: DeferredRequest | None = None,
+        path: str | None = None,
     ) -> None:
         """Start to observe a request.
 
@@ -52,9 +57,10 @@ class Exchange(Lifecycle):
             options: How.
             scope: The ASGI scope; gets the request id under ``state``.
             begun: What has seen the request until now, if it is under way.
+            path: Its path, as the application's own router reads it; None: to be read.
         """
         self._options = options
-        self._builder = builder = ExchangeRecordBuilder(options, scope, begun)
+        self._builder = builder = ExchangeRecordBuilder(options, scope, begun, path)
         super().__init__(options, builder.audit, builder.parts)
         self.bodies = builder.bodies
         self.socket = builder.socket
@@ -62,21 +68,18 @@ class Exchange(Lifecycle):
         self._watched: WatchedAction | None = None
         self._decided_at_start: PolicyDecision | None = None
         self._answer: tuple[AuditRecord, tuple[object, ...]] | None = None
+        self._close_answered: Close | None = None
         self._spooled = False
-        self._intent: AuditRecord | None = None
+        self.intent: AuditRecord | None = None
+        self.may_wait = options.durable is not None
         self._has_intent = self.is_moved = self._has_raised = False
         try:
-            scope.setdefault("state", {})["request_id"] = self._builder.head.id
+            scope.setdefault("state", {})["request_id"] = builder.head.id
         except Exception as error:  # noqa: BLE001 - a server may use the name for what it likes
             self._parts.fail("state", error)
         self.refused = not self._open()
         if begun is not None:
             self._take_over(begun)
-
-    @property
-    def is_intended(self) -> bool:
-        """Whether the action must not run before its intent is stored."""
-        return self._intent is not None
 
     @property
     def audit(self) -> AuditScope:
@@ -85,8 +88,9 @@ class Exchange(Lifecycle):
 
     def _take_over(self, begun: DeferredRequest) -> None:
         """Go on where a request is under way: it has been routed, or answered."""
+        builder = self._builder
         if begun.inner_scope is not None:
-            self._builder.enter_router(begun.inner_scope)
+            builder.inner_scope = builder.routed = begun.inner_scope
         if begun.start is not None:
             self.bodies.sent_inside(begun.start)
             self.bodies.started(begun.start)
@@ -108,7 +112,12 @@ class Exchange(Lifecycle):
             Whether it may go on; False where it could not be written down and so must not be.
         """
         builder, options = self._builder, self._options
-        if not self._may_be_recorded():
+        try:
+            may_be_recorded = self._observe_bodies().level != "none"
+        except Exception as error:  # noqa: BLE001 - what cannot be decided is recorded
+            self._parts.fail("bodies", error)
+            may_be_recorded = True
+        if not may_be_recorded:
             builder.is_quiet = options.log is None
             return True
         builder.is_quiet = False
@@ -116,12 +125,12 @@ class Exchange(Lifecycle):
         if decision.level == "none":
             return True
         builder.see_source()
-        if options.intended is not None and self._intent is None:
+        if options.intended is not None and self.intent is None:
             strict = options.strict if decision.strict is None else decision.strict
             if decision is UNDECIDED:
                 strict = strict or options.policy.may_be_strict
             if strict:
-                self._intent = builder.record(
+                self.intent = builder.record(
                     decision,
                     phase="started",
                     outcome="unknown",
@@ -139,25 +148,16 @@ class Exchange(Lifecycle):
             self._count_failure(error)
             return not options.refuses
 
-    def _may_be_recorded(self) -> bool:
-        """Return whether any answer could lead to a record; begin to copy what it may need."""
-        try:
-            return self._observe_bodies().level != "none"
-        except Exception as error:  # noqa: BLE001 - what cannot be decided is recorded
-            self._parts.fail("bodies", error)
-            return True
-
     def _observe_bodies(self) -> HeadAssessment:
+        """Judge by the head what any answer could lead to; begin to copy what that may need."""
         options = self._options
         start = options.policy.assess_head(self._builder.head.method, self._builder.head.path)
-        if self.bodies.copies:
+        if not (start.request or start.operations) or self.bodies.copies:
             return start
         limit = max(options.body_limit, start.body_limit or 0)
         if start.operations:
             # the bodies say which operation it is and whether it succeeded, recorded or not
             self.bodies.copy(limit, request=True, response=True)
-            return start
-        if not start.request:
             return start
         response = start.response and options.response_bodies
         if self.socket is None:
@@ -171,11 +171,11 @@ class Exchange(Lifecycle):
 
         The refusal is then recorded, and this exchange is over.
         """
-        if self._intent is None:
+        if self.intent is None:
             return True
         stored = False
         try:
-            stored = await self._admit(self._intent)
+            stored = await self._admit(self.intent)
         finally:
             if not stored:
                 self.bodies.status = 503
@@ -190,9 +190,9 @@ class Exchange(Lifecycle):
         """
         if self.refused:
             return False
-        if self._intent is None or self._has_intent:
+        if self.intent is None or self._has_intent:
             return True
-        stored = await self._admit(self._intent)
+        stored = await self._admit(self.intent)
         if not stored:
             self.failed(StoreUnavailableError(_NOT_STORED))
         return stored
@@ -207,14 +207,9 @@ class Exchange(Lifecycle):
         return await self._store_intent(as_intent(started, actor))
 
     @property
-    def may_wait(self) -> bool:
-        """Whether a client may have to wait for the disk at all."""
-        return self._options.durable is not None
-
-    @property
     def waits_for_disk(self) -> bool:
         """Whether the client must not see the answer's end before the disk has the record."""
-        return self._options.durable is not None and (self.bodies.ended or self._has_raised)
+        return self.may_wait and (self.bodies.ended or self._has_raised)
 
     async def durable(self) -> None:
         """Wait until what was recorded is on disk."""
@@ -226,17 +221,20 @@ class Exchange(Lifecycle):
 
     def enter(self) -> None:
         """Make the action the current one, and set the clock for a long one."""
-        self._enter()
-        self._watch()
+        self._token = enter_scope(self._audit)
+        watch = self._options.watch
+        if watch is not None:
+            self._watched = watch.begin(self._takes_long)
 
     def routed(self, scope: MutableMapping[str, Any]) -> bool:
         """Note which scope the router works on; return whether it is the first one."""
-        first = self._builder.inner_scope is None
+        builder = self._builder
+        first = builder.inner_scope is None
         if first and self._options.entered is not None:
             self._options.entered(scope)
         # a mounted application's own middleware may have passed on a copy
-        self._builder.enter_router(scope)
-        if first and self._builder.head.moved(scope):
+        builder.inner_scope = builder.routed = scope
+        if first and builder.head.moved(scope):
             # middleware has put another method or path in: what the router sees is what is done
             self.is_moved = True
             self.refused = not self._open()
@@ -271,7 +269,8 @@ class Exchange(Lifecycle):
     def sent(self, message: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         """See a message that goes to the server; return what is sent in its place."""
         kind = message.get("type")
-        if kind in _WITH_HEADERS:
+        has_headers = kind in _WITH_HEADERS
+        if has_headers:
             message = _readable_twice(message)
         try:
             if self.socket is not None:
@@ -281,7 +280,7 @@ class Exchange(Lifecycle):
                 self.bodies.started(message)
             elif self.bodies.sent(message):
                 self._answered()
-            if kind in _WITH_HEADERS:
+            if has_headers:
                 return with_request_id(
                     message, self._options.request_id_header, self._builder.head.id
                 )
@@ -293,17 +292,22 @@ class Exchange(Lifecycle):
         """The last chunk is about to be sent: enrich the server span, which ends with it."""
         if self._is_released:
             return  # sent after the application has returned: no server takes that
-        self._builder.redact_span()
-        wrote = bool(self._audit.changes_pending or self._audit.transactions)
+        builder, options, audit = self._builder, self._options, self._audit
+        if options.span_urls:
+            builder.redact_span()
+        wrote = bool(audit.changes_pending or audit.transactions)
         decision = self._decided(wrote=wrote)
         if decision is None:
             return
         self._collect(decision)
-        self._builder.enrich(decision)
         self._spooled = True
-        known = self._builder.record(decision, phase="completed", outcome="unknown")
-        self._answer = known, self._builder.rests_on(decision, wrote=wrote)
-        self._options.recorder.answered(known, self._audit.server_span)
+        known = builder.record(decision, phase="completed", outcome="unknown")
+        if not builder.enrich(known):
+            known = builder.record(decision, phase="completed", outcome="unknown")
+        self._answer = known, builder.rests_on(decision, wrote=wrote)
+        # the way to close what was written down before holds for that alone
+        self._close_answered = None
+        self._close_answered = options.recorder.answered(known, audit.server_span)
 
     def failed(self, error: BaseException) -> None:
         """The application raised; an outer middleware makes the answer."""
@@ -328,15 +332,16 @@ class Exchange(Lifecycle):
         """As `close`, but yields to the event loop between two records."""
         try:
             self._close()
-            await self._hand_over_rest_async()
+            if self._further is not None:
+                await self._hand_over_rest_async()
         finally:
             self._release()
 
     def _release(self) -> None:
         if not self._is_released:
             super()._release()
-            self._answer = None
-            self._builder.release()
+            self._answer = self._close_answered = None
+            self._builder.release(self._audit)
 
     def _close(self) -> None:
         audit, builder = self._audit, self._builder
@@ -351,18 +356,23 @@ class Exchange(Lifecycle):
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._count_failure(error)
         self._end_scope()
-        builder.redact_span()
-        if self._ended_as_answered():
+        if self._options.span_urls:
+            builder.redact_span()
+        if self._answer is not None and self._ended_as_answered(*self._answer):
             return
         if self._parts.failed:
             builder.judged = None  # what failed once may be found now
         decision = self._decided(wrote=bool(audit.transactions)) or self._decided_at_start
         if decision is not None:
             self._finish(decision)
-            return
+        else:
+            self._discard()
+
+    def _discard(self) -> None:
+        """Take back what was written down of an action that is not recorded after all."""
         try:
             if self._spooled:
-                self._options.recorder.discarded(audit.record_id)
+                self._options.recorder.discarded(self._audit.record_id)
             self._log_unrecorded()
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._count_failure(error)
@@ -388,27 +398,37 @@ class Exchange(Lifecycle):
         self._collect(decision)
         if self.socket is not None or not self.bodies.ended:
             # no last chunk has passed here: the handler raised, and who stands outside answers
-            builder.enrich(decision)
+            known = builder.record(decision, phase="completed")
+            if builder.enrich(known):
+                self._log(self._hand_over(lambda: known))
+                return
         self._log(self._hand_over(lambda: builder.record(decision, phase="completed")))
 
-    def _ended_as_answered(self) -> bool:
+    def _ended_as_answered(self, known: AuditRecord, rested_on: tuple[object, ...]) -> bool:
         """Hand over the record of the end, if what was written down with the answer still holds.
 
         Then nothing is decided or described again.
+
+        Args:
+            known: The record of that moment.
+            rested_on: What it rested on.
         """
-        builder, answer = self._builder, self._answer
-        if answer is None:
-            return False
-        known, rested_on = answer
+        builder = self._builder
         try:
             decision = builder.judgement
             if decision is None or not builder.still_rests_on(rested_on):
                 return False
-            record = builder.closed(known, decision)
+            ending = builder.closed(known, decision)
         except Exception as error:  # noqa: BLE001 - it is described again, which cannot fail
             self._count_failure(error)
             return False
-        self._log(self._hand_over(lambda: record))
+        close = self._close_answered
+        if close is None:
+            handed_over = self._hand_over(lambda: ended(known, ending))
+        else:
+            handed_over = self._hand_over_ending(close, ending)
+        if self._options.log is not None:
+            self._log(handed_over)
         return True
 
     def _log(self, record: AuditRecord | None) -> None:

@@ -7,7 +7,6 @@ answer errors with status 200.
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
-from operator import is_
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
@@ -15,19 +14,20 @@ from opentelemetry import trace
 
 from otel_audit._util.ids import public_id
 from otel_audit.action.arguments import parse_event, parse_name
-from otel_audit.action.lifecycle import FailedParts
+from otel_audit.action.failed_parts import FailedParts
 from otel_audit.http.body_capture import BodyCapture
 from otel_audit.http.deferred import DeferredRequest
 from otel_audit.http.options import CaptureOptions
 from otel_audit.http.request_metadata import (
     RequestHead,
     method_of,
+    path_below_root,
     secret_parameters,
 )
 from otel_audit.http.routes import foresee, route_template
 from otel_audit.http.websocket import SocketTally
 from otel_audit.identity.actor import Bearer
-from otel_audit.identity.safe_access import identities_in
+from otel_audit.identity.safe_access import headers_by_name, identities_in
 from otel_audit.policy import UNDECIDED, override_of
 from otel_audit.policy.body_operations import (
     Failure,
@@ -50,7 +50,7 @@ from otel_audit.redaction.budget import Budget
 from otel_audit.scope import AuditScope, Origin
 
 if TYPE_CHECKING:
-    from otel_audit.http.options import Claims
+    from otel_audit.identity.tenant import Claims
     from otel_audit.policy import PolicyDecision
     from otel_audit.redaction import Redactor
 
@@ -58,6 +58,9 @@ _Settled: TypeAlias = (
     "tuple[Actor | None, Tenant | None, bool, tuple[object, ...] | None, "
     "tuple[Actor | None, Tenant | None]]"
 )
+
+_Served: TypeAlias = "tuple[Mapping[str, Any], object, object, str | None] | None"
+"""A scope, its route and endpoint, and the template that was found for them."""
 
 UNREADABLE_BEARER = Bearer(problem="bearer_failed")
 
@@ -89,6 +92,7 @@ class ExchangeFacts:
         options: CaptureOptions,
         scope: MutableMapping[str, Any],
         begun: DeferredRequest | None = None,
+        path: str | None = None,
     ) -> None:
         """Start with what the server says.
 
@@ -96,6 +100,7 @@ class ExchangeFacts:
             options: The options of capture.
             scope: The ASGI scope.
             begun: What has seen the request until now, if it is under way.
+            path: Its path, as the application's own router reads it; None: to be read.
         """
         self._options = options
         self._scope = scope
@@ -111,7 +116,7 @@ class ExchangeFacts:
         self._named: tuple[Actor | None, Tenant | None] = (None, None)
         self._bearer: tuple[object, Bearer] | None = None
         self._secrets: frozenset[str] | None = frozenset()
-        self._served: tuple[tuple[object, ...], str | None] | None = None
+        self._served: _Served = None
         self._asking: tuple[object, object, bool] | None = None
         self._asked: RequestedOperation | None = None
         self._has_read = self._is_renamed = False
@@ -127,23 +132,22 @@ class ExchangeFacts:
         self.audit.origin = self.origin
         request_id = None if begun is None else begun.id
         try:
-            request_id = request_id or options.request_id(scope)
+            name = options.request_id_header
+            if request_id is None and name and name in headers_by_name(scope.get("headers") or ()):
+                request_id = options.request_id(scope)
         except Exception as error:  # noqa: BLE001 - it costs the client's own id
             self.parts.fail("request_id", error)
         self.head = RequestHead(
             scope,
             method="WEBSOCKET" if self.socket is not None else method_of(scope),
+            path=path_below_root(scope) if path is None else path,
             # the client reads it before the record is stored: the record's own id stays untold
-            request_id=request_id or public_id(),
+            id=request_id or public_id(self.audit.occurred_at),
             redactor=options.redactor,
             keep=options.kept_headers,
             budget=self.audit.budget,
             parts=self.parts,
         )
-
-    def enter_router(self, scope: MutableMapping[str, Any]) -> None:
-        """Learn the scope as the router has it: middleware may have passed on a copy."""
-        self.inner_scope = self.routed = scope
 
     @property
     def settled(self) -> _Settled:
@@ -221,10 +225,16 @@ class ExchangeFacts:
         # again: facts that were not known when a long action was recorded may be known now
         bearer = self.read_bearer(scope)
         self._bearer = scope.get("headers"), bearer
-        actor = self.actor(scope, bearer)
-        self.audit.tenant = self._tenant(scope, bearer)
-        self.audit.actor = actor
-        self._named = actor, self.audit.tenant
+        audit = self.audit
+        known = None if self.parts.failed else self._options.token_identity(scope, audit, bearer)
+        if known is None:
+            actor = self.actor(scope, bearer)
+            audit.tenant = self._tenant(scope, bearer)
+            audit.actor = actor
+            known = actor, audit.tenant
+        else:
+            audit.actor, audit.tenant = known
+        self._named = known
         parameters = scope.get("path_params")
         if parameters:
             try:
@@ -287,7 +297,7 @@ class ExchangeFacts:
             self.parts.succeed("tenant")
         return found
 
-    def _source(self, scope: Mapping[str, Any], claims: Claims) -> Source | None:
+    def _source(self, scope: Mapping[str, Any], claims: Claims | None) -> Source | None:
         try:
             found = self._options.source(scope, claims, self._known_source(scope))
         except Exception as error:  # noqa: BLE001 - it costs the source alone
@@ -298,9 +308,14 @@ class ExchangeFacts:
         return found
 
     def _route(self, scope: Mapping[str, Any]) -> str | None:
-        served = scope, scope.get("route"), scope.get("endpoint")
-        if self._served is not None and all(map(is_, served, self._served[0])):
-            return self._served[1]
+        route, endpoint, served = scope.get("route"), scope.get("endpoint"), self._served
+        if (
+            served is not None
+            and served[0] is scope
+            and served[1] is route
+            and served[2] is endpoint
+        ):
+            return served[3]
         try:
             found = route_template(scope, self.head.app)
         except Exception as error:  # noqa: BLE001 - it costs the route alone
@@ -308,7 +323,7 @@ class ExchangeFacts:
             return None
         if self.parts.failed:
             self.parts.succeed("route")
-        self._served = served, found
+        self._served = scope, route, endpoint, found
         return found
 
     def see_source(self) -> None:

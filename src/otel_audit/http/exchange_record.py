@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping, MutableMapping
 from operator import is_
 from typing import TYPE_CHECKING, Any
@@ -12,10 +11,11 @@ import msgspec
 from otel_audit._util.aio import is_cancellation
 from otel_audit.action.arguments import parse_action, parse_event, parse_name, target_of
 from otel_audit.action.compose import (
+    Ending,
+    Opening,
     action_record,
     application_metadata,
-    as_closed,
-    opened_record,
+    ending_of,
     with_scope_facts,
 )
 from otel_audit.action.error_info import describe_error
@@ -76,6 +76,7 @@ class ExchangeRecordBuilder(ExchangeFacts):
         options: CaptureOptions,
         scope: MutableMapping[str, Any],
         begun: DeferredRequest | None = None,
+        path: str | None = None,
     ) -> None:
         """Start with what the server says.
 
@@ -83,8 +84,9 @@ class ExchangeRecordBuilder(ExchangeFacts):
             options: The options of capture.
             scope: The ASGI scope.
             begun: What has seen the request until now, if it is under way.
+            path: Its path, as the application's own router reads it; None: to be read.
         """
-        super().__init__(options, scope, begun)
+        super().__init__(options, scope, begun, path)
         self._described: ErrorInfo | None = None
         self._shown_target: tuple[tuple[object, ...], Target | None] | None = None
         self._holder: str | None = None
@@ -212,21 +214,23 @@ class ExchangeRecordBuilder(ExchangeFacts):
         failed = self._asked is not None and self._asked.failure is not None
         return "failure" if failed and found == "success" else found
 
-    def enrich(self, decision: PolicyDecision) -> None:
-        """Enrich the application's own span, if it is still recording. Never raises."""
+    def enrich(self, record: AuditRecord) -> bool:
+        """Enrich the application's own span, if it is still recording. Never raises.
+
+        Args:
+            record: What is known of the action.
+
+        Returns:
+            Whether that has not failed.
+        """
         span = self.audit.server_span
         try:
             if span is not None and span.is_recording():
-                enrich(
-                    span,
-                    self.audit,
-                    decision,
-                    event_name=self._event_name(decision),
-                    target=self._target(decision),
-                    full=self._options.full_payload,
-                )
+                enrich(span, self.audit, record, full=self._options.full_payload)
         except Exception as error:  # noqa: BLE001 - it costs the span's attributes alone
             self.parts.fail("span", error)
+            return False
+        return True
 
     def redact_span(self) -> None:
         """Take out of the URLs on the application's own span what the record would not show.
@@ -270,16 +274,15 @@ class ExchangeRecordBuilder(ExchangeFacts):
             self.parts.fail("record", error)
             return self._bare_record(decision, phase, outcome or "unknown")
 
-    def opened(self, decision: PolicyDecision) -> AuditRecord:
-        """Make what is written down when the action begins: no more than a crash should leave."""
-        head = self.head
-        return opened_record(
-            self.audit,
-            event_name=decision.event_name,
-            action=decision.action,
-            level=decision.level,
-            request=Request(id=head.id, method=head.method, path=head.path_at_start(self.routed)),
-        )
+    def opened(self, decision: PolicyDecision) -> Opening:
+        """Say what is written down when the action begins: no more than a crash should leave."""
+        audit, head = self.audit, self.head
+        return Opening(
+            audit.record_id, audit.action_id, audit.occurred_at,
+            decision.event_name, decision.action, decision.level,
+            head.id, head.method, head.path_at_start(self.routed),
+            audit.place, audit.source, audit.actor,
+        )  # fmt: skip
 
     def rests_on(self, decision: PolicyDecision | None, *, wrote: bool) -> tuple[object, ...]:
         """List the parts of the record that could change later.
@@ -309,14 +312,14 @@ class ExchangeRecordBuilder(ExchangeFacts):
             and all(map(is_, before, self.rests_on(self.judgement, wrote=bool(audit.transactions))))
         )
 
-    def closed(self, answered: AuditRecord, decision: PolicyDecision) -> AuditRecord:
-        """Make the record of the end out of what was written down with the answer."""
+    def closed(self, answered: AuditRecord, decision: PolicyDecision) -> Ending:
+        """Say what has changed since the answer was written down."""
         audit, known = self.audit, self._shown_target
         if known is not None and known[0][1] == len(audit.changes):
             target = known[1]
         else:
             target = self._target(decision)
-        return as_closed(answered, audit, outcome=self.outcome(), target=target)
+        return ending_of(answered, audit, outcome=self.outcome(), target=target)
 
     def _bare_record(self, decision: PolicyDecision, phase: Phase, outcome: Outcome) -> AuditRecord:
         """Make a record of nothing but what cannot fail."""
@@ -419,11 +422,16 @@ class ExchangeRecordBuilder(ExchangeFacts):
         named = self._holder or changed_id(kind, self.audit)
         return named or (acting if whom == "either" else None)
 
-    def release(self) -> None:
-        """The action is over: keep neither its scope, which keeps this, nor the error's frames."""
-        self._error_info()
-        self.error = None
-        self.audit = weakref.proxy(self.audit)
+    def release(self, audit: AuditScope) -> None:
+        """The action is over: keep neither its scope, which keeps this, nor the error's frames.
+
+        Args:
+            audit: A weak proxy of the scope.
+        """
+        if self.error is not None:
+            self._error_info()
+            self.error = None
+        self.audit = audit
 
     def _error_info(self) -> ErrorInfo | None:
         if self.error is not None and self._described is None:
@@ -535,7 +543,7 @@ def _shows_secret(found: str, redactor: Redactor) -> bool:
 
 def with_new_id(target: Target | None, audit: AuditScope) -> Target | None:
     """Name the one entity that was created, where the path could not name it yet."""
-    if target is None or target.id is not None:
+    if target is None or target.id is not None or not audit.changes:
         return target
     found = _one_of(target.type, audit, "insert")
     return target if found is None else Target(type=target.type, id=found)

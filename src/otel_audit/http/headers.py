@@ -1,4 +1,4 @@
-"""Which headers are kept: those of our setting, and those OpenTelemetry's own variables name."""
+"""The headers that are kept: by our setting, and by OpenTelemetry's own variables."""
 
 from __future__ import annotations
 

@@ -14,9 +14,9 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from otel_audit._util.ratelimited_log import log_limited
-from otel_audit.http.deferred import DeferredRequest
+from otel_audit.http.deferred import AsgiScope, DeferredRequest, Message
 from otel_audit.http.exchange import Exchange
-from otel_audit.http.health_endpoint import answer_health
+from otel_audit.http.health_endpoint import Send, answer_health
 from otel_audit.http.request_metadata import method_of, path_below_root
 from otel_audit.policy.routes import routes_of
 
@@ -24,10 +24,7 @@ if TYPE_CHECKING:
     from otel_audit.http.options import CaptureOptions
 
 
-AsgiScope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[AsgiScope, Receive, Send], Awaitable[None]]
 
 EXCHANGE = "otel_audit.exchange"
@@ -69,6 +66,10 @@ class Capture(Protocol):
     def for_app(self, app: Any) -> Capture:
         """Return what observes one application, by what its routes say about themselves."""
 
+    @property
+    def health_path(self) -> str | None:
+        """The path of the health endpoint; None or empty: there is none."""
+
     def health_at(self, path: str) -> Mapping[str, Any] | None:
         """Report the trail's health if this is its endpoint's path. Never raises."""
 
@@ -102,22 +103,22 @@ class OuterMiddleware:
             await self._lifespan(scope, receive, send)
             return
         path = path_below_root(scope)
-        health = self._capture.health_at(path) if kind == "http" else None
+        capture = self._capture
+        is_health = kind == "http" and path == capture.health_path
+        health = capture.health_at(path) if is_health else None
         if health is not None:
             await answer_health(health, method_of(scope), send)
             return
         observed = kind in OBSERVED and EXCHANGE not in scope
-        exchange = self._capture.open(scope, path) if observed else None
+        exchange = capture.open(scope, path) if observed else None
         if exchange is None:
-            if observed and self._capture.refuses:
-                await refuse(scope, receive, send)
-                return
-            await self.app(scope, receive, send)
+            serve = refuse if observed and capture.refuses else self.app
+            await serve(scope, receive, send)
             return
         if type(exchange) is DeferredRequest:
             await self._let_pass(exchange, scope, receive, send)
             return
-        if exchange.refused or (exchange.is_intended and not await exchange.admitted()):
+        if exchange.refused or (exchange.intent is not None and not await exchange.admitted()):
             await refuse(scope, receive, send)
             return
 
@@ -131,8 +132,10 @@ class OuterMiddleware:
         may_wait = exchange.may_wait
         scope[EXCHANGE] = weakref.ref(exchange)
         exchange.enter()
+        if exchange.socket is not None or exchange.bodies.request_outside is not None:
+            receive = _observed_receive(exchange, receive)
         try:
-            await self.app(scope, _observed_receive(exchange, receive), observed_send)
+            await self.app(scope, receive, observed_send)
         except BaseException as error:
             await _close_failed(exchange, error)
             raise
@@ -212,8 +215,11 @@ class InnerMiddleware:
             return message
 
         async def observed_send(message: Message) -> None:
-            await send(exchange.sent_inside(message))
+            if copies_answer or message.get("type") != "http.response.body":
+                message = exchange.sent_inside(message)
+            await send(message)
 
+        copies_answer = exchange.bodies.response is not None
         await self.app(scope, receive if request_copy is None else tapped_receive, observed_send)
 
 
@@ -226,8 +232,9 @@ async def _close_failed(exchange: Exchange, error: BaseException) -> None:
 
 
 def _observed_receive(exchange: Exchange, receive: Receive) -> Receive:
-    """Let the exchange see what the application or its middleware receives, if it needs to."""
-    if exchange.socket is not None:
+    """Let the exchange see what the application or its middleware receives."""
+    copy = exchange.bodies.request_outside
+    if copy is None:
 
         async def received_by_socket() -> Message:
             message = await receive()
@@ -235,10 +242,6 @@ def _observed_receive(exchange: Exchange, receive: Receive) -> Receive:
             return message
 
         return received_by_socket
-
-    copy = exchange.bodies.request_outside
-    if copy is None:
-        return receive
 
     async def received() -> Message:
         message = await receive()
@@ -324,7 +327,7 @@ class RoutedCapture:
         self._whole = whole
         self._plain = self._options = options
         self._app = weakref.ref(app)
-        self._health_path = whole.health_path
+        self.health_path = whole.health_path
         self._known = -1
 
     def open(self, scope: MutableMapping[str, Any], path: str) -> Exchange | DeferredRequest | None:
@@ -359,7 +362,7 @@ class RoutedCapture:
 
     def health_at(self, path: str) -> Mapping[str, Any] | None:
         """Report the trail's health if this is its endpoint's path."""
-        return None if path != self._health_path else self._whole.health_at(path)
+        return None if path != self.health_path else self._whole.health_at(path)
 
     async def started(self) -> None:
         """The application has started."""

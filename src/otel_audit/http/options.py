@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry import trace
 
 from otel_audit.action.ports import Recorder
+from otel_audit.identity.tenant import Claims
 from otel_audit.record import Actor, AuditRecord, Source, Tenant
 from otel_audit.redaction import Redactor
 from otel_audit.scope import AuditScope, Provenance
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
     from otel_audit.action.lifecycle import Watchdog
     from otel_audit.identity.actor import Bearer
     from otel_audit.policy import Policy
-
-Claims = Mapping[str, Any] | None
-"""Claims of a verified token; None if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +31,7 @@ class CaptureOptions:
         bearer: Reads the request's bearer token out of an ASGI scope.
         actor, tenant, source, request_id: Read who, for whom, from where (also given what was read
             before of the same connection), and the request's id.
+        token_identity: Reads who and for whom at once, where the token alone says both; else None.
         kept_headers: Names of the headers that are kept, in lower case.
         request_id_header: The name of the response header, as bytes in lower case; empty: none.
         body_limit: Bytes of a body that are copied.
@@ -61,8 +60,8 @@ class CaptureOptions:
     redactor: Redactor
     bearer: Callable[[Mapping[str, Any]], Bearer]
     actor: Callable[[Mapping[str, Any], AuditScope, Bearer], Actor]
-    tenant: Callable[[Mapping[str, Any], AuditScope, Claims], Tenant | None]
-    source: Callable[[Mapping[str, Any], Claims, Source | None], Source]
+    tenant: Callable[[Mapping[str, Any], AuditScope, Claims | None], Tenant | None]
+    source: Callable[[Mapping[str, Any], Claims | None, Source | None], Source]
     request_id: Callable[[Mapping[str, Any]], str | None]
     kept_headers: Collection[str]
     request_id_header: bytes
@@ -73,6 +72,9 @@ class CaptureOptions:
     watch: Watchdog | None
     log: Callable[[AuditRecord, trace.Span | None], None] | None
     on_error: Callable[[], None]
+    token_identity: Callable[
+        [Mapping[str, Any], AuditScope, Bearer], tuple[Actor, Tenant | None] | None
+    ] = lambda _scope, _audit, _bearer: None
     place: Callable[[trace.Span | None], Provenance] | None = None
     durable: Callable[[], Awaitable[None]] | None = None
     intended: Callable[[AuditRecord, trace.Span | None], Awaitable[bool]] | None = None

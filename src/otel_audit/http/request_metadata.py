@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping, Sequence
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from otel_audit._util.cache import Memo
+import msgspec
+
+from otel_audit._util.cache import BoundedCache, Memo
 from otel_audit._util.ids import is_uuid
 from otel_audit.identity.safe_access import clean, headers_by_name
 from otel_audit.record import Body, Request
@@ -17,12 +19,13 @@ from otel_audit.redaction.secret_urls import link_parameters
 from otel_audit.redaction.truncate import cut_path, cut_query, cut_text
 
 if TYPE_CHECKING:
-    from otel_audit.action.lifecycle import FailedParts
+    from otel_audit.action.failed_parts import FailedParts
     from otel_audit.redaction import Redactor
-    from otel_audit.redaction.budget import Budget
+    from otel_audit.redaction.budget import Budget, WorkBudget
 
 
 Headers = Iterable[tuple[bytes, bytes]]
+_Lines: TypeAlias = "tuple[tuple[bytes, bytes], ...]"
 
 _LONGEST_WORD = 15
 _BARE_PATH = 256
@@ -48,56 +51,54 @@ MOST_LINES = 64
 LONGEST_HEADERS = 16_384
 """Lines of kept headers, and characters of all their values."""
 
+_KNOWN_HEADERS = 256
+
 _LONGEST_HOST = 256
 _USUAL_HOST = 64
 """Bytes of a host that is remembered as it is shown."""
 
 
-class RequestHead:
-    """The head of a request. What cannot change is redacted once, for all records of the action."""
+class RequestHead(msgspec.Struct, eq=False):
+    """The head of a request. What cannot change is redacted once, for all records of the action.
 
-    __slots__ = ("_at_start", "_budget", "_described", "_headers", "_host", "_keep", "_parts",
-                 "_path", "_query", "_redactor", "_scope", "app", "id", "method", "path",
-                 "wire_method")  # fmt: skip
+    Attributes:
+        scope: The ASGI scope, as the server made it; nothing is read before it is needed.
+        method: HTTP method; ``WEBSOCKET`` for a socket.
+        path: Its path, as the application's own router reads it.
+        id: The request's id.
+        redactor: Takes secrets out.
+        keep: Names of the headers that are kept, in lower case.
+        budget: What describing the action may cost.
+        parts: Notes the parts that cannot be described.
+        wire_method: The method as the client has sent it.
+        app: The application; a mounted one puts itself into the scope.
+    """
 
-    def __init__(  # noqa: PLR0913 - one fact each
-        self,
-        scope: Mapping[str, Any],
-        *,
-        method: str,
-        request_id: str,
-        redactor: Redactor,
-        keep: Collection[str],
-        budget: Budget,
-        parts: FailedParts,
-    ) -> None:
-        """Remember the scope; nothing is read before it is needed.
+    scope: Mapping[str, Any]
+    method: str
+    path: str
+    id: str
+    redactor: Redactor
+    keep: Collection[str]
+    budget: Budget
+    parts: FailedParts
+    wire_method: str = ""
+    app: Any = None
+    _at_start: tuple[Any, ...] = ()
+    _described: bool = False
+    _path: tuple[str, str] | None = None
+    _plain_path: str | None = None
+    _headers: dict[str, str] = {}
+    _query: str | None = None
+    _host: str | None = None
 
-        Args:
-            scope: The ASGI scope, as the server made it.
-            method: HTTP method; ``WEBSOCKET`` for a socket.
-            request_id: The request's id.
-            redactor: Takes secrets out.
-            keep: Names of the headers that are kept, in lower case.
-            budget: What describing the action may cost.
-            parts: Notes the parts that cannot be described.
-        """
-        self._budget = budget
-        self.id = request_id
-        self.method = self.wire_method = _bounded(method)
-        self.path = path_below_root(scope)
-        self._scope = scope
+    def __post_init__(self) -> None:
+        scope = self.scope
+        if len(self.method) > LONGEST_METHOD:
+            self.method = _bounded(self.method)
+        self.wire_method = self.method
         self._at_start = scope.get("method"), scope.get("path"), scope.get("root_path")
-        # a mounted application puts itself there
         self.app = scope.get("app")
-        self._redactor = redactor
-        self._keep = keep
-        self._parts = parts
-        self._described = False
-        self._path: tuple[str, str] | None = None
-        self._headers: dict[str, str] = {}
-        self._query: str | None = None
-        self._host: str | None = None
 
     def moved(self, routed: Mapping[str, Any]) -> bool:
         """Take method and path as the router sees them; return whether they differ from before.
@@ -129,12 +130,12 @@ class RequestHead:
             self._describe_once()
         try:
             path = self._shown_path(routed, route)
-            if self._parts.failed:
-                self._parts.succeed("path")
+            if self.parts.failed:
+                self.parts.succeed("path")
         except Exception as error:  # noqa: BLE001 - it costs the path's details alone
-            self._parts.fail("path", error)
+            self.parts.fail("path", error)
             path = route or bare_path(path_of(routed))
-        version = self._scope.get("http_version")
+        version = self.scope.get("http_version")
         return Request(
             id=self.id,
             method=self.method,
@@ -152,73 +153,67 @@ class RequestHead:
         try:
             return self._shown_path(scope, None)
         except Exception as error:  # noqa: BLE001 - it costs the path's details alone
-            self._parts.fail("path", error)
+            self.parts.fail("path", error)
             return bare_path(self.path)
 
     def _describe_once(self) -> None:
-        headers = self._scope.get("headers") or ()
+        headers = self.scope.get("headers") or ()
         # in this order, so that many headers cannot use up what host and query need
         try:
             self._host = self._shown_host(headers)
         except Exception as error:  # noqa: BLE001 - it costs the host alone
-            self._parts.fail("host", error)
+            self.parts.fail("host", error)
         try:
             self._query = self._shown_query()
         except Exception as error:  # noqa: BLE001 - it costs the query alone
-            self._parts.fail("query", error)
+            self.parts.fail("query", error)
             self._query = WITHHELD
         try:
             self._headers = describe_headers(
-                headers, self._keep, self._redactor, self._budget, "request.headers"
+                headers, self.keep, self.redactor, self.budget, "request.headers"
             )
         except Exception as error:  # noqa: BLE001 - it costs the headers alone
-            self._parts.fail("headers", error)
+            self.parts.fail("headers", error)
 
     def _shown_host(self, headers: Headers) -> str | None:
         sent = headers_by_name(headers).get(b"host")
         if sent is None:
             return None
         if len(sent) <= _USUAL_HOST and b"@" not in sent:
-            return _usual_host(self._redactor, sent)
+            return _usual_host(self.redactor, sent)
         host = sent.decode("latin-1")
         is_long = len(host) > _LONGEST_HOST
         if is_long:
-            self._budget.note_cut("request.host")
+            self.budget.note_cut("request.host")
         before, sign, after = host.rpartition("@")
         if before:
             # no host has it: what stands there is a user and a password
             host = f"{REDACTED}{sign}{after}"
-        return self._redactor.phrase(clean(cut_text(host, _LONGEST_HOST) if is_long else host))
+        return self.redactor.phrase(clean(cut_text(host, _LONGEST_HOST) if is_long else host))
 
     def _shown_query(self) -> str | None:
-        raw = self._scope.get("query_string") or b""
+        raw = self.scope.get("query_string") or b""
         if not raw:
             return None
         if len(raw) > LONGEST_QUERY:
-            self._budget.note_cut("request.query")
+            self.budget.note_cut("request.query")
         head = raw[: LONGEST_QUERY + 1]
         text = head if isinstance(head, str) else head.decode("latin-1")
-        return self._redactor.query(cut_query(text, LONGEST_QUERY), self._budget.head)
+        return self.redactor.query(cut_query(text, LONGEST_QUERY), self.budget.head)
 
     def _shown_path(self, routed: Mapping[str, Any], route: str | None) -> str:
         whole = routed.get("path")
-        if (
-            type(whole) is str
-            and len(whole) <= _BARE_PATH
-            and not routed.get("path_params")
-            and _are_words[whole]
-        ):
-            known = self._path
-            if known is not None and known[0] == whole:
-                return known[1]
-            if is_plain_path(whole):
-                self._path = whole, whole
+        if type(whole) is str and not routed.get("path_params"):
+            if whole is self._plain_path:
+                return whole
+            if len(whole) <= _BARE_PATH and _are_words[whole] and is_plain_path(whole):
+                self._plain_path = whole
                 return whole
         text = self._without_secrets(path_of(routed), routed)
         if text is None:
             return route or REDACTED
         if self._path is None or self._path[0] != text:
-            shown = text if is_plain_path(text) else self._redactor.path(text, self._budget.path)
+            shown = text if is_plain_path(text) else self.redactor.path(text, self.budget.path)
             self._path = text, shown
         return self._path[1]
 
@@ -227,7 +222,7 @@ class RequestHead:
         text = self._without_secrets(path, routed)
         if text is None:
             return route or REDACTED
-        return self._redactor.path(text, self._budget.path)
+        return self.redactor.path(text, self.budget.path)
 
     def _without_secrets(self, whole: str, routed: Mapping[str, Any]) -> str | None:
         """Take secrets out of a path; None if one is there that cannot be found in it.
@@ -238,13 +233,13 @@ class RequestHead:
         path = whole
         if len(whole) > LONGEST_PATH:
             path = cut_path(whole, LONGEST_PATH)
-            self._budget.note_cut("request.path")
+            self.budget.note_cut("request.path")
         if not parameters:
             if routed.get("route") is not None:
                 return path
             # not routed yet, so it is not known which segment is a secret: fail towards redaction
             return "/".join(map(unless_token, path.split("/")))
-        return _without(path, secret_parameters(parameters, self._redactor, whole))
+        return _without(path, secret_parameters(parameters, self.redactor, whole))
 
 
 @functools.lru_cache(maxsize=256)
@@ -275,13 +270,64 @@ def describe_headers(
     Returns:
         Lower-case names to values, repeated ones joined with ``", "``.
     """
-    is_kept = _kept_names(keep)
+    known = _described_headers(keep, redactor)
+    is_kept = known.is_kept
     kept = [pair for pair in headers if is_kept[pair[0]]]
     if not kept:
         return {}
-    if len(kept) > _FEW_LINES or max(map(len, map(_VALUE, kept))) > _SHORT_VALUE:
-        kept = _bounded_lines(kept, budget, part)
-    return redactor.headers(kept, keep, lambda: budget.head)
+    lines = tuple(kept)
+    try:
+        found = known.lately(lines)
+    except TypeError:  # ASGI allows a line to be a list
+        found = None
+    if found is None:
+        found = known.describe(lines, budget, part)
+    return found
+
+
+class _DescribedHeaders:
+    """Headers as they are shown, by the lines that are kept: most requests of a kind have the same.
+
+    Remembered are those alone whose redaction has cost nothing of the action's budget.
+    """
+
+    __slots__ = ("_keep", "_known", "_redactor", "is_kept", "lately")
+
+    def __init__(self, keep: Collection[str], redactor: Redactor) -> None:
+        self._keep = keep
+        self._redactor = redactor
+        self._known: BoundedCache[_Lines, dict[str, str]] = BoundedCache(_KNOWN_HEADERS)
+        self.lately = self._known.recent
+        self.is_kept = _kept_names(keep)
+
+    def describe(self, lines: _Lines, budget: Budget, part: str) -> dict[str, str]:
+        given: Sequence[tuple[bytes, bytes]] = lines
+        if len(lines) > _FEW_LINES or max(map(len, map(_VALUE, lines))) > _SHORT_VALUE:
+            given = _bounded_lines(lines, budget, part)
+        is_free = given is lines
+
+        def head() -> WorkBudget:
+            nonlocal is_free
+            is_free = False
+            return budget.head
+
+        found = self._redactor.headers(given, self._keep, head)
+        if is_free and all(map(_is_line, lines)):
+            self._known.put(lines, found)
+        return found
+
+
+@functools.lru_cache(maxsize=16)
+def _headers_of(keep: Any, redactor: Any) -> _DescribedHeaders:
+    return _DescribedHeaders(keep, redactor)
+
+
+def _is_line(given: object) -> bool:
+    """Return whether a line is as most servers give it, and so can be a key."""
+    return type(given) is tuple and all(type(part) is bytes for part in given)
+
+
+_described_headers: Callable[..., _DescribedHeaders] = _headers_of
 
 
 def _bounded_lines(

@@ -1,4 +1,4 @@
-"""Which route of the application served a request, from the ASGI scope alone."""
+"""The route of the application that served a request, from the ASGI scope alone."""
 
 from __future__ import annotations
 

@@ -13,13 +13,11 @@ from opentelemetry.trace import Span
 from opentelemetry.util.types import AttributeValue
 
 from otel_audit import attributes as names
-from otel_audit.action.arguments import parse_action
-from otel_audit.record import ANONYMOUS, Change, Target, entities_of, to_json
+from otel_audit.record import ANONYMOUS, AuditRecord, Change, entities_of, to_json
 from otel_audit.redaction.truncate import cut_query
 from otel_audit.scope import AuditScope
 
 if TYPE_CHECKING:
-    from otel_audit.policy import PolicyDecision
     from otel_audit.redaction import Redactor
     from otel_audit.redaction.budget import Budget
 
@@ -29,14 +27,8 @@ _MOST_ENTITIES = 100
 """Most entities on a span; the record has all of them."""
 
 
-def enrich(  # noqa: C901, PLR0913 - one fact after another
-    span: Span,
-    audit: AuditScope,
-    decision: PolicyDecision,
-    *,
-    event_name: str,
-    target: Target | None,
-    full: bool,
+def enrich(  # noqa: C901 - one fact after another
+    span: Span, audit: AuditScope, record: AuditRecord, *, full: bool
 ) -> None:
     """Set what is known of the action on the server span.
 
@@ -46,16 +38,14 @@ def enrich(  # noqa: C901, PLR0913 - one fact after another
     Args:
         span: The application's span of the request, recording.
         audit: The action; its actor, tenant, request and response are known.
-        decision: Its name and level.
-        event_name: What it is called, as the record shows it.
-        target: What it acts upon, as the record shows it.
+        record: Its record so far.
         full: Whether bodies and changes are set too.
     """
     found: dict[str, AttributeValue] = {
-        names.RECORD_ID: audit.record_id,
-        names.ACTION_ID: audit.action_id,
-        names.EVENT_NAME: event_name,
-        names.ACTION: parse_action(audit.action) or decision.action,
+        names.RECORD_ID: record.record_id,
+        names.ACTION_ID: record.action_id,
+        names.EVENT_NAME: record.event_name,
+        names.ACTION: record.action,
         names.CHANGES_COUNT: audit.changes_total + audit.changes_pending,
     }
     changes: list[Change] = audit.changes[:_MOST_CHANGES]
@@ -64,7 +54,7 @@ def enrich(  # noqa: C901, PLR0913 - one fact after another
         changes = [*changes, *audit.pending(_MOST_CHANGES)][:_MOST_CHANGES]
     if changes or audit.changes_pending:
         found[names.ENTITIES] = tuple(islice(entities_of(changes), _MOST_ENTITIES))
-    actor = audit.actor or ANONYMOUS
+    actor, tenant, target = audit.actor or ANONYMOUS, audit.tenant, record.target
     found[names.ACTOR_ID] = actor.id
     found[names.ACTOR_TYPE] = actor.type
     if actor.id != ANONYMOUS.id:
@@ -73,10 +63,10 @@ def enrich(  # noqa: C901, PLR0913 - one fact after another
         found[names.ACTOR_ROLE] = actor.role
     if actor.email is not None:
         found[names.ACTOR_EMAIL] = actor.email
-    if audit.tenant is not None:
-        found[names.TENANT_ID] = audit.tenant.id
-        if audit.tenant.slug is not None:
-            found[names.TENANT_SLUG] = audit.tenant.slug
+    if tenant is not None:
+        found[names.TENANT_ID] = tenant.id
+        if tenant.slug is not None:
+            found[names.TENANT_SLUG] = tenant.slug
     if target is not None:
         found[names.TARGET_TYPE] = target.type
         if target.id is not None:

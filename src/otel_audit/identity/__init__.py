@@ -1,0 +1,4 @@
+"""Identity: who does an action, for which tenant, from where.
+
+Private: ``docs/api.md`` lists the public modules.
+"""

@@ -238,7 +238,7 @@ def resolve_actor(
     ):
         # as the loop below finds it, without asking those that have nothing to say
         named = options.named_by(token)
-        if isinstance(named, Actor) and _has_canonical_role(named, options):
+        if isinstance(named, Actor) and has_canonical_role(named, options):
             return named
     request = _Request(asgi_scope, audit_scope, options, bearer)
     reason: str | None = None
@@ -334,7 +334,8 @@ def _hint_at_wrong_setting(reason: str) -> None:
         )  # fmt: skip
 
 
-def _has_canonical_role(actor: Actor, options: ActorOptions) -> bool:
+def has_canonical_role(actor: Actor, options: ActorOptions) -> bool:
+    """Return whether an actor's role is no alias of another."""
     return options.aliases.get(actor.role or "", actor.role) == actor.role
 
 
@@ -346,7 +347,7 @@ def _finished(actor: Actor, request: _Request) -> Actor:
         token = (
             named if isinstance(named, Actor) and named.id == actor.id and named.verified else None
         )
-    if token is None and _has_canonical_role(actor, request.options):
+    if token is None and has_canonical_role(actor, request.options):
         return actor
     role = actor.role or (token.role if token else None)
     return msgspec.structs.replace(

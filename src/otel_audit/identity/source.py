@@ -269,6 +269,8 @@ class SourceReader:
         """
         self._options = options
         self._redactor = redactor
+        self._claim = options.session_claim
+        self._is_claim_path = "." in options.session_claim
         self._has_cookie = options.session_cookie is not None and bool(options.hash)
         self._forwarded = options.proxies.header.encode("latin-1")
         self._alike: Memo[tuple[str, bytes | None], Source] = Memo(
@@ -290,7 +292,11 @@ class SourceReader:
         if (
             not self._has_cookie
             and known.session_id is None
-            and (claims is None or claim(claims, self._options.session_claim) is None)
+            and (
+                claims is None
+                or (claim(claims, self._claim) if self._is_claim_path else claims.get(self._claim))
+                is None
+            )
             and "session_id" not in state_of(asgi_scope)
         ):
             return known  # nothing names a session

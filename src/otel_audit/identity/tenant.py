@@ -65,6 +65,9 @@ class TenantOptions:
     beyond: tuple[tuple[str, _Ask], ...] = field(init=False, repr=False, compare=False)
     """Those of them to be asked where the application has set nothing."""
 
+    asks_token_alone: bool = field(init=False, repr=False, compare=False)
+    """Whether only a token may name the tenant where the application has set nothing."""
+
     def __post_init__(self) -> None:
         off = {
             "header": self.header is None,
@@ -76,6 +79,7 @@ class TenantOptions:
         object.__setattr__(self, "asked", found)
         beyond = tuple((name, ask) for name, ask in found if name not in ("app", "state"))
         object.__setattr__(self, "beyond", beyond)
+        object.__setattr__(self, "asks_token_alone", all(name == "jwt" for name, _ in beyond))
 
     @classmethod
     def from_config(cls, config: AuditConfig) -> TenantOptions:
@@ -176,6 +180,11 @@ def _state(
 def _jwt(
     _asgi: AsgiScope, _scope: AuditScope, claims: Claims, options: TenantOptions
 ) -> Tenant | None:
+    return tenant_of_claims(claims, options)
+
+
+def tenant_of_claims(claims: Claims, options: TenantOptions) -> Tenant | None:
+    """Read the tenant that a verified token names."""
     found = identifier(claim(claims, options.claim)) if options.claim and claims else None
     if found is None:
         return None

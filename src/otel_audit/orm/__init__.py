@@ -2,6 +2,8 @@
 
 The diffs come from the unit of work's own events, the outcomes from the connections' transactions:
 a change is reported when the transaction that wrote it has ended, as what it came to.
+
+Private: ``docs/api.md`` lists the public modules.
 """
 
 from otel_audit.errors import MissingExtraError

@@ -1,4 +1,4 @@
-"""Which columns the parameters of a compiled statement belong to.
+"""The columns that the parameters of a compiled statement belong to.
 
 A parameter's name is the application's own and says nothing. What it is set into or compared with
 does: the statement that is sent is read, not the name.

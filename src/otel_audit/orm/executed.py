@@ -32,6 +32,9 @@ _WRITES: Final = "_otel_audit_writes"
 
 _UNREAD: Final = object()
 
+INSERT_MANY_VALUES: Final = ExecuteStyle.INSERTMANYVALUES
+"""Asked for with each statement: to look up a member of an enumeration takes a call."""
+
 
 def sent_statement(compiled: Any) -> Any:
     """The sent statement: the ORM rewrites the application's.
@@ -109,10 +112,13 @@ def element_has_values(element: UpdateBase) -> bool:
 
 def is_short(context: Any, cursor: Any) -> bool:
     """Whether fewer rows were inserted or deleted than there are sets of parameters."""
-    if context.isupdate or context.execute_style is ExecuteStyle.INSERTMANYVALUES:
+    if context.isupdate or context.execute_style is INSERT_MANY_VALUES:
         return False
-    rows = row_count_of(context, cursor)
-    return rows is not None and rows < len(context.compiled_parameters)
+    rows = getattr(cursor, "rowcount", -1)
+    if rows == len(context.compiled_parameters):  # as nearly always
+        return False
+    counted = row_count_of(context, cursor)
+    return counted is not None and counted < len(context.compiled_parameters)
 
 
 def row_count_of(context: Any, cursor: Any) -> int | None:

@@ -96,8 +96,7 @@ class Flush(msgspec.Struct, eq=False):
     @property
     def writing(self) -> bool:
         """Whether it has come to write: a flush that finds nothing to do ends without a word."""
-        context = self.context()
-        return context is not None and getattr(context, "transaction", None) is not None
+        return getattr(self.context(), "transaction", None) is not None
 
 
 class FlushPart(msgspec.Struct, eq=False):
@@ -142,6 +141,7 @@ class _OwnStatement(msgspec.Struct, frozen=True, eq=False):
         mapper: Whose cache that is.
         operation: What it does.
         table: The table that it writes.
+        is_table: Whether that is a table, and not a selection or a join.
         captured: Whether a class of that table is captured.
         stored: The columns of the table whose types are the application's; none of a DELETE.
     """
@@ -151,6 +151,7 @@ class _OwnStatement(msgspec.Struct, frozen=True, eq=False):
     mapper: Mapper[Any]
     operation: Operation
     table: Any
+    is_table: bool
     captured: bool
     stored: tuple[Column[Any], ...]
 
@@ -333,9 +334,14 @@ class OpenFlushes:
         part = facts.part
         if facts.flush is flush and part is not None:
             return part
-        part = next((one for one in flush.parts if one.connection is connection), None)
-        if part is None:
-            taken = flush.taken and self._selection.takes_connection(connection)
+        for one in flush.parts:
+            if one.connection is connection:
+                part = one
+                break
+        else:
+            taken = flush.taken and (
+                self._selection.takes_connection(connection) if facts.taken is None else facts.taken
+            )
             part = FlushPart(connection, facts, taken)
             flush.parts.append(part)
         facts.flush, facts.part = flush, part
@@ -354,8 +360,8 @@ class OpenFlushes:
         if own is not None:
             part = self.part_of(flush, connection)
             if part.committed is None:
-                part.note_fate()
-            if isinstance(own.table, Table) and is_short(context, cursor):
+                part.committed = is_committed(connection)
+            if own.operation != "update" and own.is_table and is_short(context, cursor):
                 flush.short.add((own.operation, str(own.table.fullname)))
             if own.captured:
                 part.sent[own.operation, own.table] = len(part.rows)
@@ -385,7 +391,7 @@ class OpenFlushes:
     def _own(
         self, compiled: Any, options: Mapping[str, Any], mappers: Mapping[Mapper[Any], Any]
     ) -> _OwnStatement | None:
-        """What is known of a statement, if it is the unit of work's own."""
+        """The facts of a statement, if it is the unit of work's own."""
         if compiled is None:
             return None
         # SQLAlchemy compiles a statement once, and executes it often
@@ -402,14 +408,16 @@ class OpenFlushes:
             return None
         table = table_of(compiled.statement)
         operation = operation_of(compiled)
-        plan = self._mapper_infos.of_table(table) if isinstance(table, Table) else None
-        stores = isinstance(table, Table) and operation != "delete"
+        is_table = isinstance(table, Table)
+        plan = self._mapper_infos.of_table(table) if is_table else None
+        stores = is_table and operation != "delete"
         known = compiled.__dict__[_OWN] = _OwnStatement(
             version=self._mapper_infos.version,
             cache=options.get("compiled_cache"),
             mapper=mapper,
             operation=operation,
             table=table,
+            is_table=is_table,
             captured=plan is not None and plan.captured,
             stored=self._mapper_infos.stored_columns(table) if stores else (),
         )
@@ -459,9 +467,10 @@ class OpenFlushes:
         placed = self._placed(part, session)
         batch = None
         number = 0
-        personal = self._mapper_infos.personal
+        mark = self._mapper_infos.personal.mark
         for row in part.rows:
-            plan = placed.get(row.plan, row.plan)
+            plan = row.plan
+            plan = placed.get(plan, plan)
             try:
                 change = _change(row, plan, reader)
                 if change is None:
@@ -473,7 +482,7 @@ class OpenFlushes:
                 change = untracked(row.operation, plan.entity, plan.table, type(error).__name__)
             if batch is None:
                 batch = state.top.batch(scope)
-            personal.mark(change)
+            mark(change)
             batch.add(change)
             number += 1
         if scope is not None and number:
@@ -484,9 +493,12 @@ class OpenFlushes:
         placed: dict[MapperInfo, MapperInfo] = {}
         try:
             place = self._qualifiers.at(part.connection, session)
+            known = place.mapper_infos
             for row in part.rows:
-                if row.plan not in placed:
-                    placed[row.plan] = self._qualifiers.plan(place, row.plan)
+                plan = row.plan
+                if plan not in placed:
+                    found = known.get(plan)
+                    placed[plan] = self._qualifiers.plan(place, plan) if found is None else found
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._guard.note("place", error)
         return placed

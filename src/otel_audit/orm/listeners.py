@@ -11,7 +11,6 @@ import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import msgspec
-from sqlalchemy.engine.interfaces import ExecuteStyle
 from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.sql.elements import SavepointClause
 
@@ -21,9 +20,14 @@ from otel_audit.identity.mapped_objects import (
     remember_stored,
 )
 from otel_audit.orm.bulk import BulkReader, text_of
-from otel_audit.orm.executed import compiled_element, driver_row_count, may_write
+from otel_audit.orm.executed import (
+    INSERT_MANY_VALUES,
+    compiled_element,
+    driver_row_count,
+    may_write,
+)
 from otel_audit.orm.flush import OpenFlushes, untracked
-from otel_audit.orm.schema_qualifier import placed
+from otel_audit.orm.schema_qualifier import qualified
 from otel_audit.orm.sql_statements import SqlText, TransactionControl, Write
 from otel_audit.orm.transaction_state import commit_failure, dooms_transaction, is_committed
 from otel_audit.record import Change
@@ -123,7 +127,9 @@ class SessionListeners:
     ) -> None:
         """Learn whose statements a connection runs."""
         facts = self._tracker.facts(connection)
-        if not facts.sessions or not any(one() is session for one in facts.sessions):
+        if not facts.sessions:
+            facts.sessions = (weakref.ref(session),)
+        elif not any(one() is session for one in facts.sessions):
             # an application may keep one connection, and make a session on it for each request
             still_used = (one for one in facts.sessions if one() is not None)
             facts.sessions = (*still_used, weakref.ref(session))
@@ -233,7 +239,10 @@ class Executions:
         self, connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any
     ) -> None:
         """A statement that may write was executed without an error."""
-        if not self._selection.takes_connection(connection):
+        facts = self._tracker.facts(connection)
+        if facts.taken is None:
+            facts.taken = self._selection.takes_connection(connection)
+        if not facts.taken:
             return
         try:
             if self._has_expected_more:
@@ -245,7 +254,7 @@ class Executions:
             flushing = False
         if flushing:
             return
-        if getattr(context, "execute_style", None) is ExecuteStyle.INSERTMANYVALUES:
+        if getattr(context, "execute_style", None) is INSERT_MANY_VALUES:
             # more batches of the same statement may follow, which are counted with this one
             self._has_expected_more = True
             self._tracker.expect_more(connection)
@@ -263,11 +272,13 @@ class Executions:
         self, connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any
     ) -> bool:
         """Note what a statement has done; return whether a flush is under way."""
-        if self._open_savepoint(connection, context):
+        if not (context.isinsert or context.isupdate or context.isdelete) and self._open_savepoint(
+            connection, context
+        ):
             return False
         sessions = sessions_of(self._tracker.facts(connection))
         flush = self._flushes.writing(sessions)
-        if not self._takes_any(sessions):
+        if self._selection.by_session and not self._takes_any(sessions):
             return flush is not None
         if flush is not None and self._flushes.has_executed(flush, connection, context, cursor):
             return True
@@ -287,7 +298,7 @@ class Executions:
                 entries = self.review(connection, context, entries)
             if isinstance(compiled_element(context), UpdateBase):
                 schemas = context.execution_options.get("schema_translate_map")
-                entries = [placed(schemas, entry) for entry in entries]
+                entries = [qualified(schemas, entry) for entry in entries]
             self._tracker.write(connection, entries)
             for entry in entries:
                 self._last[connection] = _Last(
@@ -297,8 +308,6 @@ class Executions:
 
     def _open_savepoint(self, connection: Connection, context: Any) -> bool:
         """Note a savepoint: the event that announces it does not have its name."""
-        if context.isinsert or context.isupdate or context.isdelete:
-            return False
         element = compiled_element(context)
         if not isinstance(element, SavepointClause):
             return False
@@ -470,8 +479,9 @@ class EngineListeners(Executions):
 
     def _expires(self, connection: Connection) -> bool:
         """Whether a commit makes objects forget their values."""
-        for session in sessions_of(self._tracker.facts(connection)):
-            if session.expire_on_commit:
+        for one in self._tracker.facts(connection).sessions:
+            session = one()
+            if session is not None and session.expire_on_commit:
                 return True
         return False
 

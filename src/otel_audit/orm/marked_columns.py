@@ -1,4 +1,4 @@
-"""Which columns the models mark as personal, and whether they would be stored in clear."""
+"""The columns that models mark as personal, and whether they would be stored in clear."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from itertools import chain, islice
 from types import MappingProxyType
@@ -130,7 +130,7 @@ class ValueReader:
         self._column_redaction = column_redaction
         self._dialect = dialect
         self._sent = sent
-        self._copies: dict[int, Any] = {}
+        self.copies: dict[int, Any] = {}
         self.clean: set[str] = set()
         self.unread: list[str] = []
 
@@ -145,14 +145,14 @@ class ValueReader:
         for row in rows:
             gather_texts(row, texts)
             if row.plan.documents:
-                documents += _documents_of(row)
+                _gather_documents(row, documents)
         if documents:
             few = [*chain.from_iterable(texts.values())]
             found = self._column_redaction.clean_copy([few, documents])
             if found is not None:
                 self.clean.update(few)
                 for document, copy in zip(documents, found[1], strict=True):
-                    self._copies[id(document)] = copy
+                    self.copies[id(document)] = copy
                 return
         if texts:
             self.look_at(texts)
@@ -211,7 +211,7 @@ class ValueReader:
             return convert(value)
         if kind is dict or kind is list:
             # a copy that two rows have would change for both
-            copy = self._copies.pop(id(value), None) if self._copies else None
+            copy = self.copies.pop(id(value), None) if self.copies else None
             if copy is None:
                 copy = self._column_redaction.clean_copy(value)
             return MISSING if copy is None else copy
@@ -352,16 +352,19 @@ def gather_texts(row: WrittenRow, found: dict[ColumnInfo, set[str]]) -> None:
                     texts.add(value)
 
 
-def _documents_of(row: WrittenRow) -> Iterator[Any]:
-    """The lists and objects of a row that a look at all of them may find clean."""
+def _gather_documents(row: WrittenRow, found: list[Any]) -> None:
+    """Collect the lists and objects of a row that a look at all of them may find clean."""
     loaded, before = row.loaded, row.before
     for column in row.plan.documents:
         name = column.key
-        if row.operation == "update" and name not in before:
-            continue
-        for value in (before.get(name), loaded.get(name)):
+        if before:
+            old = before.get(name)
+            if type(old) is list or type(old) is dict:
+                found.append(old)
+        if row.operation != "update" or name in before:
+            value = loaded.get(name)
             if type(value) is list or type(value) is dict:
-                yield value
+                found.append(value)
 
 
 def describe_insert(row: WrittenRow, plan: MapperInfo, reader: ValueReader) -> Change:
@@ -370,7 +373,7 @@ def describe_insert(row: WrittenRow, plan: MapperInfo, reader: ValueReader) -> C
         _complete(row)
     values: dict[str, list[Any]] = {}
     unknown: list[str] = []
-    get, read, clean = row.loaded.get, reader.read, reader.clean
+    get, read, clean, copies = row.loaded.get, reader.read, reader.clean, reader.copies
     for attribute, name, innocent, column in plan.readings:
         value = get(attribute, _UNKNOWN)
         kind = type(value)
@@ -379,6 +382,8 @@ def describe_insert(row: WrittenRow, plan: MapperInfo, reader: ValueReader) -> C
         ):
             # what `read` would find, without the call
             values[name] = [None, value]
+        elif innocent and copies and (kind is list or kind is dict) and id(value) in copies:
+            values[name] = [None, copies.pop(id(value))]
         elif value is None or (value is _UNKNOWN and not column.filled):
             # a TypeDecorator may store a value that is not NULL for None
             stored = None if column.stored is None else read(column, None)

@@ -189,7 +189,7 @@ class SchemaQualifiers:
         return f"{host}{f':{port}' if port else ''}/{url.database or ''}"
 
 
-def placed(schemas: Mapping[str | None, str | None] | None, change: Change) -> Change:
+def qualified(schemas: Mapping[str | None, str | None] | None, change: Change) -> Change:
     """Name the schema that a statement's table really is in.
 
     Args:

@@ -1,4 +1,4 @@
-"""Which engines, sessions, models, tables and columns are captured."""
+"""Selection of the engines, sessions, models, tables and columns that are captured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which columns the placeholders and the numbers of a SQL text belong to.
+"""The columns that the placeholders and the numbers of a SQL text belong to.
 
 A value belongs to the columns that it is set into or compared with: to all that stand in one
 assignment or comparison with it, functions and CASE included. A value in the columns of a subquery

@@ -254,7 +254,7 @@ class TransactionState(msgspec.Struct, eq=False):
         Returns:
             Actions and what they have written; one that did not even try is left out.
         """
-        batches = self.gather()
+        batches = self.gather() if len(self.levels) > 1 else self.levels[0].batches
         self.levels = [SavepointLevel(self.room)]
         return batches.items()
 
@@ -263,9 +263,10 @@ class TransactionState(msgspec.Struct, eq=False):
         """Whether the database will turn a COMMIT into a ROLLBACK; None if that may be."""
         found: bool | None = False
         for level in self.levels:
-            if level.aborted:
-                return True
-            if level.aborted is None:
+            aborted = level.aborted
+            if aborted is not False:
+                if aborted:
+                    return True
                 found = None
         return found
 

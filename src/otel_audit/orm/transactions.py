@@ -55,17 +55,19 @@ class ConnectionFacts:
     Attributes:
         state: Its open transaction, if that has written.
         began_in: The action in which its transaction began.
+        taken: Whether what happens there is captured; None: nobody has asked yet.
         sessions: The sessions that use it; they are not kept alive.
         flush: The flush that writes there, as far as its rows are captured.
         part: The part of that flush on this connection.
     """
 
-    __slots__ = ("began_in", "flush", "part", "sessions", "state")
+    __slots__ = ("began_in", "flush", "part", "sessions", "state", "taken")
 
     def __init__(self) -> None:
         """Start with nothing known: the connection has only been made."""
         self.state: TransactionState | None = None
         self.began_in: AuditScope | PendingScope | None = None
+        self.taken: bool | None = None
         self.sessions: tuple[weakref.ref[Session], ...] = ()
         self.flush: Flush | None = None
         self.part: FlushPart | None = None
@@ -126,7 +128,9 @@ class TransactionTracker:
 
     def of(self, connection: Connection) -> TransactionState:
         """The state of a connection's transaction."""
-        facts = self.facts(connection)
+        facts: ConnectionFacts | None = connection.__dict__.get(self._key)
+        if facts is None:
+            facts = self.facts(connection)
         state = facts.state
         if state is None:
             if self._gone:
@@ -267,9 +271,11 @@ class TransactionTracker:
         """
         if self._gone:
             self._report_gone()
-        for state in list(self.awaited.values()) if self.awaited else ():
+        if not self.awaited:
+            return
+        for state in list(self.awaited.values()):
             connection = state.connection()
-            if _is_over(state, connection):
+            if (state.autocommitted or state.is_released) and _is_over(state, connection):
                 self._end(state, "committed")
             elif state.committing:
                 self._settle(state, connection)
@@ -349,11 +355,12 @@ class TransactionTracker:
                 self._finish(state, "rolled_back" if state.aborted else reset_outcome(state.engine))
 
     def _end(self, state: TransactionState, outcome: TransactionOutcome) -> None:
-        number = id(state.connection)
+        reference = state.connection
+        number = id(reference)
         self.awaited.pop(number, None)
         if self._open.pop(number, None) is None:  # another thread was faster
             return
-        connection = state.connection()
+        connection = reference()
         if connection is not None:
             facts = self.facts(connection)
             facts.state = None
@@ -364,10 +371,17 @@ class TransactionTracker:
     def _finish(self, state: TransactionState, outcome: TransactionOutcome) -> None:
         if (state.recorded or state.can_enlist) and outcome != "rolled_back":
             self._on_recorded()
-        for owner, batch in state.undone.items():
-            batch.settle("rolled_back")
-            self._report_undone(owner, batch)
-        recorded, beside = dict(state.recorded), False
+        if state.undone:
+            for owner, batch in state.undone.items():
+                batch.settle("rolled_back")
+                self._report_undone(owner, batch)
+        if not state.recorded and self._on_beside is None:  # as nearly always
+            for owner, batch in state.finish():
+                batch.settle(outcome)
+                self._report(owner, outcome, batch, state, None)
+            return
+        on_beside = self._on_beside if outcome == "committed" else None
+        recorded, beside = state.recorded.copy(), False
         for owner, batch in state.finish():
             beside = beside or bool(batch)
             if outcome == "rolled_back" and owner in recorded:
@@ -377,8 +391,8 @@ class TransactionTracker:
                 batch = whole  # noqa: PLW2901 - the same batch, complete
             batch.settle(outcome)
             self._report(owner, outcome, batch, state, recorded.pop(owner, None))
-        if beside and outcome == "committed" and self._on_beside is not None:
-            self._on_beside(state)
+        if beside and on_beside is not None:
+            on_beside(state)
 
     def _report(
         self,
@@ -399,8 +413,10 @@ class TransactionTracker:
                 transaction=state,
                 refused=state.refused.get(owner, ()),
             )
-        is_lost = owner is None or (owner.closed and owner.late is None)
-        if is_lost and batch and (outcome != "rolled_back" or self._options.keep_rolled_back):
+            if not owner.closed or owner.late is not None:
+                return
+        # nobody takes it
+        if batch and (outcome != "rolled_back" or self._options.keep_rolled_back):
             self._orphaned(outcome, batch, owner)
 
     def _report_undone(self, owner: Owner, batch: SpilledChanges) -> None:

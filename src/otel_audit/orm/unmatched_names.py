@@ -1,4 +1,4 @@
-"""Which names of models, tables and columns in the settings fit nothing that is mapped."""
+"""Names of models, tables and columns in the settings that match nothing that is mapped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Policy: what is recorded, at which level, under which name."""
+"""Policy: what is recorded, at which level, under which name.
+
+Private: ``docs/api.md`` lists the public modules.
+"""
 
 from otel_audit.policy.engine import (
     UNDECIDED,

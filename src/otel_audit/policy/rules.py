@@ -90,16 +90,15 @@ class Rule:
 
     Attributes:
         level: What is recorded of a request that matches.
-        name: Says in ``policy explain`` and in tests which rule it was.
+        name: Name of the rule in ``policy explain`` and in tests.
         methods: HTTP methods, in any case.
         paths: Patterns of the path or the route: ``*`` and ``{name}`` stand for one segment,
             ``**`` for any number; ``/orders`` is that path alone, ``/orders/**`` it and all below.
-            A rule that keeps nothing, or a sample, matches only paths that can be read in one way:
-            ``/docs/../orders`` is below nothing.
+            A rule that keeps nothing, or a sample, matches only unambiguous paths, never
+            ``/docs/../orders``.
         status: ``404``, ``4xx``, or ``500-599``.
-        actors: Ids, or patterns with ``*``; ``anonymous`` is who is not known. A rule that keeps
-            nothing, or a sample, takes it for nobody in particular: whoever has presented a
-            credential is somebody.
+        actors: Ids, or patterns with ``*``; ``anonymous`` matches actors that are not known. In a
+            rule that keeps nothing, or a sample, it matches only requests without any credential.
         actor_types: ``user``, ``service``, ``system``.
         roles: The actor's role.
         tenants: Ids or slugs, or patterns with ``*``.

@@ -1,4 +1,7 @@
-"""Redaction: what must not be stored is removed before data touches a span, a log, or a row."""
+"""Redaction: what must not be stored is removed before data touches a span, a log, or a row.
+
+Private: ``docs/api.md`` lists the public modules.
+"""
 
 from otel_audit.redaction.annotations import Mark, Sensitive
 from otel_audit.redaction.placeholders import REDACTED, WITHHELD

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from otel_audit._util.lazy_pattern import LazyPattern
 from otel_audit.redaction.annotations import Marked
 from otel_audit.redaction.load_data import name_table
-from otel_audit.redaction.names import looks_opaque, split_words, squash
+from otel_audit.redaction.names import looks_opaque, name_words, squash
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -155,18 +155,18 @@ class SiblingContext:
     instead: dict[str, Any] = field(default_factory=dict)
 
 
-def role_of(key: Any) -> int:
+def label_role(key: Any) -> int:
     """Return what a key may be in its object, 0 for what most keys are."""
     if type(key) is not str or len(key) > _LONGEST_KEY:
         return 0
     return _ROLES.get(key.lstrip("@$#").replace("_", "").replace("-", "").lower(), 0)
 
 
-def roles_of(keys: Iterable[Any]) -> int:
+def label_roles(keys: Iterable[Any]) -> int:
     """Return the roles of all keys of an object."""
     found = 0
     for key in keys:
-        found |= role_of(key)
+        found |= label_role(key)
     return found
 
 
@@ -183,7 +183,7 @@ def labelled_secrets(
     Returns:
         None if there is nothing to say.
     """
-    roles = roles_of(value)
+    roles = label_roles(value)
     if not roles & (LABEL | WEAK_LABEL | FLAG | SPECIAL):
         return None
     found = SiblingContext()
@@ -199,7 +199,7 @@ def labelled_secrets(
 
 def _by_labels(value: Mapping[Any, Any], names: NameRules, found: SiblingContext) -> None:
     for key, label in value.items():
-        role = role_of(key)
+        role = label_role(key)
         if not role & _BY_NAMES:
             continue
         verdict = _verdict(label, names, weak=not role & LABEL)
@@ -207,7 +207,7 @@ def _by_labels(value: Mapping[Any, Any], names: NameRules, found: SiblingContext
             continue
         wanted = VALUE | WEAK_VALUE if role & LABEL else VALUE
         for other, item in value.items():
-            if other == key or not role_of(other) & wanted or not verdict.takes(item):
+            if other == key or not label_role(other) & wanted or not verdict.takes(item):
                 continue
             if not role & LABEL and isinstance(item, dict):
                 continue
@@ -215,17 +215,17 @@ def _by_labels(value: Mapping[Any, Any], names: NameRules, found: SiblingContext
 
 
 def _by_flags(value: Mapping[Any, Any], found: SiblingContext) -> None:
-    flags = (item for key, item in value.items() if role_of(key) & FLAG)
+    flags = (item for key, item in value.items() if label_role(key) & FLAG)
     if any(item is True or (isinstance(item, str) and item.lower() in _TRUE) for item in flags):
         for key, item in value.items():
-            if role_of(key) & VALUE and item is not None and not isinstance(item, bool):
+            if label_role(key) & VALUE and item is not None and not isinstance(item, bool):
                 found.taken[key] = "said_beside"
 
 
 def _verdict(label: Any, names: NameRules, *, weak: bool) -> NameVerdict | None:
     if isinstance(label, dict):
         # `{"field": {"name": "password"}, "value": …}`
-        label = next((item for key, item in label.items() if role_of(key) & LABEL), None)
+        label = next((item for key, item in label.items() if label_role(key) & LABEL), None)
     if isinstance(label, list | tuple):
         flags = (_of_text(one, names, weak=weak) for one in label[:_MOST_LABELS])
         return next((one for one in flags if one is not None), None)
@@ -241,7 +241,7 @@ def _of_text(label: Any, names: NameRules, *, weak: bool) -> NameVerdict | None:
         return names.judge("secret")
     if any(map(str.isspace, text)):
         cut = _CUTS.split(text)[0]
-        words = [word for word in split_words(cut) if word not in _FILLERS]
+        words = [word for word in name_words(cut) if word not in _FILLERS]
         if not 0 < len(words) <= _MOST_WORDS:
             return None
         verdict = names.judge("_".join(words))
@@ -252,7 +252,7 @@ def _of_text(label: Any, names: NameRules, *, weak: bool) -> NameVerdict | None:
     verdict = names.judge(text.strip(":*?!"))
     if verdict.rule is None:
         return None
-    words = split_words(text)
+    words = name_words(text)
     return None if words and words[-1] in name_table().events else verdict
 
 

@@ -118,7 +118,7 @@ def squash(name: str) -> str:
     return _SEPARATORS.sub("", spelled(name).casefold())
 
 
-def split_words(name: str) -> list[str]:
+def name_words(name: str) -> list[str]:
     """Split a name of any style into its words, in lower case: ``userOTPCode`` has three."""
     return [word.casefold() for word in _WORD.findall(spelled(name))]
 
@@ -236,7 +236,7 @@ class NameRules:
 
     def _decide(self, name: str) -> NameVerdict:
         squashed = squash(name)
-        snake = "_".join(split_words(name))
+        snake = "_".join(name_words(name))
         if self._redact.matches(squashed, snake):
             return NameVerdict(rule="name:configured", configured=True)
         if self._allow.matches(squashed, snake):
@@ -264,7 +264,7 @@ def built_in(name: str) -> NameVerdict:
         if candidate in _WHOLE_FORMS:
             rule = f"name:{candidate.replace('_', '')}"
             return NameVerdict(rule=rule, asserts=candidate in _ASSERTING)
-    words = split_words(name)
+    words = name_words(name)
     found = _phrase_in(squashed) or _word_in(name)
     if found is None:
         return _opaque(candidates)
@@ -368,7 +368,7 @@ class _Matcher:
 
 
 def _glob(pattern: str) -> str:
-    parts = ("_".join(split_words(part)) for part in pattern.split("*"))
+    parts = ("_".join(name_words(part)) for part in pattern.split("*"))
     edged = []
     for part, written in zip(parts, pattern.split("*"), strict=True):
         before = "_" if written[:1] in ("_", "-", ".", " ") else ""

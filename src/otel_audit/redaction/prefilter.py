@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import re2
 
+from otel_audit._util.cache import Memo
 from otel_audit._util.lazy_pattern import LazyPattern
 from otel_audit.redaction import names
 from otel_audit.redaction.checksums import IBAN_LENGTHS
@@ -27,7 +28,7 @@ from otel_audit.redaction.secret_urls import QUERY_PATTERN, SEGMENT_PATTERN
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from otel_audit.redaction.walker import Limits, Rules
+    from otel_audit.redaction.walker import Limits, RedactionRules
 
 
 _SHORTEST_FIND = 9
@@ -39,7 +40,8 @@ _FEW_DIGITS = 10**9
 # below the shortest key that letters alone can spell, which is AWS's: twenty
 # a segment that fits is never read again in the other way: that would be two ways for each
 _ORDINARY_PATH = re.compile(r"(?:/(?:[A-Za-z]{0,19}|[A-Za-z0-9]{0,8})(?=/|\Z))*+")
-_MOST_DIGITS = 8
+_SHORT_PATH = 256
+_MANY_DIGITS = re.compile(r"(?:[^0-9]*+[0-9]){9}")
 
 _AMOUNT = re.compile(r"-?[0-9]{1,7}(?:\.[0-9]{1,2})?")
 _MOMENT = re.compile(
@@ -57,9 +59,17 @@ def is_plain_path(path: str) -> bool:
     Returns:
         As for `is_plain`.
     """
-    if _ORDINARY_PATH.fullmatch(path) is None:
-        return False
-    return sum(map(path.count, "0123456789")) <= _MOST_DIGITS
+    return _plain_paths[path]
+
+
+def _is_plain_path(path: str) -> bool:
+    return _ORDINARY_PATH.fullmatch(path) is not None and _MANY_DIGITS.match(path) is None
+
+
+_plain_paths: Final[Memo[str, bool]] = Memo(
+    _is_plain_path, 2048, lambda path: len(path) <= _SHORT_PATH
+)
+"""What was found of short paths: an application has few."""
 
 
 def is_plain(value: Any) -> bool:
@@ -145,9 +155,9 @@ class Prefilter:
 
     def suspects(self, text: bytes) -> bool:
         """Search JSON text, valid UTF-8 and free of backslashes."""
-        if self._anything or self._pattern.search(text) is not None:
+        if self._anything or self._pattern.occurs_in(text):
             return True
-        return not text.isascii() and self._spelled_pattern.search(_spelled(text)) is not None
+        return not text.isascii() and self._spelled_pattern.occurs_in(_spelled(text))
 
     def suspects_string(self, text: str) -> bool:
         """Search a string as in JSON text, in quotes."""
@@ -236,7 +246,7 @@ _ALL_BUT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 _check_json = msgspec.json.Decoder(msgspec.Raw).decode
 
 
-def is_clean_json(raw: bytes, rules: Rules) -> bool:
+def is_clean_json(raw: bytes, rules: RedactionRules) -> bool:
     """Return whether a text is JSON, within the bounds, and holds nothing for a rule to take out.
 
     Args:
@@ -252,7 +262,7 @@ def is_clean_json(raw: bytes, rules: Rules) -> bool:
     return True
 
 
-def is_clean(raw: bytes, rules: Rules) -> bool:
+def is_clean(raw: bytes, rules: RedactionRules) -> bool:
     """As `is_clean_json`, for a text that is JSON for sure: an encoder's."""
     if rules.paths is not None or not _is_shallow(raw, rules.limits.depth):
         return False

@@ -35,7 +35,15 @@ from otel_audit.redaction.prefilter import (
 from otel_audit.redaction.secret_urls import without_random_segments
 from otel_audit.redaction.text import TextRules
 from otel_audit.redaction.urls import redact_login, redact_path, redact_query
-from otel_audit.redaction.walker import OMITTED, Finding, Limits, Mode, Rules, Walk, parse_json
+from otel_audit.redaction.walker import (
+    OMITTED,
+    Finding,
+    Limits,
+    Mode,
+    RedactionRules,
+    Walk,
+    parse_json,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -102,7 +110,7 @@ class Redactor:
         self._on_error = on_error or _ignore_error
         self._header_pattern = _header_pattern([pattern for pattern in headers if pattern.strip()])
         names = NameRules(fields, allow)
-        self._rules = Rules(
+        self._rules = RedactionRules(
             names=names,
             paths=path_rules(paths),
             text=TextRules(names, off=rules_off, emails=emails),
@@ -303,9 +311,10 @@ class Redactor:
             credentials by their nature are redacted also if they are kept.
         """
         found: dict[str, str] = {}
+        ordinary = self._ordinary_line
         for raw_name, raw_value in pairs:
             if raw_name in _ORDINARY and len(raw_value) <= _ORDINARY_LENGTH:
-                name, value = self._ordinary_line(raw_name, raw_value)
+                name, value = ordinary(raw_name, raw_value)
             else:
                 if callable(work):
                     work = work()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from otel_audit._util.ids import is_uuid
 from otel_audit._util.lazy_pattern import LazyPattern
 from otel_audit.redaction.load_data import name_table
-from otel_audit.redaction.names import built_in, looks_opaque, split_words, squash
+from otel_audit.redaction.names import built_in, looks_opaque, name_words, squash
 from otel_audit.redaction.placeholders import REDACTED, is_token
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def link_parameters(path: str, parameters: Mapping[str, Any]) -> Iterator[str]:
     if not any(kinds.values()):
         return
     fixed = set(path.split("/")).difference(values.values())
-    leads_in = any(not _WORDS.isdisjoint(split_words(segment)) for segment in fixed)
+    leads_in = any(not _WORDS.isdisjoint(name_words(segment)) for segment in fixed)
     for name, kind in kinds.items():
         value = values[name]
         given = looks_like_token(value) or (leads_in and len(value) >= _SHORTEST_GIVEN)
@@ -131,7 +131,7 @@ _BY_LOOKS: Final = 1
 # an application has few names of parameters
 @functools.lru_cache(maxsize=512)
 def _kind_of(name: str) -> int:
-    squashed, words = squash(name), split_words(name)
+    squashed, words = squash(name), name_words(name)
     if squashed in _SECRET:
         return _ALWAYS
     carries = len(words) > 1 and words[-1] in _CARRIED and not _WORDS.isdisjoint(words)
@@ -151,7 +151,7 @@ def in_query(match: Any) -> Iterable[tuple[int, int]]:
 
 def in_segments(match: Any) -> Iterable[tuple[int, int]]:
     """Find the credentials in a match of `SEGMENTS`."""
-    words = _WORDS.intersection(split_words(match.group(1)))
+    words = _WORDS.intersection(name_words(match.group(1)))
     if not words:
         return
     start = match.start(2)

@@ -26,8 +26,8 @@ from otel_audit.redaction.labelled_values import (
     VALUE,
     WEAK_LABEL,
     WEAK_VALUE,
-    role_of,
-    roles_of,
+    label_role,
+    label_roles,
 )
 from otel_audit.redaction.placeholders import TRUNCATED, WITHHELD
 
@@ -190,8 +190,8 @@ def withhold_undecided(document: Any) -> Any:
     opened = document
     while opened and isinstance(opened, dict | list):
         if isinstance(opened, dict):
-            if not roles_of(opened) & (LABEL | WEAK_LABEL):
-                for key in [key for key in opened if role_of(key) & (VALUE | WEAK_VALUE)]:
+            if not label_roles(opened) & (LABEL | WEAK_LABEL):
+                for key in [key for key in opened if label_role(key) & (VALUE | WEAK_VALUE)]:
                     opened[key] = WITHHELD
             opened = next(reversed(opened.values()))
         else:

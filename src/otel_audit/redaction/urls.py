@@ -11,7 +11,7 @@ from otel_audit._util.text import storable
 from otel_audit.redaction import secret_urls
 from otel_audit.redaction.budget import WorkBudget, WorkBudgetError
 from otel_audit.redaction.placeholders import WITHHELD_FOR_WORK
-from otel_audit.redaction.walker import OMITTED, Rules, Walk
+from otel_audit.redaction.walker import OMITTED, RedactionRules, Walk
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +37,7 @@ _ADDRESS_SCHEMES = ("mailto:", "sip:", "sips:", "acct:", "xmpp:", "im:", "pres:"
 _SAFE_IN_PATH = "/:@!$&'()*+,;=[]~-._%"
 
 
-def redact_query(rules: Rules, query: str, work: WorkBudget | None = None) -> str:
+def redact_query(rules: RedactionRules, query: str, work: WorkBudget | None = None) -> str:
     """Redact a URL query or a form body (``application/x-www-form-urlencoded``).
 
     What no rule touches keeps the spelling it has; what is replaced is percent-encoded.
@@ -74,7 +74,7 @@ def _is_callback(parts: list[str], work: WorkBudget) -> bool:
     return secret_urls.is_callback(names)
 
 
-def _is_clean_query(rules: Rules, query: str) -> bool:
+def _is_clean_query(rules: RedactionRules, query: str) -> bool:
     """Return whether no rule touches a query, by one search over it as if it were JSON."""
     if rules.paths or len(query) > rules.limits.length or not query.isascii():
         return False
@@ -102,7 +102,7 @@ def _parameter(walk: Walk, part: str, *, is_callback: bool) -> str | None:
     return f"{spelled}={_respelled(value, decoded, redacted, quote_plus)}"
 
 
-def redact_path(rules: Rules, path: str, work: WorkBudget | None = None) -> str:
+def redact_path(rules: RedactionRules, path: str, work: WorkBudget | None = None) -> str:
     """Redact a URL path, segment by segment.
 
     Args:
@@ -121,7 +121,7 @@ def redact_path(rules: Rules, path: str, work: WorkBudget | None = None) -> str:
         return WITHHELD_FOR_WORK
 
 
-def _redacted_path(rules: Rules, path: str, work: WorkBudget) -> str:
+def _redacted_path(rules: RedactionRules, path: str, work: WorkBudget) -> str:
     walk = Walk(rules, work=work)
     whole = walk.value(path, None)
     if whole == path and "%" not in path and ("@" not in path or ":" not in path):

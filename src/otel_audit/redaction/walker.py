@@ -95,7 +95,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Rules:
+class RedactionRules:
     """Everything that one configuration decides; immutable, shared by all walks."""
 
     names: NameRules
@@ -177,7 +177,7 @@ class Walk:
 
     def __init__(
         self,
-        rules: Rules,
+        rules: RedactionRules,
         findings: list[Finding] | None = None,
         *,
         values_clean: bool = False,

@@ -16,6 +16,7 @@ _BYTES_A_SECOND: Final = 8_000_000
 """Rough rate of reading and storing; ``Retry-After`` is computed from it."""
 
 _LONGEST_WAIT: Final = 30
+"""Seconds of ``Retry-After`` at most."""
 
 FREE_SIZE: Final = 4 << 20
 """Bytes that any request may have, decompressed: more than our own exporter sends at once."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-import re
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import msgspec
 from msgspec.structs import replace
 
 from otel_audit import attributes as names
-from otel_audit._util.ids import derived_uuid7
+from otel_audit._util.ids import derived_uuid7, is_uuid
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.action.compose import as_received, with_resource
 from otel_audit.action.record_limit import clipped
@@ -44,20 +43,22 @@ _logger = logging.getLogger(__name__)
 
 _LATEST: Final = 1 << 63
 _LONGEST_QUARANTINED: Final = 65_536
+"""Bytes that are kept of an item that is too large."""
 _SERVICE: Final = "service."
 _SERVICE_NAME: Final = "service.name"
 _LARGEST_NUMBER: Final = 1 << 53
 _LONGEST_PRODUCER: Final = 256
 _FEW: Final = 16
+"""Attributes of a lean resource, those of ``service.*``."""
 _RESOURCE_WORK: Final = 500
+"""Units that redacting one resource may take."""
 _QUARANTINE_WORK: Final = 500
+"""Units that redacting one item for the quarantine may take."""
 _LARGEST_RESOURCE: Final = 8_192
 """Bytes of a resource that each record of it repeats."""
 
 LEFT_OUT: Final = "audit.truncated"
 """In a resource: how many attributes it had beyond those that are stored."""
-
-_is_uuid: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}").fullmatch
 
 _decode_mapping = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -295,7 +296,7 @@ class Converter:
     ) -> NotConvertible:
         budget = SpanBudget(allowance.work, _QUARANTINE_WORK)
         record_id = item.attributes.get(names.RECORD_ID)
-        if not isinstance(record_id, str) or _is_uuid(record_id) is None:
+        if not isinstance(record_id, str) or is_uuid(record_id) is None:
             record_id = derived_uuid7(item.start_time, *_own_ids(item))
         received = {
             "received_by": sender.identity,

@@ -32,8 +32,10 @@ _LARGEST: Final = 65_536
 
 _MOST_NODES: Final = 1_000_000
 _LARGEST_FLAG: Final = 1_024
+"""Bytes of an attribute that may be the mark: longer ones are not looked at."""
 _MOST: Final = 2048
 _SHORT: Final = 128
+"""Bytes of an attribute that is remembered, as the same few come with each span."""
 _NEVER_TWICE: Final = frozenset({
     names.RECORD_ID, names.ACTION_ID, names.PARENT_ACTION_ID, names.REQUEST_ID, names.TARGET_ID,
     names.SEQUENCE_NUMBER, f"{names.REQUEST_BODY}.sha256", f"{names.RESPONSE_BODY}.sha256",

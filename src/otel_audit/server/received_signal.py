@@ -12,13 +12,13 @@ from typing import Any, Final, Literal, NamedTuple
 from otel_audit import audit_signal as names
 from otel_audit._util.cache import BoundedCache, Memo, are_few_names
 from otel_audit._util.ids import derived_uuid7
-from otel_audit.server.items import ReceivedItem
-from otel_audit.server.signed_forms import (
+from otel_audit.server.canonical_forms import (
     UndecodableRecordError,
     canonical_forms,
     integrity_hash,
     parse_log,
 )
+from otel_audit.server.items import ReceivedItem
 
 Link = Literal["linked", "broken"]
 

@@ -20,6 +20,7 @@ from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope, KeyVa
 
 from otel_audit.server.decode_attributes import as_attributes
 from otel_audit.server.items import MOST_ATTRIBUTES, ItemPath, ReceivedItem, Resource
+from otel_audit.server.scan_json import Range
 
 _VARINT, _FIXED64, _BYTES, _BEGIN, _END, _FIXED32 = range(6)
 _LONGEST_VARINT: Final = 10
@@ -40,7 +41,6 @@ _SCOPED = _ITEMS = 2
 NOT_UTF8: Final = "it cannot be decoded: a text in it is not UTF-8, or it is cut"
 
 WireField = tuple[int, Any]
-Range = tuple[int, int]
 
 
 class FramingError(ValueError):

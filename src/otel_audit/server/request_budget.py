@@ -20,15 +20,24 @@ MOST_OBJECTS: Final = 1_000_000
 """JSON objects and lists in one request; a record of the fullest kind has about a hundred."""
 
 _ORDINARY_RATIO: Final = 16
+"""How far ordinary requests are compressed; what is inflated further earns no more budget."""
 _FREE_ITEMS: Final = 4_096
+"""Spans of a request of any size."""
 _FREE_PARTS: Final = 16_384
+"""Resources, scopes and the like of a request of any size."""
 _FREE_OBJECTS: Final = 65_536
+"""Objects and lists of a request of any size."""
 _FREE_WORK: Final = 200_000
+"""Units of redaction of a request of any size."""
 _MOST_WORK: Final = 1_500_000
+"""Units of redaction of the largest request: about a second and a half."""
 _WORK_PER_BYTE: Final = 1 / 8
 _WORK_PER_SPAN: Final = 100
+"""Units that each span has whatever its size."""
 _FREE_COPIES: Final = 1 << 20
+"""Bytes of repeated resources of a request of any size."""
 _COPIES: Final = 8
+"""How many times as large as the request its resources may become by being repeated."""
 
 
 class RequestBudget:

@@ -19,7 +19,7 @@ from otel_audit.server.authentication import Authentication
 from otel_audit.server.backpressure import MemoryBudget
 from otel_audit.server.convert import Converter, NotConvertible, with_own_place
 from otel_audit.server.credentials import Sender
-from otel_audit.server.fair_turns import FairTurns, Turn
+from otel_audit.server.fair_scheduling import FairTurns, Turn
 from otel_audit.server.intake import Intake, Stored
 from otel_audit.server.items import Batch, ReceivedItem
 from otel_audit.server.metrics import ServerMetrics

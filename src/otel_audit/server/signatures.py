@@ -18,8 +18,8 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 from otel_audit.attributes import PRODUCER_ID
 from otel_audit.audit_signal import ALGORITHM, CERTIFICATE, VALUE
 from otel_audit.errors import ConfigurationError, MissingExtraError
+from otel_audit.server.canonical_forms import UndecodableRecordError, canonical_forms, parse_log
 from otel_audit.server.decode_attributes import WITHHELD, Nodes, value_of
-from otel_audit.server.signed_forms import UndecodableRecordError, canonical_forms, parse_log
 
 Verdict = Literal["valid", "invalid", "unsigned", "unknown_signer", "unsupported"]
 
@@ -217,7 +217,7 @@ def _matches_stored(record: LogRecord, attributes: Mapping[str, Any], body: Any)
     return _is_same(value_of(record.body, nodes), body) and all(
         _is_same(named.get(name), value)
         for name, value in attributes.items()
-        # the draft's name of a stream, told again under ours
+        # the draft's name of a stream, repeated under ours
         if name in named or name != PRODUCER_ID
     )
 

@@ -31,6 +31,11 @@ _SHAPES: Final[dict[str, Shape]] = {
 def shape_named(name: str, entities: Entities = DEFAULT_ENTITIES) -> Shape:
     """Find a shape.
 
+    Example::
+
+        event = read_event(payload, leaf=7, log="example.com/log", content_hash=content_hash)
+        shape_named("ecs")(event)["event"]["sequence"]
+
     Args:
         name: One of `SHAPES`, or ``ocsf-VERSION``.
         entities: For OCSF, which targets are users, groups, or administered otherwise.

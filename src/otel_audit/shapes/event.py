@@ -17,7 +17,15 @@ _TIMES: Final = range(1, 1 << 63)
 
 
 class UnshapeableError(ValueError):
-    """A record that a shape cannot take; the message says why, without its values."""
+    """A record that a shape cannot take; the message says why, without its values.
+
+    Example::
+
+        try:
+            read_event("[]", leaf=None, log="example.com/log", content_hash=content_hash)
+        except UnshapeableError as error:
+            print(error)
+    """
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,11 @@ class Event:
         is_exact: Whether the payload is the text that the content hash is of: not where personal
             values were replaced.
         text: The payload as it was read, mended where that was needed.
+
+    Example::
+
+        event: Event = read_event(payload, leaf=7, log="l.example", content_hash=content_hash)
+        event.is_failure
     """
 
     document: dict[str, Any]
@@ -99,6 +112,10 @@ def read_event(  # noqa: PLR0913 - what an event is
 ) -> Event:
     """Read an event from a row of the trail.
 
+    Example::
+
+        read_event(payload, leaf=7, log="example.com/log", content_hash=content_hash).name
+
     Args:
         payload: The record's text.
         leaf: Its leaf, where it is sealed.
@@ -108,7 +125,7 @@ def read_event(  # noqa: PLR0913 - what an event is
         recorded_ns: When the store took it.
 
     Raises:
-        UnshapeableError: The text is not JSON object.
+        UnshapeableError: The text is not a JSON object.
     """
     document, text = _document(payload)
     return Event(
@@ -131,7 +148,7 @@ def _document(payload: str) -> tuple[dict[str, Any], bytes]:
         except (msgspec.MsgspecError, ValueError, RecursionError):
             raise UnshapeableError("the payload is not JSON that can be read") from None
     if not isinstance(found, dict):
-        raise UnshapeableError("the payload is not JSON object")
+        raise UnshapeableError("the payload is not a JSON object")
     return found, text
 
 

@@ -16,6 +16,7 @@ from otel_audit.config import AuditConfig, user_state_directory
 from otel_audit.errors import ConfigurationError
 from otel_audit.streams.destination import Destination
 from otel_audit.streams.file import FileDestination
+from otel_audit.streams.local_position import LocalPosition
 from otel_audit.streams.settings import (
     FileSettings,
     OtlpSettings,
@@ -25,7 +26,6 @@ from otel_audit.streams.settings import (
     secret,
 )
 from otel_audit.streams.stream import Revealer, Stream, StreamPlan
-from otel_audit.streams.witness import Witness
 
 _WEBHOOK_BATCH: Final = 100
 """Events that are sent one by one before they are acknowledged together."""
@@ -53,7 +53,7 @@ def make_streams(
     """
     directory = state_directory or user_state_directory("--state") / "streams"
     return [
-        Stream(dsn, _plan(name, one, start), Witness(directory, name), interval=interval)
+        Stream(dsn, _plan(name, one, start), LocalPosition(directory, name), interval=interval)
         for name, one in found.items()
     ]
 

@@ -17,6 +17,7 @@ from otel_audit._util.printable import ascii_json
 from otel_audit.streams.destination import Delivered, DestinationError, Encoded, Outgoing
 
 _TAIL: Final = 1 << 16
+"""Bytes that are read at once to find the last line end."""
 
 
 class FileDestination:

@@ -34,6 +34,7 @@ _RESOURCE: Final = wire.part(
     wire.pairs(wire.RESOURCE_ATTRIBUTE, {"service.name": "otel-audit-stream"}),
 )
 _COMPRESSION_LEVEL: Final = 1
+"""The quickest level: each batch is compressed while the next one is made."""
 _INT64: Final = range(-(1 << 63), 1 << 63)
 _UNFIT: Final = (ValueError, TypeError, OverflowError, RecursionError)
 

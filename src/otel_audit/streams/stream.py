@@ -33,7 +33,7 @@ from otel_audit.streams.destination import (
     Encoded,
     Outgoing,
 )
-from otel_audit.streams.witness import Sent, Witness
+from otel_audit.streams.local_position import LocalPosition, SentPosition
 
 _logger = logging.getLogger(__name__)
 
@@ -122,25 +122,26 @@ class HeldElsewhereError(StoreError):
 class Stream:
     """Sends one stream until `run` is stopped.
 
-    While events are on their way one transaction holds the stream's lock, so that of several
-    processes one sends; a process that is killed lets go of it by that. The position moves only
-    after the destination has acknowledged: what is cut off in between is sent again.
+    While events are on their way one transaction has the stream's row locked, so that of several
+    processes one sends; a process that is killed lets go of it by that. Who finds nothing to send
+    locks nothing. The position moves only after the destination has acknowledged: what is cut off
+    in between is sent again.
     """
 
     def __init__(
-        self, dsn: str, plan: StreamPlan, witness: Witness, *, interval: float = 1.0
+        self, dsn: str, plan: StreamPlan, local_position: LocalPosition, *, interval: float = 1.0
     ) -> None:
         """Open nothing yet.
 
         Args:
             dsn: The store, as a role of otel_audit_streamer that reads.
             plan: What is to be done.
-            witness: What was sent, outside the store.
+            local_position: What was sent, outside the store.
             interval: Seconds between looks for what is new.
         """
         self._dsn = dsn
         self._plan = plan
-        self._witness = witness
+        self._local_position = local_position
         self._interval = interval
         self._ahead: _Batch | None = None
         self.progress = StreamProgress()
@@ -209,15 +210,23 @@ class Stream:
     async def _step(self, connection: Connection[Any]) -> bool:
         """Send one page, if there is one. Returns whether more may follow."""
         async with connection.transaction():
-            if not await store.try_to_hold(connection, self.name):
-                raise HeldElsewhereError(f"stream {self.name}: another process sends it")
             at = await store.position(connection, self.name)
             sealed = await store.check_position(connection, at)
-            await self._compare_witness(connection, at, sealed.size)
+            await self._compare_local_position(connection, at, sealed.size)
             self.progress.next_leaf, self.progress.size = at.next_leaf, sealed.size
             if at.is_paused:
                 self._is("paused")
                 return False
+            if at.next_leaf >= sealed.size:
+                # the lock is a write: a look that finds nothing makes none
+                self._is("waiting")
+                return False
+            held = await store.hold(connection, self.name)
+            if held is None:
+                raise HeldElsewhereError(f"stream {self.name}: another process sends it")
+            if held != at:
+                # another process moved it, or it was paused, since it was looked at
+                return True
             self.progress.lag = await store.waiting_for(connection, at.next_leaf, sealed)
             batch, self._ahead = self._ahead, None
             if batch is None or (batch.page.first, batch.turn) != (at.next_leaf, at.turn):
@@ -313,7 +322,9 @@ class Stream:
                 "refused: %s; `otel-audit stream parked %s` lists what is", self.name, one.leaf,
                 one.id, visible(one.reason), self.name,
             )  # fmt: skip
-        self._witness.write(Sent(at.turn, next_leaf, leaf_hash.hex() if leaf_hash else ""))
+        self._local_position.write(
+            SentPosition(at.turn, next_leaf, leaf_hash.hex() if leaf_hash else "")
+        )
 
     async def _encoded(self, row: SealedRow, log: str) -> Encoded:
         if not row.is_as_sealed:
@@ -346,11 +357,11 @@ class Stream:
             # one record that a shape did not foresee holds up no other: it is parked, and counted
             raise UnshapeableError(f"it has no such shape ({type(error).__name__})") from error
 
-    async def _compare_witness(
+    async def _compare_local_position(
         self, connection: Connection[Any], at: store.StreamPosition, size: int
     ) -> None:
-        """Compare with the witness file. If it is ahead, the store was restored from a backup."""
-        sent = self._witness.read()
+        """Compare with the local file. If it is ahead, the store was restored from a backup."""
+        sent = self._local_position.read()
         if sent is None or sent.turn != at.turn or sent.next_leaf <= at.next_leaf:
             return
         if sent.next_leaf > size:

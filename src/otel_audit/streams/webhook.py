@@ -17,19 +17,19 @@ import httpx
 
 from otel_audit._util.loopback import is_loopback
 from otel_audit.errors import ConfigurationError
+from otel_audit.identity.source import Address
 from otel_audit.streams.destination import TURN, Delivered, DestinationError, Encoded, Outgoing
 from otel_audit.streams.file import line
 from otel_audit.streams.http import Client, rejection_reason
 
 _PREFIX: Final = "whsec_"
 _SHORTEST_SECRET: Final = 24
+"""Bytes of a secret, by Standard Webhooks: 24 to 64."""
 _LONGEST_SECRET: Final = 64
 # addresses that stand for an IPv4 address (RFC 6052)
 _TRANSLATED: Final = ipaddress.ip_network("64:ff9b::/96")
 # registered since, or not told apart by Python's own table everywhere (RFC 6890, RFC 9637)
 _NOT_PUBLIC: Final = tuple(map(ipaddress.ip_network, ("192.0.0.0/24", "3fff::/20")))
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class WebhookDestination:

@@ -10,7 +10,7 @@ from typing import Any
 from opentelemetry import trace
 
 from otel_audit._instrumentation import instrument_into, uninstrument
-from otel_audit.action.compose import in_trace
+from otel_audit.action.compose import Opening, in_trace
 from otel_audit.config import AuditConfig
 from otel_audit.record import AuditRecord
 
@@ -86,10 +86,10 @@ class Recorded:
             self._records.clear()
             self._requests.clear()
 
-    def opened(self, record: AuditRecord, _span: trace.Span | None = None, /) -> bool:
+    def opened(self, begun: AuditRecord | Opening, _span: trace.Span | None = None, /) -> bool:
         """Called when an action begins."""
         with self._lock:
-            self._open.add(record.record_id)
+            self._open.add(begun.record_id)
         return True
 
     def answered(self, _record: AuditRecord, _span: trace.Span | None = None, /) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
+from otel_audit._util.ids import UUID_PATTERN
 from otel_audit.record import NO_CONTENT, AuditRecord
 
 _LEFT_OUT: Final = frozenset({
@@ -15,18 +16,16 @@ _LEFT_OUT: Final = frozenset({
     "schema_version", "duration", "received",
 })  # fmt: skip
 _OF_REQUEST: Final = ("id", "host", "http_version", "headers")
-_UUID: Final = re.compile(
-    r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE
-)
+_UUID: Final = re.compile(UUID_PATTERN)
 
 
 def snapshot(records: Iterable[AuditRecord]) -> list[dict[str, Any]]:
     """Write records so that two runs of the same test write the same.
 
     Ids become ``A1``, ``A2`` …, in the order of their first mention: the records' own, and every
-    UUID in what they hold. The time is left out but for the order, which is that of the actions'
-    beginnings (``at`` counts them from 1); so are host, process, version, trace and the client's
-    address. Names are sorted.
+    UUID in what they hold. Of times only the order is kept: ``at`` counts the actions from 1, by
+    their beginning. Host, process, version, trace and the client's address are left out. Names are
+    sorted.
 
     Example::
 

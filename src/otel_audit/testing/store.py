@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import threading
 import uuid
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from otel_audit.errors import MissingExtraError, StoreError, StoreUnavailableErr
 from otel_audit.record import AuditRecord
 
 if TYPE_CHECKING:
+    import asyncpg
     from otel_audit_postgres.ledger.verify.findings import VerificationReport
 
 T = TypeVar("T")
@@ -130,8 +131,13 @@ class PostgresServer:
         self._how = " STRATEGY FILE_COPY" if version >= _FILE_COPY else ""
         # several test runs may share one server
         self.template = f"otel_audit_template_{uuid.uuid4().hex[:12]}"
-        self._execute(f"CREATE DATABASE {self.template}")
-        _run(otel_audit_postgres.init(self.dsn(self.template)))
+        self._administrator = _Administrator(dsn)
+        try:
+            self._administrator.execute(f"CREATE DATABASE {self.template}")
+            _run(otel_audit_postgres.init(self.dsn(self.template)))
+        except BaseException:
+            self._administrator.close()
+            raise
 
     def dsn(self, database: str) -> str:
         """Name a database of this server."""
@@ -146,18 +152,61 @@ class PostgresServer:
             template: The database that is copied; None: the one with the audit schema.
         """
         name = f"audit_{uuid.uuid4().hex[:12]}"
-        self._execute(f"CREATE DATABASE {name} TEMPLATE {template or self.template}{self._how}")
+        execute = self._administrator.execute
+        execute(f"CREATE DATABASE {name} TEMPLATE {template or self.template}{self._how}")
         try:
             yield self.dsn(name)
         finally:
-            self._execute(f"DROP DATABASE {name} WITH (FORCE)")
+            execute(f"DROP DATABASE {name} WITH (FORCE)")
 
     def close(self) -> None:
-        """Drop the template database."""
-        self._execute(f"DROP DATABASE {self.template} WITH (FORCE)")
+        """Drop the template database, and close the connection to the server."""
+        try:
+            self._administrator.execute(f"DROP DATABASE {self.template} WITH (FORCE)")
+        finally:
+            self._administrator.close()
 
-    def _execute(self, statement: str) -> None:
-        _run(_execute(self.server_dsn, statement))
+
+class _Administrator:
+    """The one connection that makes and drops databases: a new one costs half as much as they do.
+
+    No thread is left between two statements: a test may fork.
+    """
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+        self._loop = asyncio.new_event_loop()
+        self._lock = threading.Lock()
+        self._connection: asyncpg.Connection[Any] | None = None
+
+    def execute(self, statement: str) -> None:
+        with self._lock:
+            _in_thread(lambda: self._loop.run_until_complete(self._execute(statement)))
+
+    def close(self) -> None:
+        with self._lock:
+            if not self._loop.is_closed():
+                _in_thread(self._close)
+
+    def _close(self) -> None:
+        try:
+            if self._connection is not None:
+                self._loop.run_until_complete(self._connection.close())
+        finally:
+            self._loop.close()
+
+    async def _execute(self, statement: str) -> None:
+        import asyncpg
+
+        if self._connection is not None:
+            try:
+                await self._connection.fetchval("SELECT 1")
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                self._connection.terminate()  # a test has ended it, or its server
+                self._connection = None
+        if self._connection is None:
+            self._connection = await asyncpg.connect(self._dsn)
+        await self._connection.execute(statement)
 
 
 @contextmanager
@@ -202,7 +251,11 @@ def embedded_server() -> Iterator[PostgresServer]:
         raise
     try:
         _run(_execute(server.get_uri(), *_NOT_DURABLE, "SELECT pg_reload_conf()"))
-        yield PostgresServer(server.get_uri())
+        store = PostgresServer(server.get_uri())
+        try:
+            yield store
+        finally:
+            store.close()
     finally:
         server.cleanup()
         shutil.rmtree(directory, ignore_errors=True)
@@ -231,12 +284,16 @@ async def _execute(dsn: str, *statements: str) -> None:
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
     """Run it on a loop of its own, in a thread of its own: the test may have a loop, too."""
+    return _in_thread(lambda: asyncio.run(work))
+
+
+def _in_thread(work: Callable[[], T]) -> T:
     answer: list[T] = []
     failure: list[BaseException] = []
 
     def run() -> None:
         try:
-            answer.append(asyncio.run(work))
+            answer.append(work())
         except BaseException as error:  # noqa: BLE001 - raised again by who waits
             failure.append(error)
 

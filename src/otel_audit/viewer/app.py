@@ -44,7 +44,7 @@ def create_app(settings: ViewerSettings | None = None, **options: Any) -> Starle
 
     Mounted in an application, its own login tells who looks::
 
-        app.mount("/audit", create_app(dsn=…, authenticate=who_is_it))
+        app.mount("/audit", create_app(dsn=dsn, authenticate=who))
 
     Args:
         settings: How it works.

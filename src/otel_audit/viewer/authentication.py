@@ -24,6 +24,7 @@ Authenticate = Callable[[Request], Viewer | Awaitable[Viewer | None] | None]
 _LINK_SECONDS: Final = 600
 _SESSION_SECONDS: Final = 8 * 3600
 _MOST_SESSIONS: Final = 100
+"""Sessions at once; the oldest one ends for another."""
 
 
 class SignsIn(Protocol):
@@ -89,11 +90,15 @@ class TrustedHeader:
 
     Attributes:
         header: Its name, such as ``x-forwarded-user``.
-        proxies: Addresses or networks of the proxies; from anywhere else the header is nothing.
-        secret: What the proxy sends in the header ``x-otel-audit-proxy``, where others can connect
-            from its address, too.
-        role: What everybody is.
+        proxies: Addresses or networks of the proxies; from other addresses the header is ignored.
+        secret: Value of the header ``x-otel-audit-proxy`` that the proxy sends, if others can
+            connect from its address, too.
+        role: The role of every user.
         tenants: As for `Viewer`.
+
+    Example::
+
+        create_app(dsn=dsn, authenticate=TrustedHeader("x-forwarded-user", proxies=("10.0.0.7",)))
     """
 
     header: str

@@ -36,6 +36,13 @@ class Embedding:
         origins: The application's origins, such as ``https://app.example``.
         audience: Whom tokens must be for.
         is_revoked: Tells whether a token's id (``jti``) is revoked; it is asked each time.
+
+    Example::
+
+        revoked = set()
+        embedding = Embedding(
+            public_key, origins=("https://app.example",), is_revoked=revoked.__contains__
+        )
     """
 
     public_key: str
@@ -110,6 +117,10 @@ def mint_token(  # noqa: PLR0913 - what a token says
     audience: str = AUDIENCE,
 ) -> str:
     """Make a token for a tenant's administrator. It is valid for some minutes.
+
+    Example::
+
+        token = mint_token(private_key, tenant="acme", viewer="ann@acme.example", minutes=10)
 
     Args:
         private_key: The Ed25519 key, PEM; only the application's backend has it.

@@ -25,8 +25,12 @@ class Viewer:
         role: ``auditor`` sees whole records; ``support`` sees no bodies, and so neither records'
             texts nor anything that reveals them; ``tenant`` sees the records of ``tenants``.
         tenants: The only tenants whose records are shown, by id; None: all, for auditor and
-            support only. The database holds to it, whatever is asked.
+            support only. The database enforces this.
         may: What else is allowed: ``export``, ``prove``, ``tail``.
+
+    Example::
+
+        Viewer("ann@acme.example", role="tenant", tenants=("acme",), may=frozenset({"export"}))
     """
 
     name: str

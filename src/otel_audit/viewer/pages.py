@@ -34,8 +34,10 @@ _THING: Final = re.compile(r"[A-Za-z][\w.]*:[^\s:]+")
 _FEW: Final = 10
 _ERASED: Final = "[ERASED"
 _MOST_STATES: Final = 2_000
+"""Records of a history from which states are computed."""
 _AROUND: Final = timedelta(minutes=5)
 _STATE_PAGE: Final = 500
+"""Records of it that are fetched at once."""
 _FACETS: Final = ("event", "outcome", "actor", "tenant", "action", "status", "service", "target")
 _ACTOR_FACETS: Final = ("event", "outcome", "status", "tenant", "ip", "session", "target")
 
@@ -235,7 +237,7 @@ async def entity(site: Site, request: Request, viewer: Viewer) -> Response:
         page = await queries.search(
             connection, narrowed, limit=ROWS, after=after, oldest_first=oldest_first
         )
-        texts = await _readable(site, await payloads.texts(connection, page.records))
+        texts = await _readable(site, await payloads.payload_texts(connection, page.records))
         state = None if until is None else await _state(site, connection, viewer, name, until, of)
         return page, texts, await site.names(connection, page.records), state
 
@@ -481,7 +483,7 @@ async def _views(connection: Connection[Any], viewer: Viewer, short: Found) -> t
         return ()
     query = Query((term("entity", f"audit_record:{short.id}"),))
     found = (await queries.search(connection, query, limit=_FEW)).records
-    texts = await payloads.texts(connection, found)
+    texts = await payloads.payload_texts(connection, found)
     return tuple(Look(one, _on_behalf_of(texts.get((one.id, one.tenant_id)))) for one in found)
 
 
@@ -512,7 +514,7 @@ async def _state(  # noqa: PLR0913, PLR0917 - of whom, of what, until when
         page = await queries.search(
             connection, query, limit=_STATE_PAGE, after=after, oldest_first=True
         )
-        texts = await _readable(site, await payloads.texts(connection, page.records))
+        texts = await _readable(site, await payloads.payload_texts(connection, page.records))
         for one in page.records:
             if one.id > until:
                 return display.state_after(records, entity_name)
@@ -530,7 +532,7 @@ def _changes_in(
 ) -> tuple[display.EntityChange, ...]:
     text = texts.get((one.id, one.tenant_id))
     record = None if text is None else display.read_record(text, bodies=viewer.sees_bodies)
-    return () if record is None else display.changes_of(record, entity_name)
+    return () if record is None else display.entity_changes(record, entity_name)
 
 
 def _record_context(site: Site, viewer: Viewer, found: _RecordPage) -> dict[str, Any]:
@@ -551,7 +553,7 @@ def _record_context(site: Site, viewer: Viewer, found: _RecordPage) -> dict[str,
         "others": found.others,
         "proof": found.proof,
         "has_erased": found.has_erased,
-        "changes": () if record is None else display.changes_of(record),
+        "changes": () if record is None else display.entity_changes(record),
         "request_body": display.content_of(None if request is None else request.body),
         "response_body": display.content_of(None if response is None else response.body),
         "text": display.laid_out(found.shown.payload) if viewer.sees_bodies else None,

@@ -37,6 +37,13 @@ class ViewerSettings:
         record_views: As for `otel_audit_postgres.query.trail.open_trail`.
         connections: To the store, at once.
         statement_timeout: Seconds that one statement may take.
+
+    Example::
+
+        settings = ViewerSettings(
+            dsn=dsn, authenticate=who, trace_url="https://traces.example/{trace_id}"
+        )
+        viewer = create_app(settings)
     """
 
     dsn: str

@@ -29,10 +29,15 @@ from otel_audit.viewer.tail_cursor import TailPosition
 MOST: Final = 20
 """Tails at once in one process."""
 _BATCH: Final = 200
+"""Leaves that are looked at in one turn."""
 _EVERY: Final = 1.0
+"""Seconds between two turns: a sealer seals about once a second."""
 _HEARTBEAT: Final = 15.0
+"""Seconds of silence after which a comment is sent: proxies close silent connections."""
 _RECORDED_EVERY: Final = 60.0
+"""Seconds between two records of the same look."""
 _ASKED_EVERY: Final = 15.0
+"""Seconds between two questions whether the user may still look."""
 _GAP: Final = (
     "The viewer was restarted meanwhile: what was sealed in between is not shown here, but in the "
     "search."

@@ -1,4 +1,4 @@
-"""What `otel-audit run` has every Python process of a command load first."""
+"""Loaded first by every Python process of an `otel-audit run` command."""
 
 import os
 import sys

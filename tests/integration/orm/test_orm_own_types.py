@@ -12,7 +12,7 @@ import uuid
 from typing import Any
 
 import pytest
-from orm_harness import PostgresStore, SqliteStore, action, capturing
+from orm_harness import action, capturing, postgres_store, sqlite_store
 from sqlalchemy import (
     CHAR,
     JSON,
@@ -274,21 +274,14 @@ class Sticker(Base):
 
 @pytest.fixture
 def sqlite(tmp_path):
-    engine = create_engine(f"sqlite:///{tmp_path / 'own.db'}")
-    Base.metadata.create_all(engine)
-    yield SqliteStore(engine)
-    engine.dispose()
+    with sqlite_store(tmp_path / "own.db", Base.metadata) as found:
+        yield found
 
 
 @pytest.fixture
 async def pg(orm_dsn):
-    engine = create_async_engine(orm_dsn)
-    async with engine.begin() as connection:
-        await connection.run_sync(Base.metadata.create_all)
-    yield PostgresStore(engine)
-    async with engine.begin() as connection:
-        await connection.run_sync(Base.metadata.drop_all)
-    await engine.dispose()
+    async with postgres_store(orm_dsn, Base.metadata) as found:
+        yield found
 
 
 async def added(store, **values):

@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import (
 from sqlalchemy.orm import Session, sessionmaker
 
 from otel_audit.action.compose import changes_outside
-from otel_audit.action.lifecycle import FailedParts
+from otel_audit.action.failed_parts import FailedParts
 from otel_audit.orm import OrmOptions, Transactional, attach, detach
 from otel_audit.scope import AuditScope, enter, leave
 from otel_audit.transactional import encode

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-import asyncpg
 import pytest
 from otel_audit_postgres.reports.evidence import EXPECTED, NOT_COMPARED
 from otel_audit_postgres.rows import ADDED_IN, COLUMNS
@@ -18,13 +17,6 @@ ORIGINAL = 16
 """Migrations before there was `ADDED_IN`."""
 BESIDE_THE_HASH = {"id", "payload", "recorded_at"}
 """The leaf is made of these."""
-
-
-@pytest.fixture
-async def connection(audit_store):
-    connection = await asyncpg.connect(audit_store)
-    yield connection
-    await connection.close()
 
 
 @pytest.mark.parametrize(("table", "more"), [("audit_logs", set()), ("restored_logs", {"month"})])

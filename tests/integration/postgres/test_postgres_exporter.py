@@ -8,7 +8,6 @@ import os
 import threading
 import time
 
-import asyncpg
 import pytest
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
@@ -43,13 +42,6 @@ def exporter(audit_store):
     exporter.shutdown(5000)
 
 
-@pytest.fixture
-async def reader(audit_store):
-    connection = await asyncpg.connect(audit_store)
-    yield connection
-    await connection.close()
-
-
 def spans(*each):
     """Ended spans with these attributes."""
     kept = InMemorySpanExporter()
@@ -62,30 +54,30 @@ def spans(*each):
 
 
 class TestExport:
-    async def test_stores_flagged_spans_and_no_others(self, exporter, reader):
+    async def test_stores_flagged_spans_and_no_others(self, exporter, admin):
         """A flagged span is a record with the span's own ids; an ordinary one is nothing."""
         given = spans(MANDATORY, {"audit.actor.id": "x"}, {})
         assert await asyncio.to_thread(exporter.export, given) is SpanExportResult.SUCCESS
-        (row,) = await reader.fetch("SELECT * FROM audit.audit_logs")
+        (row,) = await admin.fetch("SELECT * FROM audit.audit_logs")
         assert (row["event_name"], row["actor_id"]) == ("order.deleted", "user-1")
         assert row["trace_id"] == f"{given[0].context.trace_id:032x}"
         assert row["service_name"] == "shop"
         assert record_from_payload(row["payload"]).action == "DELETE"
 
-    async def test_stores_once_what_comes_twice(self, exporter, reader):
+    async def test_stores_once_what_comes_twice(self, exporter, admin):
         """A batch that is exported again makes no second row."""
         given = spans(MANDATORY, MANDATORY)
         for _ in range(2):
             assert await asyncio.to_thread(exporter.export, given) is SpanExportResult.SUCCESS
-        assert await reader.fetchval("SELECT count(*) FROM audit.audit_logs") == 2
+        assert await admin.fetchval("SELECT count(*) FROM audit.audit_logs") == 2
 
-    async def test_keeps_incomplete_spans_aside(self, exporter, reader):
+    async def test_keeps_incomplete_spans_aside(self, exporter, admin):
         """What lacks a mandatory attribute is in quarantine, with all it had."""
         lacking = {key: value for key, value in MANDATORY.items() if key != "audit.action"}
         wrong = MANDATORY | {"audit.actor.type": "martian", "audit.record.id": "r-1"}
         result = await asyncio.to_thread(exporter.export, spans(lacking, MANDATORY, wrong))
         assert result is SpanExportResult.SUCCESS
-        rows = await reader.fetch("SELECT * FROM audit.quarantine ORDER BY reason")
+        rows = await admin.fetch("SELECT * FROM audit.quarantine ORDER BY reason")
         assert [row["reason"] for row in rows] == [
             "an attribute of the audit span has a wrong type or value",
             "the audit span lacks audit.action",
@@ -93,16 +85,16 @@ class TestExport:
         assert "martian" in rows[0]["received"]
         assert rows[0]["record_id"] == "r-1"
         assert "user-1" in rows[1]["received"]
-        assert await reader.fetchval("SELECT count(*) FROM audit.audit_logs") == 1
+        assert await admin.fetchval("SELECT count(*) FROM audit.audit_logs") == 1
 
-    async def test_may_be_called_by_many_threads(self, exporter, reader):
+    async def test_may_be_called_by_many_threads(self, exporter, admin):
         """Exports from several threads wait for each other, and all are stored."""
         batches = [spans(*[MANDATORY] * 20) for _ in range(8)]
         results = await asyncio.gather(
             *(asyncio.to_thread(exporter.export, batch) for batch in batches)
         )
         assert set(results) == {SpanExportResult.SUCCESS}
-        assert await reader.fetchval("SELECT count(*) FROM audit.audit_logs") == 160
+        assert await admin.fetchval("SELECT count(*) FROM audit.audit_logs") == 160
 
     async def test_does_not_wait_for_a_store_that_is_not_set_up(self, database, caplog):
         """What only a person can mend is a failure at once, with the remedy in the log."""
@@ -128,22 +120,22 @@ class TestExport:
         assert "hunter2" not in caplog.text
         exporter.shutdown()
 
-    async def test_gets_over_a_lost_connection(self, exporter, reader):
+    async def test_gets_over_a_lost_connection(self, exporter, admin):
         """A cut connection does not cost a batch."""
         assert await asyncio.to_thread(exporter.export, spans(MANDATORY))
-        await reader.execute(
+        await admin.execute(
             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
             "WHERE application_name = 'otel-audit' AND datname = current_database()"
         )
         result = await asyncio.to_thread(exporter.export, spans(MANDATORY))
         assert result is SpanExportResult.SUCCESS
-        assert await reader.fetchval("SELECT count(*) FROM audit.audit_logs") == 2
+        assert await admin.fetchval("SELECT count(*) FROM audit.audit_logs") == 2
 
-    async def test_gives_up_in_time_behind_a_lock(self, audit_store, reader):
+    async def test_gives_up_in_time_behind_a_lock(self, audit_store, admin):
         """A table that is locked ends in a failure, not in a thread that hangs."""
         exporter = PostgresAuditSpanExporter(audit_store, timeout=4)
-        async with reader.transaction():
-            await reader.execute("LOCK TABLE audit.audit_logs IN ACCESS EXCLUSIVE MODE")
+        async with admin.transaction():
+            await admin.execute("LOCK TABLE audit.audit_logs IN ACCESS EXCLUSIVE MODE")
             begun = time.monotonic()
             result = await asyncio.to_thread(exporter.export, spans(MANDATORY))
             assert result is SpanExportResult.FAILURE
@@ -155,7 +147,7 @@ class TestExport:
 
 
 class TestSettings:
-    async def test_come_from_the_environment(self, audit_store, reader, monkeypatch):
+    async def test_come_from_the_environment(self, audit_store, admin, monkeypatch):
         """Made without arguments, under a batch processor, as OTEL_TRACES_EXPORTER does."""
         monkeypatch.setenv("OTEL_AUDIT_DSN", audit_store)
         (entry,) = entry_points(group="opentelemetry_traces_exporter", name="audit_postgres")
@@ -164,7 +156,7 @@ class TestSettings:
         provider.add_span_processor(BatchSpanProcessor(exporter))
         provider.get_tracer("t").start_span("x", attributes=MANDATORY).end()
         assert await asyncio.to_thread(provider.force_flush)
-        assert await reader.fetchval("SELECT count(*) FROM audit.audit_logs") == 1
+        assert await admin.fetchval("SELECT count(*) FROM audit.audit_logs") == 1
         await asyncio.to_thread(provider.shutdown)
 
     def test_name_the_missing_dsn(self):
@@ -181,10 +173,10 @@ class TestSettings:
         assert caplog.text.count("best effort") == 1
 
 
-async def waiting_for_the_lock(reader):
-    """An export has come to the table that the reader has locked."""
+async def waiting_for_the_lock(admin):
+    """An export has come to the table that the admin has locked."""
     async with asyncio.timeout(60):
-        while not await reader.fetchval(  # noqa: ASYNC110 - another session is watched
+        while not await admin.fetchval(  # noqa: ASYNC110 - another session is watched
             "SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database "
             "WHERE NOT l.granted AND d.datname = current_database()"
         ):
@@ -192,29 +184,29 @@ async def waiting_for_the_lock(reader):
 
 
 class TestEnd:
-    async def test_flush_waits_for_what_is_under_way(self, exporter, reader):
+    async def test_flush_waits_for_what_is_under_way(self, exporter, admin):
         """It tells whether all is stored within the time it was given."""
         assert exporter.force_flush(10)
-        async with reader.transaction():
-            await reader.execute("LOCK TABLE audit.audit_logs IN ACCESS EXCLUSIVE MODE")
+        async with admin.transaction():
+            await admin.execute("LOCK TABLE audit.audit_logs IN ACCESS EXCLUSIVE MODE")
             thread = threading.Thread(target=exporter.export, args=(spans(MANDATORY),))
             thread.start()
-            await waiting_for_the_lock(reader)
+            await waiting_for_the_lock(admin)
             assert not await asyncio.to_thread(exporter.force_flush, 100)
         assert await asyncio.to_thread(exporter.force_flush, 60_000)
         thread.join()
-        assert await reader.fetchval("SELECT count(*) FROM audit.audit_logs") == 1
+        assert await admin.fetchval("SELECT count(*) FROM audit.audit_logs") == 1
 
-    async def test_shutdown_keeps_its_time(self, exporter, reader):
+    async def test_shutdown_keeps_its_time(self, exporter, admin):
         """Even behind a lock it ends in time, and what follows is a failure."""
-        async with reader.transaction():
-            await reader.execute("LOCK TABLE audit.audit_logs IN ACCESS EXCLUSIVE MODE")
+        async with admin.transaction():
+            await admin.execute("LOCK TABLE audit.audit_logs IN ACCESS EXCLUSIVE MODE")
             results = []
             thread = threading.Thread(
                 target=lambda: results.append(exporter.export(spans(MANDATORY)))
             )
             thread.start()
-            await waiting_for_the_lock(reader)
+            await waiting_for_the_lock(admin)
             begun = time.monotonic()
             await asyncio.to_thread(exporter.shutdown, 500)
             assert time.monotonic() - begun < 30
@@ -224,13 +216,13 @@ class TestEnd:
             await asyncio.to_thread(exporter.export, spans(MANDATORY)) is SpanExportResult.FAILURE
         )
 
-    async def test_shutdown_gives_back_the_connection(self, exporter, reader):
+    async def test_shutdown_gives_back_the_connection(self, exporter, admin):
         """No session of ours is left on the server, and no thread here."""
         await asyncio.to_thread(exporter.export, spans(MANDATORY))
         await asyncio.to_thread(exporter.shutdown)
         await asyncio.to_thread(exporter.shutdown)
         for _ in range(600):
-            left = await reader.fetchval(
+            left = await admin.fetchval(
                 "SELECT count(*) FROM pg_stat_activity "
                 "WHERE application_name = 'otel-audit' AND datname = current_database()"
             )
@@ -243,7 +235,7 @@ class TestEnd:
 
 class TestFork:
     @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
-    async def test_works_in_parent_and_child(self, exporter, reader):
+    async def test_works_in_parent_and_child(self, exporter, admin):
         """A child opens a connection of its own; its parent's goes on."""
         assert await asyncio.to_thread(exporter.export, spans(MANDATORY))
         child = os.fork()
@@ -255,4 +247,4 @@ class TestFork:
         assert os.waitstatus_to_exitcode(status[1]) == 0
         result = await asyncio.to_thread(exporter.export, spans(MANDATORY))
         assert result is SpanExportResult.SUCCESS
-        assert await reader.fetchval("SELECT count(*) FROM audit.audit_logs") == 3
+        assert await admin.fetchval("SELECT count(*) FROM audit.audit_logs") == 3

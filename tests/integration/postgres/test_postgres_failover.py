@@ -14,7 +14,6 @@ import msgspec
 import pytest
 from otel_audit_postgres import PostgresSink
 from otel_audit_postgres.connection import connect, settle
-from postgres_servers import own_server, synchronous_standby
 from strategies import a_record
 
 from otel_audit._util.ids import uuid7
@@ -28,18 +27,6 @@ pytestmark = pytest.mark.slow
 
 def records(count: int) -> list:
     return [a_record(record_id=uuid7(), sequence_number=None) for _ in range(count)]
-
-
-@pytest.fixture
-async def own_store():
-    async with own_server() as store:
-        yield store
-
-
-@pytest.fixture
-async def standby(own_store):
-    async with synchronous_standby(own_store) as standby:
-        yield standby
 
 
 @pytest.fixture

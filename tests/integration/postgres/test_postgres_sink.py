@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from otel_audit_postgres import PostgresSink, record_from_payload
 from otel_audit_postgres import sink as sink_module
-from otel_audit_postgres.rows import LONGEST_KEY, key_text, projections
+from otel_audit_postgres.rows import LONGEST_KEY, bounded_key, projections
 from strategies import a_record, records
 
 from otel_audit._util import ratelimited_log
@@ -33,13 +33,6 @@ async def sink(audit_store):
     await sink.close()
 
 
-@pytest.fixture
-async def reader(audit_store):
-    connection = await asyncpg.connect(audit_store)
-    yield connection
-    await connection.close()
-
-
 def new_record(**fields):
     """A record of now, so that it lands in this month's partition."""
     return a_record(record_id=uuid7(), **fields)
@@ -50,7 +43,7 @@ def raw(text):
 
 
 class TestWrite:
-    async def test_stores_the_record_whole(self, sink, reader):
+    async def test_stores_the_record_whole(self, sink, admin):
         """What is in the row is the record, its hash, and what follows from it."""
         record = new_record(
             tenant=Tenant(id="acme"),
@@ -58,45 +51,45 @@ class TestWrite:
             changes=(Change(operation="update", entity="Order", table="orders", key={"id": 7}),),
         )
         assert await sink.write([record]) == Written(stored=1)
-        row = await reader.fetchrow("SELECT * FROM audit.audit_logs")
+        row = await admin.fetchrow("SELECT * FROM audit.audit_logs")
         assert record_from_payload(row["payload"]) == record
         assert row["content_hash"] == hashlib.sha256(row["payload"].encode()).digest()
         assert row["entities"] == ["order:7"]
         expected = projections(row["payload"])
         expected["payload"] = expected["payload"].decode()
         assert {name: row[name] for name in expected} == expected
-        age = await reader.fetchval("SELECT now()") - row["recorded_at"]
+        age = await admin.fetchval("SELECT now()") - row["recorded_at"]
         assert timedelta(seconds=-10) < age < timedelta(seconds=10)
 
-    async def test_stores_once_what_comes_twice(self, sink, reader):
+    async def test_stores_once_what_comes_twice(self, sink, admin):
         """Delivering again is no failure and makes no second row."""
         batch = [new_record() for _ in range(20)]
         assert await sink.write(batch) == Written(stored=20)
         assert await sink.write([*batch, *batch, new_record()]) == Written(stored=41)
-        assert await reader.fetchval("SELECT count(*) FROM audit.audit_logs") == 21
+        assert await admin.fetchval("SELECT count(*) FROM audit.audit_logs") == 21
 
     async def test_takes_nothing_as_nothing(self, sink):
         """An empty batch needs no connection."""
         assert await PostgresSink("postgresql://127.0.0.1:1/x").write([]) == Written(stored=0)
 
-    async def test_takes_thousands_at_once(self, sink, reader):
+    async def test_takes_thousands_at_once(self, sink, admin):
         """Five thousand records are one write."""
         batch = [new_record(sequence_number=number) for number in range(5000)]
         assert await sink.write(batch) == Written(stored=5000)
-        assert await reader.fetchval("SELECT count(DISTINCT id) FROM audit.audit_logs") == 5000
+        assert await admin.fetchval("SELECT count(DISTINCT id) FROM audit.audit_logs") == 5000
 
-    async def test_splits_what_is_too_large_for_one_statement(self, sink, reader, monkeypatch):
+    async def test_splits_what_is_too_large_for_one_statement(self, sink, admin, monkeypatch):
         """A batch of large records arrives in parts, complete."""
         monkeypatch.setattr(sink_module, "LARGEST_STATEMENT", 10_000)
         batch = [new_record(metadata={"note": "x" * size}) for size in (1, 4000, 30_000, 5000, 9)]
         assert await sink.write(batch) == Written(stored=5)
-        assert await reader.fetchval("SELECT count(*) FROM audit.audit_logs") == 5
+        assert await admin.fetchval("SELECT count(*) FROM audit.audit_logs") == 5
 
-    async def test_takes_a_large_record(self, sink, reader):
+    async def test_takes_a_large_record(self, sink, admin):
         """Ten megabytes of body are a row like any other."""
         body = Body(content=raw(b'"' + b"x" * 10_000_000 + b'"'))
         assert await sink.write([new_record(request=Request(body=body))]) == Written(stored=1)
-        assert await reader.fetchval("SELECT length(payload::text) > 1e7 FROM audit.audit_logs")
+        assert await admin.fetchval("SELECT length(payload::text) > 1e7 FROM audit.audit_logs")
 
     @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
     @given(batch=st.lists(records(), min_size=1, max_size=20))
@@ -121,7 +114,7 @@ class TestWrite:
 
 
 class TestHostileContent:
-    async def test_does_not_stop_a_record(self, sink, reader):
+    async def test_does_not_stop_a_record(self, sink, admin):
         """NUL, surrogates, endless texts and numbers: all stored, and all can be searched."""
         endless = "ä" * 100_000
         batch = [
@@ -143,26 +136,26 @@ class TestHostileContent:
             ),
         ]
         assert await sink.write(batch) == Written(stored=len(batch))
-        assert await reader.fetchval(
+        assert await admin.fetchval(
             "SELECT count(*) FROM audit.audit_logs WHERE payload->'actor'->>'id' <> '' "
             "AND coalesce(payload->'request'->'headers'->>'x', '') <> 'y'"
         ) == len(batch)
         assert (
-            await reader.fetchval(
-                "SELECT count(*) FROM audit.audit_logs WHERE tenant_id = $1", key_text(endless)
+            await admin.fetchval(
+                "SELECT count(*) FROM audit.audit_logs WHERE tenant_id = $1", bounded_key(endless)
             )
             == 1
         )
         assert (
-            await reader.fetchval("SELECT max(length(request_id)) FROM audit.audit_logs")
+            await admin.fetchval("SELECT max(length(request_id)) FROM audit.audit_logs")
             == LONGEST_KEY
         )
-        entities = await reader.fetchval(
+        entities = await admin.fetchval(
             "SELECT entities FROM audit.audit_logs ORDER BY cardinality(entities) DESC LIMIT 1"
         )
         assert entities[:8] == [f"e:{key}" for key in ('"', "\\", "{", ",", "NULL", "", " ", "�")]
 
-    async def test_is_kept_where_no_row_can_hold_it(self, sink, reader, caplog):
+    async def test_is_kept_where_no_row_can_hold_it(self, sink, admin, caplog):
         """What the table refuses is in quarantine with its reason, and the others are stored."""
         good = [new_record() for _ in range(100)]
         bad = [
@@ -174,85 +167,85 @@ class TestHostileContent:
         ]
         batch = [*good[:30], *bad[:2], *good[30:60], *bad[2:], *good[60:]]
         assert await sink.write(batch) == Written(stored=100, quarantined=5)
-        rows = await reader.fetch("SELECT * FROM audit.quarantine ORDER BY reason")
+        rows = await admin.fetch("SELECT * FROM audit.quarantine ORDER BY reason")
         assert {row["record_id"] for row in rows} == {record.record_id for record in bad}
         assert all(row["reason"] and "order.created" in row["received"] for row in rows)
         assert "5 audit records could not be stored" in caplog.text
         assert "secret" not in caplog.text
 
-    async def test_is_kept_once(self, sink, reader):
+    async def test_is_kept_once(self, sink, admin):
         """Delivering a bad record again leaves one trace of it."""
         bad = a_record(record_id="no uuid")
         for _ in range(3):
             assert await sink.write([bad]) == Written(stored=0, quarantined=1)
-        assert await reader.fetchval("SELECT count(*) FROM audit.quarantine") == 1
+        assert await admin.fetchval("SELECT count(*) FROM audit.quarantine") == 1
 
-    async def test_does_not_hide_behind_a_known_id(self, sink, reader):
+    async def test_does_not_hide_behind_a_known_id(self, sink, admin):
         """Another record under an id that is taken is kept aside, not dropped."""
         first = new_record()
         other = msgspec.structs.replace(first, event_name="order.deleted")
         assert await sink.write([first, new_record()]) == Written(stored=2)
         assert await sink.write([first, other]) == Written(stored=2, conflicts=1)
-        assert await reader.fetchval("SELECT count(*) FROM audit.quarantine") == 0
+        assert await admin.fetchval("SELECT count(*) FROM audit.quarantine") == 0
 
 
 class TestConnection:
-    async def test_is_opened_again_when_it_was_cut_between_writes(self, sink, reader):
+    async def test_is_opened_again_when_it_was_cut_between_writes(self, sink, admin):
         """A terminated backend is noticed, and nobody hears of it."""
         await sink.write([new_record()])
-        await cut(reader)
+        await cut(admin)
         assert await sink.write([new_record()]) == Written(stored=1)
-        assert await reader.fetchval("SELECT count(*) FROM audit.audit_logs") == 2
+        assert await admin.fetchval("SELECT count(*) FROM audit.audit_logs") == 2
 
-    async def test_is_opened_again_when_it_was_cut_within_a_write(self, sink, reader):
+    async def test_is_opened_again_when_it_was_cut_within_a_write(self, sink, admin):
         """A write that is cut says that the store is away, and can be made again."""
         await sink.check()
         record = new_record()
-        async with reader.transaction():
-            await reader.execute("LOCK TABLE audit.audit_logs IN ACCESS EXCLUSIVE MODE")
+        async with admin.transaction():
+            await admin.execute("LOCK TABLE audit.audit_logs IN ACCESS EXCLUSIVE MODE")
             writing = asyncio.create_task(sink.write([record]))
-            while not await reader.fetchval(
+            while not await admin.fetchval(
                 "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' "
                 "AND application_name = 'otel-audit' AND datname = current_database()"
             ):
-                await reader.execute("SELECT pg_stat_clear_snapshot()")
-            await cut(reader)
+                await admin.execute("SELECT pg_stat_clear_snapshot()")
+            await cut(admin)
             with pytest.raises(StoreUnavailableError, match="OTEL_AUDIT_DSN"):
                 await writing
         assert await sink.write([record]) == Written(stored=1)
-        assert await reader.fetchval("SELECT count(*) FROM audit.audit_logs") == 1
+        assert await admin.fetchval("SELECT count(*) FROM audit.audit_logs") == 1
 
-    async def test_makes_partitions_day_by_day(self, sink, reader):
+    async def test_makes_partitions_day_by_day(self, sink, admin):
         """A process that runs for months has its partitions made ahead of time."""
         await sink.check()
-        name = await reader.fetchval(
+        name = await admin.fetchval(
             "SELECT to_char(now() AT TIME ZONE 'UTC' + interval '1 month', '\"audit_logs_\"YYYY_MM')"
         )
-        await reader.execute(f"DROP TABLE audit.{name}")
+        await admin.execute(f"DROP TABLE audit.{name}")
         await sink.write([new_record()])
-        assert await reader.fetchval("SELECT to_regclass($1)", f"audit.{name}") is None
+        assert await admin.fetchval("SELECT to_regclass($1)", f"audit.{name}") is None
         sink._upkept_on -= timedelta(days=1)
         await sink.write([new_record()])
-        assert await reader.fetchval("SELECT to_regclass($1)", f"audit.{name}") is not None
+        assert await admin.fetchval("SELECT to_regclass($1)", f"audit.{name}") is not None
 
-    async def test_names_itself(self, sink, reader):
+    async def test_names_itself(self, sink, admin):
         """Who looks at the server sees who is connected."""
         await sink.check()
         assert (
-            await reader.fetchval(
+            await admin.fetchval(
                 "SELECT count(*) FROM pg_stat_activity "
                 "WHERE application_name = 'otel-audit' AND datname = current_database()"
             )
             == 1
         )
 
-    async def test_gives_up_a_statement_in_time(self, audit_store, reader):
+    async def test_gives_up_a_statement_in_time(self, audit_store, admin):
         """A lock that is held makes the store unavailable, not the writer hang."""
         sink = PostgresSink(audit_store, statement_timeout=0.5)
         await sink.check()
-        transaction = reader.transaction()
+        transaction = admin.transaction()
         await transaction.start()
-        await reader.execute("LOCK TABLE audit.audit_logs IN ACCESS EXCLUSIVE MODE")
+        await admin.execute("LOCK TABLE audit.audit_logs IN ACCESS EXCLUSIVE MODE")
         record = new_record()
         with pytest.raises(StoreUnavailableError, match="in time"):
             await asyncio.wait_for(sink.write([record]), 10)
@@ -260,21 +253,21 @@ class TestConnection:
         assert await sink.write([record]) == Written(stored=1)
         await sink.close()
 
-    async def test_survives_being_cancelled(self, sink, reader):
+    async def test_survives_being_cancelled(self, sink, admin):
         """A write that is cut short leaves a sink that can write."""
         await sink.check()
-        transaction = reader.transaction()
+        transaction = admin.transaction()
         await transaction.start()
-        await reader.execute("LOCK TABLE audit.audit_logs IN ACCESS EXCLUSIVE MODE")
+        await admin.execute("LOCK TABLE audit.audit_logs IN ACCESS EXCLUSIVE MODE")
         record = new_record()
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(sink.write([record]), 0.2)
         await transaction.rollback()
         assert await sink.write([record]) == Written(stored=1)
 
-    async def test_commits_durably_whatever_the_default_is(self, audit_store, reader):
+    async def test_commits_durably_whatever_the_default_is(self, audit_store, admin):
         """A role that commits asynchronously by default does not do so here."""
-        await reader.execute(
+        await admin.execute(
             "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET synchronous_commit = off', "
             "current_database()); END $$"
         )
@@ -284,9 +277,9 @@ class TestConnection:
         assert await connection.fetchval("SHOW synchronous_commit") == "on"
         await sink.close()
 
-    async def test_refuses_a_read_only_server(self, sink, reader):
+    async def test_refuses_a_read_only_server(self, sink, admin):
         """A standby takes no records; a fail-over passes."""
-        await reader.execute(
+        await admin.execute(
             "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only = on', "
             "current_database()); END $$"
         )
@@ -327,11 +320,11 @@ class TestCheck:
         await sink.close()
 
     @pytest.mark.parametrize(("version", "remedy"), [(999, "upgrade otel-audit"), (0, "init")])
-    async def test_names_another_version(self, sink, reader, version, remedy):
+    async def test_names_another_version(self, sink, admin, version, remedy):
         """A schema from the future, or from the past."""
-        await reader.execute("ALTER TABLE audit.schema_version DISABLE TRIGGER USER")
-        await reader.execute("DELETE FROM audit.schema_version")
-        await reader.execute("INSERT INTO audit.schema_version VALUES ($1, 'x')", version)
+        await admin.execute("ALTER TABLE audit.schema_version DISABLE TRIGGER USER")
+        await admin.execute("DELETE FROM audit.schema_version")
+        await admin.execute("INSERT INTO audit.schema_version VALUES ($1, 'x')", version)
         with pytest.raises(StoreError, match=remedy):
             await sink.check()
 
@@ -374,9 +367,9 @@ class TestCheck:
         with pytest.raises(StoreError, match="user or password"):
             await PostgresSink(postgres.dsn("postgres", "nobody_of_this_name")).check()
 
-    async def test_names_the_missing_right(self, postgres, audit_store, reader):
+    async def test_names_the_missing_right(self, postgres, audit_store, admin):
         """A role without rights is named, with the command that grants them."""
-        await reader.execute(
+        await admin.execute(
             "DO $$ BEGIN CREATE ROLE stranger LOGIN; "
             "EXCEPTION WHEN duplicate_object THEN NULL; END $$"
         )
@@ -388,22 +381,22 @@ class TestCheck:
             ("GRANT INSERT ON audit.audit_logs TO stranger", "SELECT on audit.audit_logs"),
             ("GRANT SELECT ON audit.audit_logs TO stranger", "INSERT on audit.quarantine"),
         ):
-            await reader.execute(grant)
+            await admin.execute(grant)
             with pytest.raises(
                 StoreError, match=rf"(?s){missing}.*--writer stranger|lacks a right"
             ):
                 await PostgresSink(dsn).check()
-        await reader.execute("GRANT INSERT ON audit.quarantine TO stranger")
+        await admin.execute("GRANT INSERT ON audit.quarantine TO stranger")
         sink = PostgresSink(dsn)
         await sink.check()
         await sink.close()
 
     async def test_warns_where_partitions_cannot_be_made(
-        self, postgres, audit_store, reader, caplog
+        self, postgres, audit_store, admin, caplog
     ):
         """Records are stored all the same; the missing right is named."""
         ratelimited_log.forget()
-        await reader.execute(
+        await admin.execute(
             "DO $$ BEGIN CREATE ROLE unhelped LOGIN; "
             "EXCEPTION WHEN duplicate_object THEN NULL; END $$; "
             "GRANT USAGE ON SCHEMA audit TO unhelped; "
@@ -418,11 +411,11 @@ class TestCheck:
 
 
 class TestClose:
-    async def test_never_raises(self, sink, reader):
+    async def test_never_raises(self, sink, admin):
         """Neither before anything was opened, nor twice, nor after the server cut it."""
         await PostgresSink("postgresql://127.0.0.1:1/x").close()
         await sink.check()
-        await cut(reader)
+        await cut(admin)
         await sink.close()
         await sink.close()
 

@@ -29,13 +29,6 @@ TABLE = "pg_temp.otel_audit_batch"
 
 
 @pytest.fixture
-async def reader(audit_store):
-    connection = await asyncpg.connect(audit_store)
-    yield connection
-    await connection.close()
-
-
-@pytest.fixture
 async def writer_dsn(postgres, audit_store):
     """A role that may do what `init --roles` allows a writer, and is bound by row-level security."""
     role = f"loading_{uuid.uuid4().hex[:8]}"
@@ -66,8 +59,8 @@ def a_batch(size=LARGE):
     return [new_record(sequence_number=number) for number in range(size)]
 
 
-async def stored(reader):
-    return await reader.fetchval("SELECT count(*) FROM audit.audit_logs")
+async def stored(admin):
+    return await admin.fetchval("SELECT count(*) FROM audit.audit_logs")
 
 
 async def leaves_nothing(sink):
@@ -86,7 +79,7 @@ async def loads(sink):
 
 @pytest.mark.parametrize("size", [SMALLEST_LOAD - 1, SMALLEST_LOAD, LARGE])
 class TestBothWays:
-    async def test_store_the_same_rows(self, sink, reader, size):
+    async def test_store_the_same_rows(self, sink, admin, size):
         """Every column is what follows from the payload, whatever the texts are like."""
         batch = a_batch(size - 3)
         batch += [
@@ -103,7 +96,7 @@ class TestBothWays:
         ]
         assert await sink.write(batch) == Written(stored=size)
         await leaves_nothing(sink)
-        rows = await reader.fetch("SELECT * FROM audit.audit_logs")
+        rows = await admin.fetch("SELECT * FROM audit.audit_logs")
         assert len(rows) == size
         for row in rows:
             expected = projections(row["payload"])
@@ -111,21 +104,21 @@ class TestBothWays:
             assert {name: row[name] for name in expected} == expected
         assert [bytes(row["received_hash"]) for row in rows if row["received_by"]] == [b"\xab" * 32]
 
-    async def test_store_once_what_comes_twice(self, sink, reader, size):
+    async def test_store_once_what_comes_twice(self, sink, admin, size):
         """Again, within one batch, and beside new ones."""
         batch = a_batch(size)
         assert await sink.write(batch) == Written(stored=size)
         assert await sink.write(batch) == Written(stored=size)
         assert await sink.write([*batch, *batch, new_record()]) == Written(stored=2 * size + 1)
-        assert await stored(reader) == size + 1
+        assert await stored(admin) == size + 1
 
-    async def test_store_another_record_under_a_known_id_beside_it(self, sink, reader, size):
+    async def test_store_another_record_under_a_known_id_beside_it(self, sink, admin, size):
         """Also where the other one is in the same batch; and once, however often it comes."""
         batch = a_batch(size - 1)
         other = msgspec.structs.replace(batch[0], event_name="order.deleted")
         for _ in range(2):
             assert await sink.write([*batch, other]) == Written(stored=size, conflicts=1)
-        (row,) = await reader.fetch(
+        (row,) = await admin.fetch(
             "SELECT * FROM audit.audit_logs WHERE entities @> $1",
             [f"audit.record:{other.record_id}"],
         )
@@ -137,10 +130,10 @@ class TestBothWays:
         assert {name: row[name] for name in ("entities", "event_name")} == {
             "entities": list(there.entities), "event_name": "order.deleted",
         }  # fmt: skip
-        assert await reader.fetchval("SELECT count(*) FROM audit.quarantine") == 0
-        assert await stored(reader) == size
+        assert await admin.fetchval("SELECT count(*) FROM audit.quarantine") == 0
+        assert await stored(admin) == size
 
-    async def test_store_the_true_record_where_its_next_id_is_taken_too(self, sink, reader, size):
+    async def test_store_the_true_record_where_its_next_id_is_taken_too(self, sink, admin, size):
         """Whoever knows all of a record beforehand can take more ids than one."""
         batch = a_batch(size - 1)
         other = msgspec.structs.replace(batch[0], event_name="order.deleted")
@@ -150,24 +143,24 @@ class TestBothWays:
         written = await sink.write([squatter, *batch, other])
 
         assert written == Written(stored=size + 1, conflicts=1)
-        assert await stored(reader) == size + 1
+        assert await stored(admin) == size + 1
 
-    async def test_take_no_mark_of_a_conflict_from_others(self, sink, reader, size):
+    async def test_take_no_mark_of_a_conflict_from_others(self, sink, admin, size):
         """Only the sink says that a record's id was another's."""
         batch = a_batch(size)
         batch[0] = msgspec.structs.replace(batch[0], conflict_of=batch[0].record_id)
         assert await sink.write(batch) == Written(stored=size)
         query = "SELECT count(*) FROM audit.audit_logs WHERE payload->>'conflict_of' IS NOT NULL"
-        assert await reader.fetchval(query) == 0
+        assert await admin.fetchval(query) == 0
 
-    async def test_find_what_the_server_refuses(self, sink, reader, size):
+    async def test_find_what_the_server_refuses(self, sink, admin, size):
         """A record that is no JSON is in quarantine, all others are stored."""
         bad = new_record(metadata={"x": msgspec.Raw(b"{")})
         batch = a_batch(size - 1)
         batch.insert(size // 3, bad)
         assert await sink.write(batch) == Written(stored=size - 1, quarantined=1)
-        assert await stored(reader) == size - 1
-        row = await reader.fetchrow("SELECT * FROM audit.quarantine")
+        assert await stored(admin) == size - 1
+        row = await admin.fetchrow("SELECT * FROM audit.quarantine")
         assert row["record_id"] == bad.record_id
         assert "22P02" in row["reason"]
 
@@ -186,7 +179,7 @@ class TestBothWays:
         ],
         ids=str,
     )
-    async def test_find_what_cannot_be_sent(self, sink, reader, size, wrong):
+    async def test_find_what_cannot_be_sent(self, sink, admin, size, wrong):
         """A value of a wrong type costs its own record only, and the connection goes on."""
         bad = new_record(**wrong)
         batch = a_batch(size - 1)
@@ -195,12 +188,12 @@ class TestBothWays:
         connection = sink._connection
         assert await sink.write(batch) == Written(stored=size - 1, quarantined=1)
         assert await sink.write(a_batch(size)) == Written(stored=size)
-        assert await stored(reader) == 2 * size - 1
+        assert await stored(admin) == 2 * size - 1
         assert sink._connection is connection
         await leaves_nothing(sink)
-        assert await reader.fetchval("SELECT record_id FROM audit.quarantine") == bad.record_id
+        assert await admin.fetchval("SELECT record_id FROM audit.quarantine") == bad.record_id
 
-    async def test_take_no_id_of_another_tenant_from_others(self, sink, reader, size):
+    async def test_take_no_id_of_another_tenant_from_others(self, sink, admin, size):
         """What was received is held against all that is stored."""
         first = new_record(tenant=Tenant(id="acme"))
         await sink.write([first])
@@ -209,80 +202,80 @@ class TestBothWays:
         assert became.refused == []
         assert [item.record_id for item in became.conflicts] == [first.record_id]
         assert became.conflicts[0].stored_as != first.record_id
-        assert await stored(reader) == size + 2
+        assert await stored(admin) == size + 2
 
-    async def test_leave_nothing_half_done_when_cancelled(self, sink, reader, size):
+    async def test_leave_nothing_half_done_when_cancelled(self, sink, admin, size):
         """What was cut short is never half there, and can be written again."""
         batch = a_batch(size)
         await sink.check()
-        transaction = reader.transaction()
+        transaction = admin.transaction()
         await transaction.start()
-        await reader.execute("LOCK TABLE audit.audit_logs IN ACCESS EXCLUSIVE MODE")
+        await admin.execute("LOCK TABLE audit.audit_logs IN ACCESS EXCLUSIVE MODE")
         writing = asyncio.create_task(sink.write(batch))
-        await until_it_waits(reader)
+        await until_it_waits(admin)
         writing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await writing
         await transaction.rollback()
         # the server may get the lock before it is asked to stop: then all of it is stored
-        assert await stored(reader) in (0, size)
+        assert await stored(admin) in (0, size)
         for _ in range(2):
             assert await sink.write(batch) == Written(stored=size)
-        assert await stored(reader) == size
+        assert await stored(admin) == size
 
-    async def test_begin_anew_on_another_connection(self, sink, reader, size):
+    async def test_begin_anew_on_another_connection(self, sink, admin, size):
         """Cut between two writes and within one: no record is lost, none is there twice."""
         assert await sink.write(a_batch(size)) == Written(stored=size)
-        await cut(reader)
+        await cut(admin)
         async with asyncio.timeout(20):
             while not sink._connection.is_closed():  # noqa: ASYNC110 - until the end is read
                 await asyncio.sleep(0.01)
         assert await sink.write(a_batch(size)) == Written(stored=size)
         await leaves_nothing(sink)
         batch = a_batch(size)
-        async with reader.transaction():
-            await reader.execute("LOCK TABLE audit.audit_logs IN ACCESS EXCLUSIVE MODE")
+        async with admin.transaction():
+            await admin.execute("LOCK TABLE audit.audit_logs IN ACCESS EXCLUSIVE MODE")
             writing = asyncio.create_task(sink.write(batch))
-            await until_it_waits(reader)
-            await cut(reader)
+            await until_it_waits(admin)
+            await cut(admin)
             with pytest.raises(StoreUnavailableError):
                 await writing
         assert await sink.write(batch) == Written(stored=size)
-        assert await stored(reader) == 3 * size
+        assert await stored(admin) == 3 * size
 
 
 class TestFeeding:
     """A large batch is sent while its rows are made."""
 
     async def test_what_another_connection_inserts_meanwhile_is_there_once(
-        self, sink, reader, caplog
+        self, sink, admin, caplog
     ):
         """Its row is not committed when the batch is looked up, and is when the batch goes in."""
         batch = a_batch()
-        async with reader.transaction():
-            await reader.execute(INSERT, *parameters([to_row(batch[5])]))
+        async with admin.transaction():
+            await admin.execute(INSERT, *parameters([to_row(batch[5])]))
             writing = asyncio.create_task(sink.write(batch))
-            await until_it_waits(reader)
+            await until_it_waits(admin)
         assert await writing == Written(stored=LARGE)
-        assert await stored(reader) == LARGE
+        assert await stored(admin) == LARGE
         assert await sink.write(a_batch()) == Written(stored=LARGE)
         assert await loads(sink)
         assert "pooled" not in caplog.text
 
-    async def test_another_record_that_comes_meanwhile_keeps_its_id(self, sink, reader):
+    async def test_another_record_that_comes_meanwhile_keeps_its_id(self, sink, admin):
         """The batch's own record of that id is stored beside it."""
         batch = a_batch()
         other = msgspec.structs.replace(batch[5], event_name="order.deleted")
-        async with reader.transaction():
-            await reader.execute(INSERT, *parameters([to_row(other)]))
+        async with admin.transaction():
+            await admin.execute(INSERT, *parameters([to_row(other)]))
             writing = asyncio.create_task(sink.write(batch))
-            await until_it_waits(reader)
+            await until_it_waits(admin)
         assert await writing == Written(stored=LARGE, conflicts=1)
-        assert await stored(reader) == LARGE + 1
+        assert await stored(admin) == LARGE + 1
 
     @pytest.mark.parametrize("end", ["cut", "cancel"])
     async def test_an_end_while_rows_are_made_loses_none_and_doubles_none(
-        self, sink, reader, monkeypatch, end
+        self, sink, admin, monkeypatch, end
     ):
         """The connection ends, or the task, when half of the batch is on its way."""
         batch = a_batch()
@@ -299,12 +292,12 @@ class TestFeeding:
         writing = asyncio.create_task(sink.write(batch))
         with pytest.raises(StoreUnavailableError if end == "cut" else asyncio.CancelledError):
             await writing
-        assert await stored(reader) == 0
+        assert await stored(admin) == 0
         for _ in range(2):
             assert await sink.write(batch) == Written(stored=LARGE)
-        assert await stored(reader) == LARGE
+        assert await stored(admin) == LARGE
 
-    async def test_two_writers_of_the_same_records_store_each_once(self, sink, writer_dsn, reader):
+    async def test_two_writers_of_the_same_records_store_each_once(self, sink, writer_dsn, admin):
         """In the same moment, in the opposite order: whoever is refused writes again."""
         other = PostgresSink(writer_dsn)
         batch = a_batch()
@@ -319,30 +312,30 @@ class TestFeeding:
         for written in await asyncio.gather(write(sink, batch), write(other, batch[::-1])):
             assert written == Written(stored=LARGE)
         await other.close()
-        assert await stored(reader) == LARGE
+        assert await stored(admin) == LARGE
 
-    async def test_a_batch_goes_in_several_parts(self, sink, reader, monkeypatch):
+    async def test_a_batch_goes_in_several_parts(self, sink, admin, monkeypatch):
         """No statement carries more than it should, and one that is refused costs no other part."""
         monkeypatch.setattr(sink_module, "LARGEST_STATEMENT", 20_000)
         bad = new_record(metadata={"x": msgspec.Raw(b"{")})
         batch = [*a_batch(), bad, *a_batch()]
         assert await sink.write(batch) == Written(stored=2 * LARGE, quarantined=1)
-        parts = await reader.fetchval("SELECT count(DISTINCT xmin::text) FROM audit.audit_logs")
+        parts = await admin.fetchval("SELECT count(DISTINCT xmin::text) FROM audit.audit_logs")
         assert parts > 5
-        assert await stored(reader) == 2 * LARGE
+        assert await stored(admin) == 2 * LARGE
 
-    async def test_a_record_that_no_row_can_hold_is_quarantined(self, sink, reader):
+    async def test_a_record_that_no_row_can_hold_is_quarantined(self, sink, admin):
         """It is found while the others are on their way."""
         unfit = new_record(metadata={"x": msgspec.Raw(b'"\\u0000" {')})
         batch = [*a_batch(), unfit, *a_batch()]
         assert await sink.write(batch) == Written(stored=2 * LARGE, quarantined=1)
-        assert await stored(reader) == 2 * LARGE
-        assert await reader.fetchval("SELECT record_id FROM audit.quarantine") == unfit.record_id
+        assert await stored(admin) == 2 * LARGE
+        assert await admin.fetchval("SELECT record_id FROM audit.quarantine") == unfit.record_id
 
 
 class TestWhereLoadingDoesNotWork:
     async def test_the_right_to_temporary_tables_is_not_needed(
-        self, sink, reader, postgres, audit_store, caplog
+        self, sink, admin, postgres, audit_store, caplog
     ):
         """It is tried once for a connection, said once, and everything is stored."""
         await postgres.execute(f"REVOKE TEMPORARY ON DATABASE {name_of(audit_store)} FROM PUBLIC")
@@ -352,7 +345,7 @@ class TestWhereLoadingDoesNotWork:
         with caplog.at_level(logging.INFO):
             for _ in range(3):
                 assert await sink.write(a_batch()) == Written(stored=LARGE)
-        assert await stored(reader) == 3 * LARGE
+        assert await stored(admin) == 3 * LARGE
         assert sink._connection is connection
         assert sum("CREATE TEMPORARY TABLE" in query for query in sent) == 1
         said = [line for line in caplog.messages if "TEMPORARY" in line]
@@ -360,7 +353,7 @@ class TestWhereLoadingDoesNotWork:
         assert "42501" in said[0]
 
     async def test_a_server_that_refuses_the_table_itself_is_no_record_s_fault(
-        self, sink, reader, monkeypatch, caplog
+        self, sink, admin, monkeypatch, caplog
     ):
         """Where pages are smaller a row of the table cannot be as long: said once, all is stored."""
         wrong = copy_load._CREATE.replace("8160", "8161")
@@ -371,12 +364,12 @@ class TestWhereLoadingDoesNotWork:
         with caplog.at_level(logging.INFO):
             for _ in range(2):
                 assert await sink.write(a_batch()) == Written(stored=LARGE)
-        assert await stored(reader) == 2 * LARGE
+        assert await stored(admin) == 2 * LARGE
         assert sent.count(wrong) == 1
         assert "22023" in caplog.text
 
     @pytest.mark.parametrize("statement", [f"DROP TABLE {TABLE}", "DISCARD ALL"])
-    async def test_the_table_may_vanish(self, sink, reader, caplog, statement):
+    async def test_the_table_may_vanish(self, sink, admin, caplog, statement):
         """As behind a proxy that hands the next transaction to another backend."""
         assert await sink.write(a_batch()) == Written(stored=LARGE)
         connection = sink._connection
@@ -384,34 +377,34 @@ class TestWhereLoadingDoesNotWork:
         with caplog.at_level(logging.INFO):
             for _ in range(2):
                 assert await sink.write(a_batch()) == Written(stored=LARGE)
-        assert await stored(reader) == 3 * LARGE
+        assert await stored(admin) == 3 * LARGE
         assert sink._connection is connection
         assert not await loads(sink)
         assert "pooled by transaction" in caplog.text
 
-    async def test_a_bad_record_is_found_all_the_same(self, sink, reader):
+    async def test_a_bad_record_is_found_all_the_same(self, sink, admin):
         """In the batch that finds out that the table is gone."""
         await sink.write(a_batch())
         await sink._connection.execute(f"DROP TABLE {TABLE}")
         batch = [*a_batch(), new_record(metadata={"x": msgspec.Raw(b"{")}), new_record(span_id=5)]
         assert await sink.write(batch) == Written(stored=LARGE, quarantined=2)
-        assert await stored(reader) == 2 * LARGE
+        assert await stored(admin) == 2 * LARGE
 
-    async def test_a_table_of_that_name_is_not_used(self, sink, reader):
+    async def test_a_table_of_that_name_is_not_used(self, sink, admin):
         """One that this sink did not make, as on a backend that a proxy shares out."""
         await sink.check()
         columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS)
         await sink._connection.execute(f"CREATE TEMPORARY TABLE otel_audit_batch ({columns})")
         assert await sink.write(a_batch()) == Written(stored=LARGE)
-        assert await stored(reader) == LARGE
+        assert await stored(admin) == LARGE
         assert await loads(sink)  # it is there, and empty
 
-    async def test_the_next_attempt_after_a_break_goes_the_plain_way(self, sink, reader):
+    async def test_the_next_attempt_after_a_break_goes_the_plain_way(self, sink, admin):
         """What breaks connections each time would else hold up the records for ever."""
         sink._statement_timeout = 0.5
         await sink.check()
-        async with reader.transaction():
-            await reader.execute("LOCK TABLE audit.audit_logs IN ACCESS EXCLUSIVE MODE")
+        async with admin.transaction():
+            await admin.execute("LOCK TABLE audit.audit_logs IN ACCESS EXCLUSIVE MODE")
             with pytest.raises(StoreUnavailableError, match="in time"):
                 await asyncio.wait_for(sink.write(a_batch()), 10)
         sink._statement_timeout = 30
@@ -419,13 +412,13 @@ class TestWhereLoadingDoesNotWork:
         assert not await loads(sink)
         assert await sink.write(a_batch()) == Written(stored=LARGE)
         assert await loads(sink)
-        assert await stored(reader) == 2 * LARGE
+        assert await stored(admin) == 2 * LARGE
 
 
 class TestNames:
-    async def test_no_other_table_stands_in(self, sink, reader):
+    async def test_no_other_table_stands_in(self, sink, admin):
         """Neither a temporary table nor one that the search_path finds first."""
-        await reader.execute(
+        await admin.execute(
             "CREATE TABLE public.otel_audit_batch (LIKE audit.audit_logs INCLUDING DEFAULTS); "
             "GRANT ALL ON public.otel_audit_batch TO PUBLIC"
         )
@@ -436,13 +429,13 @@ class TestNames:
         )
         assert await sink.write(a_batch()) == Written(stored=LARGE)
         assert await loads(sink)
-        assert await stored(reader) == LARGE
-        assert await reader.fetchval("SELECT count(*) FROM public.otel_audit_batch") == 0
+        assert await stored(admin) == LARGE
+        assert await admin.fetchval("SELECT count(*) FROM public.otel_audit_batch") == 0
 
-    async def test_a_load_is_durable_when_it_returns(self, writer_dsn, reader):
+    async def test_a_load_is_durable_when_it_returns(self, writer_dsn, admin):
         """Also for a role that commits asynchronously by default."""
         role = writer_dsn.partition("://")[2].partition("@")[0]
-        await reader.execute(f"ALTER ROLE {role} SET synchronous_commit = off")
+        await admin.execute(f"ALTER ROLE {role} SET synchronous_commit = off")
         sink = PostgresSink(writer_dsn)
         assert await sink.write(a_batch()) == Written(stored=LARGE)
         assert await loads(sink)
@@ -450,27 +443,27 @@ class TestNames:
         await sink.close()
 
 
-async def until_it_waits(reader):
-    """Until our own backend waits for a lock that the reader holds."""
+async def until_it_waits(admin):
+    """Until our own backend waits for a lock that the admin holds."""
     async with asyncio.timeout(20):
-        while not await reader.fetchval(
+        while not await admin.fetchval(
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' "
             "AND application_name = 'otel-audit' AND datname = current_database()"
         ):
-            await reader.execute("SELECT pg_stat_clear_snapshot()")
+            await admin.execute("SELECT pg_stat_clear_snapshot()")
             await asyncio.sleep(0.01)
 
 
-async def cut(reader):
+async def cut(admin):
     """Terminate our own backends of this database, and wait until they are gone."""
-    await reader.execute(
+    await admin.execute(
         "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
         "WHERE application_name = 'otel-audit' AND datname = current_database()"
     )
 
 
-async def test_another_version_of_the_driver_costs_no_record(sink, reader, monkeypatch):
+async def test_another_version_of_the_driver_costs_no_record(sink, admin, monkeypatch):
     """COPY is made of what the driver keeps for itself: where that is another, there is none."""
     monkeypatch.setattr(asyncpg.Connection, "_copy_in", lambda self, statement: None)
     assert await sink.write(a_batch(LARGE)) == Written(stored=LARGE)
-    assert await stored(reader) == LARGE
+    assert await stored(admin) == LARGE

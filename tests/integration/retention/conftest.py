@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncpg
 import pytest
 from filled_stores import filled_store
 from retention_trail import APRIL, JANUARY, MARCH, Trail
@@ -32,11 +31,6 @@ def copied_store(request):
 
 
 @pytest.fixture
-def store_template(copied_store, audit_template):
-    return audit_template if copied_store is None else copied_store.database
-
-
-@pytest.fixture
 def trail(audit_store, tmp_path, copied_store):
     return (
         Trail(audit_store, tmp_path)
@@ -46,10 +40,10 @@ def trail(audit_store, tmp_path, copied_store):
 
 
 @pytest.fixture
-async def connection(audit_store):
-    connection = await asyncpg.connect(audit_store)
-    yield connection
-    await connection.close()
+def keys_dsn(audit_server):
+    """A database for keys, still empty."""
+    with audit_server.database("template1") as dsn:
+        yield dsn
 
 
 @pytest.fixture

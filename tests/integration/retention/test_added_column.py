@@ -17,7 +17,7 @@ from added_column import (
 from filled_stores import filled_store
 from otel_audit_postgres import rows
 from otel_audit_postgres.archive.objects import ArchiveError
-from otel_audit_postgres.archive.row_files import NAMES, parquet, read_rows
+from otel_audit_postgres.archive.parquet_files import NAMES, parquet, read_rows
 from retention_trail import Trail
 
 

@@ -9,7 +9,7 @@ from datetime import date
 import pytest
 from ledger_store import Log
 from otel_audit_postgres.archive.manifest import leaves_key, manifest_key, read_manifest
-from otel_audit_postgres.archive.row_files import (
+from otel_audit_postgres.archive.parquet_files import (
     NAMES,
     RowFile,
     read_leaves,

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import pytest
 from otel_audit_postgres import maintain
 from otel_audit_postgres.archive import write_month
-from otel_audit_postgres.archive.row_files import read_rows
+from otel_audit_postgres.archive.parquet_files import read_rows
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.rows import COLUMNS
 from otel_audit_postgres.sink import PostgresSink

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 from otel_audit_postgres import maintain
 from otel_audit_postgres.archive.objects import digest_of
-from otel_audit_postgres.archive.row_files import read_rows
+from otel_audit_postgres.archive.parquet_files import read_rows
 from otel_audit_postgres.personal.key_store import FileWrapper, KeyStore, Subject, read_wrapper
 from otel_audit_postgres.personal.protect import Protector, key_store_from, read_fields
 from otel_audit_postgres.personal.reveal import ERASED, revealed
@@ -55,13 +55,6 @@ FIELDS = read_fields(
      "metadata.name", "request.headers.referer", "changes.Customer.email"]
 )  # fmt: skip
 ANN = Subject("acme", "ann")
-
-
-@pytest.fixture
-async def keys_dsn(postgres):
-    name = f"keys_{uuid.uuid4().hex[:12]}"
-    await postgres.execute(f"CREATE DATABASE {name}")
-    return postgres.dsn(name)
 
 
 @pytest.fixture

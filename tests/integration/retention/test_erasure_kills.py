@@ -6,7 +6,6 @@ import asyncio
 import secrets
 import subprocess
 import sys
-import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -110,13 +109,6 @@ def killed(program, *arguments):
         capture_output=True, env={"PYTHONPATH": f"{Path(__file__).parent}:{ROOT}"},
     )  # fmt: skip
     assert done.returncode == -9, done.stderr.decode()
-
-
-@pytest.fixture
-async def keys_dsn(postgres):
-    name = f"keys_{uuid.uuid4().hex[:12]}"
-    await postgres.execute(f"CREATE DATABASE {name}")
-    return postgres.dsn(name)
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
-
 import asyncpg
 import pytest
 from otel_audit_postgres.personal.key_store import KeyStore, Subject, read_wrapper
@@ -17,13 +15,6 @@ from strategies import a_record
 from otel_audit._util.ids import uuid7
 from otel_audit.config import AuditConfig
 from otel_audit.record import Actor
-
-
-@pytest.fixture
-async def keys_dsn(postgres):
-    name = f"keys_{uuid.uuid4().hex[:12]}"
-    await postgres.execute(f"CREATE DATABASE {name}")
-    return postgres.dsn(name)
 
 
 async def _copy(dsn, rows=None):

@@ -16,23 +16,12 @@ from otel_audit_postgres.retention.holds import HoldConditions, place_hold
 from otel_audit_postgres.retention.metrics import RetentionWatch, publish, retention_state
 from otel_audit_postgres.retention.policy import PolicyError, read_policy
 from otel_audit_postgres.retention.run import approve, run
+from retention_trail import POLICY
 
 from otel_audit.cli.main import cli
 from otel_audit.errors import StoreError
 
-TWO_PERSONS = """
-floor = 30
-two_persons = true
-[default]
-hot = 60
-archive = 3000
-[[rule]]
-name = "sign-ins"
-match = { event = "auth.*" }
-min = 90
-hot = 60
-archive = 40
-"""
+TWO_PERSONS = f"two_persons = true\n{POLICY}"
 
 
 def metrics_of(watch):

@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import pytest
 from ledger_store import Administrator, Log
 from stream_receiver import Receiver, receiving
@@ -25,13 +24,6 @@ SECRET = "whsec_" + "c2VjcmV0IG9mIHRoZSB0ZXN0LCAzMiBieXRlcyBsb25n"
 def log(audit_store: str, tmp_path: Path) -> Log:
     ratelimited_log.forget()
     return Log(audit_store, tmp_path)
-
-
-@pytest.fixture
-async def connection(audit_store: str) -> AsyncIterator[Any]:
-    connection = await asyncpg.connect(audit_store)
-    yield connection
-    await connection.close()
 
 
 @pytest.fixture

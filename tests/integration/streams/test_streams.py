@@ -433,11 +433,59 @@ async def test_once_beside_another_says_so(log, stream_to, receiver, connection)
     """--once does not wait: another process sends it."""
     await log.write(1)
     await log.seal()
+    await store.open_stream(connection, "siem", {}, 0)
     async with connection.transaction():
-        assert await store.try_to_hold(connection, "siem")
+        assert await store.hold(connection, "siem")
         with pytest.raises(HeldElsewhereError, match="another process sends it"):
             await stream_to(*to(receiver)).run_once()
     assert receiver.stored == []
+
+
+async def test_nobody_stops_it_who_merely_connects(log, stream_to, receiver, connection):
+    """The lock is a row that only a function of the streamer's locks."""
+    await log.write(1)
+    await log.seal()
+    stranger = await asyncpg.connect(log.dsn)
+    await stranger.execute("SELECT pg_advisory_lock(7368036, hashtext('siem'))")
+    await stream_to(*to(receiver)).run_once()
+    await stranger.close()
+    assert receiver.leaves == [0]
+
+
+async def test_a_look_that_finds_nothing_writes_nothing(log, stream_to, receiver, connection):
+    """The lock is a write of the row: a quiet stream takes none, and costs no WAL."""
+    await log.write(1)
+    await log.seal()
+    stream = stream_to(*to(receiver))
+    await stream.run_once()
+    await log.seal()
+    await stream.run_once()
+    locker = "SELECT xmax FROM audit.stream_locks"
+    before = await connection.fetchval(locker)
+    assert before
+    await stream.run_once()
+    assert await connection.fetchval(locker) == before
+
+
+async def test_who_was_overtaken_between_look_and_lock_sends_nothing_twice(
+    log, stream_to, receiver, connection, monkeypatch
+):
+    """Another process sends all of it after the position was read; under the lock it is seen."""
+    await log.write(3)
+    await log.seal()
+    first, second = stream_to(*to(receiver)), stream_to(*to(receiver))
+    hold, overtaken = store.hold, []
+
+    async def after_another(one, name):
+        if not overtaken:
+            overtaken.append(True)
+            await second.run_once()
+        return await hold(one, name)
+
+    monkeypatch.setattr(store, "hold", after_another)
+    await first.run_once()
+    assert receiver.leaves == sorted(set(receiver.leaves))
+    assert {0, 1, 2} <= set(receiver.leaves)
 
 
 async def test_a_rewind_while_events_are_on_their_way_ends_no_stream(

@@ -24,12 +24,10 @@ ANN = Actor(id="ann", type="user", email=EMAIL, verified=True)
 
 
 @pytest.fixture
-async def keys(postgres, tmp_path):
+async def keys(database, tmp_path):
     """A database of keys."""
-    name = f"keys_{uuid.uuid4().hex[:12]}"
-    await postgres.execute(f"CREATE DATABASE {name}")
     wrapper = FileWrapper(secrets.token_bytes(32))
-    made = KeyStore(postgres.dsn(name), wrapper, pending=tmp_path / "pending")
+    made = KeyStore(database, wrapper, pending=tmp_path / "pending")
     await made.init()
     yield made
     await made.close()

@@ -164,3 +164,27 @@ class TestRecovery:
         assert store.got == []
         assert spool.path.exists()
         spool.close()
+
+
+class TestFirstFormat:
+    def test_a_spool_of_the_version_before_is_delivered(self, home):
+        """Whole closed records, an answered one and an opened one; what was discarded is not."""
+        open_spool(home, service="shop").close()
+        left = Path(__file__).parent / "spool" / "format_1"
+        path = home / "shop" / "01990000-0000-7000-8000-0000000000aa"
+        path.mkdir(mode=0o700)
+        for file in left.iterdir():
+            (path / file.name).write_bytes(file.read_bytes())
+            (path / file.name).chmod(0o600)
+        store = Store()
+        deliver(a_recovery(home), store)
+        assert [
+            (one.record_id[-1], one.phase, one.outcome, one.sequence_number) for one in store.got
+        ] == [
+            ("1", "completed", "success", 1),
+            ("2", "completed", "success", 2),
+            ("3", "completed", "unknown", None),
+            ("4", "started", "unknown", None),
+        ]
+        assert {one.request.path for one in store.got} == {"/json"}
+        assert not path.exists()

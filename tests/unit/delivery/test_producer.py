@@ -13,11 +13,18 @@ import pytest
 from strategies import a_record
 
 from otel_audit._util import ratelimited_log
+from otel_audit._util.ids import uuid7
+from otel_audit.action.compose import Ending, Opening, ended
+from otel_audit.action.ports import Close
 from otel_audit.delivery.console import ConsoleSink
 from otel_audit.delivery.delivery import Delivery
 from otel_audit.delivery.metrics import Counters
 from otel_audit.delivery.producer import Producer
-from otel_audit.delivery.spool import open_spool
+from otel_audit.delivery.queue_entries import read_back
+from otel_audit.delivery.spool import FrameKind, adopt, open_spool
+from otel_audit.delivery.spool.format import scan
+from otel_audit.record import AuditRecord, Change, to_json
+from otel_audit.scope import Provenance
 
 
 @pytest.fixture
@@ -106,3 +113,107 @@ class TestOpened:
         assert (counters.emitted, counters.dropped) == (1, 0)
         files = [one for one in (tmp_path / "spools").rglob("*") if one.is_file()]
         assert any(b"late.done" in one.read_bytes() for one in files)
+
+
+class TestAnswered:
+    """An answered action is closed by what has changed since."""
+
+    ENDING = Ending("success", 42, "committed")
+
+    def answered(self, recorder: Producer, **facts) -> tuple[AuditRecord, Close | None]:
+        known = a_record(producer_id=recorder.producer_id, outcome="unknown", **facts)
+        return known, recorder.answered(known, None)
+
+    def frames_of(self, recorder: Producer) -> list[tuple[FrameKind, int]]:
+        found = []
+        for path in sorted(recorder._delivery.queue.open_spool.path.glob("*.frames")):
+            with path.open("rb") as file:
+                found += [
+                    (frame.kind, len(frame.payload))
+                    for frame in scan(file, end=path.stat().st_size)
+                ]
+        return found
+
+    def test_says_only_what_has_changed(self, a_recorder, tmp_path):
+        """The last frame is small, and the record that is handed over is whole and numbered."""
+        recorder, _ = a_recorder(tmp_path / "spools", refuse=False)
+        known, close = self.answered(recorder, metadata={"note": "x" * 2000})
+        finished = close(self.ENDING, None)
+        assert finished == ended(known, self.ENDING, 1)
+        (first, size), (last, changed) = self.frames_of(recorder)
+        assert (first, last) == (FrameKind.ANSWERED, FrameKind.ENDED)
+        assert changed < size / 10
+        [item] = recorder._delivery.queue.open_spool.read()
+        assert read_back(item.record_id, item.payload, item.changed) == finished
+
+    def test_says_all_where_the_answer_is_elsewhere(self, a_recorder, tmp_path):
+        """In another segment of the spool, or in another spool, it cannot be relied on."""
+        recorder, counters = a_recorder(tmp_path / "spools", refuse=False, segment_bytes=4096)
+        known, close = self.answered(recorder)
+        recorder.closed(a_record(metadata={"note": "x" * 3500}), None)
+        finished = close(self.ENDING, None)
+        assert finished == ended(known, self.ENDING, 2)
+        assert [kind for kind, _ in self.frames_of(recorder)] == [
+            FrameKind.ANSWERED, FrameKind.CLOSED, FrameKind.CLOSED,
+        ]  # fmt: skip
+        assert counters.spool_errors == 0
+
+    def test_says_all_where_it_would_be_too_large(self, a_recorder, tmp_path):
+        """A record that has grown above its bound is split as any other."""
+        recorder, _ = a_recorder(tmp_path / "spools", refuse=False)
+        recorder._record_limit = 4096
+        change = Change(operation="insert", entity="Order", table="orders", key={"id": 1})
+        _, close = self.answered(recorder)
+        close(msgspec.structs.replace(self.ENDING, changes=(change,) * 60), None)
+        kinds = [kind for kind, _ in self.frames_of(recorder)]
+        assert kinds[:2] == [FrameKind.ANSWERED, FrameKind.CLOSED]
+        assert len(kinds) > 2
+
+    def test_an_answer_that_was_cut_has_no_short_end(self, a_recorder, tmp_path):
+        """What was left out of the frame for its size could not be found again."""
+        recorder, _ = a_recorder(tmp_path / "spools", refuse=False)
+        recorder._record_limit = 4096
+        assert self.answered(recorder, metadata={"note": "x" * 5000})[1] is None
+
+    def test_without_a_spool_there_is_nothing_to_rely_on(self):
+        """In memory alone the record of the end is whole."""
+        delivery = Delivery(ConsoleSink, Counters())
+        recorder = Producer(delivery, Counters(), refuse_when_full=False)
+        assert self.answered(recorder)[1] is None
+
+    def test_another_producer_says_all(self, a_recorder, tmp_path):
+        """After a fork the number is the child's, and the frame is whole."""
+        recorder, _ = a_recorder(tmp_path / "spools", refuse=False)
+        _, close = self.answered(recorder)
+        recorder._begin()
+        close(self.ENDING, None)
+        kinds = [kind for kind, _ in self.frames_of(recorder)]
+        assert kinds == [FrameKind.ANSWERED, FrameKind.CLOSED]
+        [item] = recorder._delivery.queue.open_spool.read()
+        assert msgspec.json.decode(item.payload)["producer_id"] == recorder.producer_id
+
+    def test_a_beginning_is_no_record_yet(self, a_recorder, tmp_path):
+        """What is written down of a beginning is small, and becomes a record when it is read."""
+        recorder, _ = a_recorder(tmp_path / "spools", refuse=False)
+        place = Provenance(recorder.producer_id, resource={"service.name": "shop"})
+        record_id = uuid7()
+        begun = Opening(
+            record_id,
+            record_id,
+            7,
+            "order.created",
+            "CREATE",
+            "metadata",
+            "r1",
+            "POST",
+            "/o",
+            place,
+        )
+        assert recorder.opened(begun, None)
+        spool = recorder._delivery.queue.open_spool
+        spool.close()
+        [adopted] = adopt(tmp_path / "spools", "shop")
+        [found] = adopted.records()
+        adopted.release()
+        assert found.payload == to_json(begun)
+        assert read_back(found.record_id, found.payload) == begun.record()

@@ -170,7 +170,7 @@ class TestASpoolThatFails:
         """The spool took the beginning and not the end: once stored, the beginning is taken back."""
         backlog = a_backlog(home)
         record = a_record()
-        backlog.note(FrameKind.OPENED, record)
+        backlog.note(FrameKind.OPENED, record.record_id, record)
         with monkeypatch.context() as full:
             full.setattr(Spool, "append", _full)
             assert backlog.put(record)
@@ -187,7 +187,7 @@ class TestASpoolThatFails:
         """There is room again only at the end."""
         backlog = a_backlog(home)
         record = a_record()
-        backlog.note(FrameKind.OPENED, record)
+        backlog.note(FrameKind.OPENED, record.record_id, record)
         with monkeypatch.context() as full:
             full.setattr(Spool, "append", _full)
             backlog.put(record)
@@ -208,8 +208,8 @@ class TestASpoolThatFails:
         backlog = a_backlog(home, max_bytes=16_384, segment_bytes=4096)
         record = a_record(metadata={"note": "x" * 20_000})
         with pytest.raises(SpoolFullError):
-            backlog.note(FrameKind.OPENED, record)
-        backlog.note(FrameKind.ANSWERED, record)
+            backlog.note(FrameKind.OPENED, record.record_id, record)
+        backlog.note(FrameKind.ANSWERED, record.record_id, record)
         assert backlog._counters.spool_errors == 1
 
     def test_one_that_cannot_be_opened_again_is_tried_again(self, home, monkeypatch):
@@ -220,13 +220,14 @@ class TestASpoolThatFails:
         backlog.rest()
         shutil.rmtree(home)
         home.write_text("in the way")
+        record = a_record()
         with pytest.raises(SpoolError):
-            backlog.note(FrameKind.OPENED, a_record())
+            backlog.note(FrameKind.OPENED, record.record_id, record)
         assert backlog.put(a_record())
         home.unlink()
         monkeypatch.setattr("otel_audit.delivery.queue._OPENING_PAUSE", 0)
         backlog._next_opening = 0
-        backlog.note(FrameKind.OPENED, a_record())
+        backlog.note(FrameKind.OPENED, record.record_id, record)
         assert backlog.open_spool is not None
         assert backlog.depth == 1
 
@@ -244,7 +245,7 @@ class TestRest:
         """While an action is under way the spool stays as it is."""
         backlog = a_backlog(home)
         record = a_record()
-        backlog.note(FrameKind.OPENED, record)
+        backlog.note(FrameKind.OPENED, record.record_id, record)
         backlog.rest()
         assert backlog.open_spool.open_actions == 1
 
@@ -257,7 +258,7 @@ class TestRest:
             for _ in range(100):
                 record = a_record()
                 try:
-                    backlog.note(FrameKind.OPENED, record)
+                    backlog.note(FrameKind.OPENED, record.record_id, record)
                     backlog.discard(record.record_id)
                 except Exception as error:
                     failures.append(error)

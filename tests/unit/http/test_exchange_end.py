@@ -145,7 +145,7 @@ async def test_what_cannot_be_derived_is_described_again(monkeypatch: pytest.Mon
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError
 
-    monkeypatch.setattr(exchange_record, "as_closed", fail)
+    monkeypatch.setattr(exchange_record, "ending_of", fail)
     tapped = Tapped(orders())
     await tapped.ask(b'{"total": 12}', path="/orders")
     assert tapped.kept.kinds == ["opened", "answered", "closed"]

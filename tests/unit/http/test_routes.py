@@ -56,20 +56,21 @@ async def template_of(app: object, method: str, path: str) -> str | None:
     return route_template(seen["scope"])
 
 
+ROUTES = [
+    (an_app, "GET", "/plain/4", "/plain/{x}"),
+    (an_app, "GET", "/numbered/4", "/numbered/{n:int}"),
+    (an_app, "POST", "/api/v1/orders/3/refund", "/api/v1/orders/{order_id}/refund"),
+    (an_app, "GET", "/sub/1/s/2", "/sub/{z}/s/{y}"),
+    (an_app, "GET", "/nowhere", None),
+    (a_starlette, "GET", "/plain/4", "/plain/{x}"),
+    (a_starlette, "GET", "/files/docs/a.txt", "/files/{area}/{name}"),
+    (a_starlette, "GET", "/nowhere", None),
+]
+"""Application, method and path, and the route's template."""
+
+
 class TestRouteTemplate:
-    @pytest.mark.parametrize(
-        ("build", "method", "path", "expected"),
-        [
-            (an_app, "GET", "/plain/4", "/plain/{x}"),
-            (an_app, "GET", "/numbered/4", "/numbered/{n:int}"),
-            (an_app, "POST", "/api/v1/orders/3/refund", "/api/v1/orders/{order_id}/refund"),
-            (an_app, "GET", "/sub/1/s/2", "/sub/{z}/s/{y}"),
-            (an_app, "GET", "/nowhere", None),
-            (a_starlette, "GET", "/plain/4", "/plain/{x}"),
-            (a_starlette, "GET", "/files/docs/a.txt", "/files/{area}/{name}"),
-            (a_starlette, "GET", "/nowhere", None),
-        ],
-    )
+    @pytest.mark.parametrize(("build", "method", "path", "expected"), ROUTES)
     async def test_it_is_the_whole_template(self, build, method, path, expected):
         """Prefixes of routers and mounts belong to the template."""
         assert await template_of(build(), method, path) == expected
@@ -78,17 +79,7 @@ class TestRouteTemplate:
 class TestForesee:
     @pytest.mark.parametrize(
         ("build", "method", "path", "expected"),
-        [
-            (an_app, "GET", "/plain/4", "/plain/{x}"),
-            (an_app, "GET", "/numbered/4", "/numbered/{n:int}"),
-            (an_app, "DELETE", "/plain/4", "/plain/{x}"),
-            (an_app, "POST", "/api/v1/orders/3/refund", "/api/v1/orders/{order_id}/refund"),
-            (an_app, "GET", "/sub/1/s/2", "/sub/{z}/s/{y}"),
-            (an_app, "GET", "/nowhere", None),
-            (a_starlette, "GET", "/plain/4", "/plain/{x}"),
-            (a_starlette, "GET", "/files/docs/a.txt", "/files/{area}/{name}"),
-            (a_starlette, "GET", "/nowhere", None),
-        ],
+        [*ROUTES, (an_app, "DELETE", "/plain/4", "/plain/{x}")],
     )
     def test_it_is_what_the_router_would_find(self, build, method, path, expected):
         """Without running anything, as the request may have been denied before."""

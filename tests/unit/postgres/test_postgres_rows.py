@@ -16,7 +16,7 @@ from otel_audit_postgres.rows import (
     COLUMNS,
     LONGEST_KEY,
     UnstorableRecordError,
-    key_text,
+    bounded_key,
     projections,
     record_from_payload,
     to_row,
@@ -260,17 +260,17 @@ class TestKeyText:
     @given(any_text)
     def test_keeps_what_is_short(self, text):
         """A text of ordinary length stays as it is."""
-        assert key_text(text) == text
+        assert bounded_key(text) == text
 
     @given(st.text(min_size=LONGEST_KEY + 1), st.text(min_size=LONGEST_KEY + 1))
     def test_tells_long_ones_apart(self, one, other):
         """Long texts are bounded, and different ones stay different."""
-        assert len(key_text(one)) == LONGEST_KEY
-        assert (key_text(one) == key_text(other)) == (one == other)
+        assert len(bounded_key(one)) == LONGEST_KEY
+        assert (bounded_key(one) == bounded_key(other)) == (one == other)
 
     def test_tells_long_ones_with_one_beginning_apart(self):
         """Two tenants whose names begin alike are not one tenant."""
-        assert key_text("a" * 1000 + "1") != key_text("a" * 1000 + "2")
+        assert bounded_key("a" * 1000 + "1") != bounded_key("a" * 1000 + "2")
 
 
 def mended(text):

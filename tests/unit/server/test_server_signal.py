@@ -27,12 +27,12 @@ from otel_audit.errors import ConfigurationError
 from otel_audit.record import to_json
 from otel_audit.redaction import Redactor
 from otel_audit.server import decode_json, decode_protobuf
+from otel_audit.server.canonical_forms import canonical_forms, integrity_hash, parse_log
 from otel_audit.server.convert import Converter, NotConvertible, with_own_place
 from otel_audit.server.credentials import NOBODY
 from otel_audit.server.errors import field as part
 from otel_audit.server.items import ReceivedItem, Resource
 from otel_audit.server.signatures import TrustedSigners, read_trust_file
-from otel_audit.server.signed_forms import canonical_forms, integrity_hash, parse_log
 from otel_audit.testing import make_record
 
 SECRET = base64.b64encode(b"k" * 32)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +13,13 @@ import pytest
 import trio
 from asgi_app import Kept, Tapped, say
 
-from otel_audit._util.aio import call_after, in_thread, is_cancellation, on_any_loop
+from otel_audit._util.aio import (
+    call_after,
+    in_thread,
+    is_cancellation,
+    on_any_loop,
+    running_trio,
+)
 from otel_audit.http.exchange_record import outcome_of
 
 SOON = 0.02
@@ -29,6 +37,10 @@ async def sleep(seconds: float) -> None:
         await trio.sleep(seconds)
     else:
         await asyncio.sleep(seconds)
+
+
+async def say_hello(scope: Any, receive: Any, send: Any) -> None:
+    await say(send)
 
 
 class TestTimer:
@@ -118,6 +130,32 @@ class TestCancellation:
         assert not is_cancellation(ValueError())
         assert not is_cancellation(None)
         assert outcome_of(status=200, error=seen[0], transaction="none") == "unknown"
+
+
+class TestWhileTrioIsImported:
+    @pytest.fixture(autouse=True)
+    def _import_under_way(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What another thread sees of a module whose import has only begun."""
+        monkeypatch.setitem(sys.modules, "trio", types.ModuleType("trio"))
+
+    async def test_asyncio_runs_the_task(self) -> None:
+        """Nothing fails, and a timer is asyncio's."""
+        assert running_trio() is None
+        done = asyncio.Event()
+        assert call_after(0, done.set) is not None
+        await asyncio.wait_for(done.wait(), 30)
+
+    def test_an_error_is_no_cancellation(self) -> None:
+        """Trio has cut nothing off yet."""
+        assert not is_cancellation(ValueError())
+        assert is_cancellation(asyncio.CancelledError())
+
+    async def test_a_request_is_answered_and_recorded(self) -> None:
+        """As at any other time."""
+        tapped = Tapped(say_hello, kept=Kept())
+        await tapped.ask()
+        (record,) = tapped.kept.all("closed")
+        assert record.outcome == "success"
 
 
 class TestUnderTrio:

@@ -28,6 +28,15 @@ class TestBoundedCache:
         cache.clear()
         assert [cache.get(number) for number in range(3)] == [None] * 3
 
+    def test_one_is_forgotten_when_told_so(self) -> None:
+        """In the young generation and in the old one; others stay."""
+        cache: BoundedCache[int, str] = BoundedCache(2)
+        for number in range(4):
+            cache.put(number, "x")
+        for number in (0, 3, 7):
+            cache.discard(number)
+        assert [cache.get(number) for number in range(4)] == [None, "x", "x", None]
+
     def test_threads_share_it(self) -> None:
         """Whatever they do at once, each finds its own value or none."""
         cache: BoundedCache[int, int] = BoundedCache(5)

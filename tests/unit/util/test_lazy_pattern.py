@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
 import pytest
+import re2
 
 from otel_audit._util.lazy_pattern import LazyPattern, compile_patterns
 
@@ -17,6 +19,16 @@ def test_it_is_compiled_by_its_first_use():
     assert pattern.search("xabb")[1] == "bb"
     assert {"search", "finditer", "fullmatch", "sub"} <= set(vars(pattern))
     assert [one[0] for one in pattern.finditer("ab abb")] == ["ab", "abb"]
+
+
+@pytest.mark.parametrize("compiler", [re2.compile, re.compile])
+@pytest.mark.parametrize(
+    "text", [b"", b"b", b"ab", b"xxabx", b"a\x00b", "ä ab".encode(), b"a" * 9999]
+)
+def test_an_occurrence_is_what_a_search_finds(compiler, text):
+    """Of re2 it is asked in another way, of others as of any."""
+    pattern = LazyPattern(b"a(b+)|^$", None, compiler)
+    assert pattern.occurs_in(text) is (pattern.search(text) is not None)
 
 
 def test_all_can_be_compiled_beforehand():

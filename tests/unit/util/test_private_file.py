@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from otel_audit._util.private_file import is_private
+from otel_audit._util.private_file import is_private, others_may_write
 
 GROUP = 4711
 
@@ -46,3 +46,18 @@ def test_a_mount_for_a_group_is_the_groups(secret, mode, monkeypatch):
     assert not is_private(mounted)
     monkeypatch.setattr(os, "getgroups", lambda: [GROUP])
     assert is_private(mounted)
+
+
+@pytest.mark.parametrize(
+    ("mode", "writable"), [(0o600, False), (0o644, False), (0o620, True), (0o602, True)]
+)
+def test_who_may_write(secret, mode, writable):
+    """A file that only its user may write is trusted, if that user is this one."""
+    secret.chmod(mode)
+    assert others_may_write(secret.stat()) is writable
+
+
+def test_another_users_file(secret, monkeypatch):
+    """Its owner may write to it at any time."""
+    monkeypatch.setattr(os, "geteuid", lambda: secret.stat().st_uid + 1)
+    assert others_may_write(secret.stat())

@@ -1,0 +1,4 @@
+"""Verification: rows, tree, signatures and anchors.
+
+Private: ``docs/api.md`` lists the public modules.
+"""

@@ -30,11 +30,11 @@ class AnchorReadings:
     """The last checkpoints of all anchors.
 
     Attributes:
-        testimonies: Of those that have something to say.
+        readings: Of those that have something to say.
         silent: Those that know of no checkpoint.
     """
 
-    testimonies: list[AnchorReading] = field(default_factory=list)
+    readings: list[AnchorReading] = field(default_factory=list)
     silent: list[Anchor] = field(default_factory=list)
 
     def judge_silence(self, size: int, findings: Findings) -> None:
@@ -48,12 +48,12 @@ class AnchorReadings:
         if size:
             findings.warnings.extend(
                 f"anchor {one.anchor} knows the log's beginning alone"
-                for one in self.testimonies
+                for one in self.readings
                 if not one.checkpoint.size
             )
 
 
-async def hear(
+async def read_anchors(
     anchors: Sequence[Anchor], keys: Sequence[PublicKey], findings: Findings
 ) -> AnchorReadings:
     """Read the last checkpoints of the anchors.
@@ -66,14 +66,14 @@ async def hear(
     Returns:
         What they say.
     """
-    heard = AnchorReadings()
+    anchored = AnchorReadings()
     answers = await asyncio.gather(*map(_asked, anchors))
     for anchor, note in zip(anchors, answers, strict=True):
         if isinstance(note, AnchorError):
             findings.warnings.append(f"anchor not checked: {note}")
             continue
         if note is None:
-            heard.silent.append(anchor)
+            anchored.silent.append(anchor)
             continue
         checkpoint, is_signed = judged(note, keys, findings, f"anchor {anchor.name}")
         if checkpoint is None:
@@ -83,8 +83,8 @@ async def hear(
                 ProblemKind.FORGED_SIGNATURE, f"anchor {anchor.name}: not signed by a given key"
             )
             continue
-        heard.testimonies.append(AnchorReading(anchor.name, checkpoint))
-    return heard
+        anchored.readings.append(AnchorReading(anchor.name, checkpoint))
+    return anchored
 
 
 async def _asked(anchor: Anchor) -> str | AnchorError | None:

@@ -9,13 +9,13 @@ read all the same.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from otel_audit._util.durable_file import replace_durably
+from otel_audit._util.private_file import others_may_write
 from otel_audit.errors import ConfigurationError
 from otel_audit_postgres.ledger.checkpoints import Checkpoint, NoteError, read_checkpoint, read_note
 from otel_audit_postgres.ledger.keys import PublicKey
@@ -24,7 +24,6 @@ FORMAT: Final = "otel-audit verified 1"
 SPOT_CHECKS: Final = 1000
 """Rows before the remembered ones that are read again, chosen at random."""
 
-_OTHERS_MAY_WRITE: Final = 0o022
 _AFRESH: Final = "remove it, and verify everything once"
 
 
@@ -57,7 +56,7 @@ def recall(path: Path, keys: Sequence[PublicKey]) -> Bookmark | None:
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} cannot be read ({type(error).__name__})") from None
-    if facts.st_uid != os.geteuid() or facts.st_mode & _OTHERS_MAY_WRITE:
+    if others_may_write(facts):
         raise ConfigurationError(f"{path}: others could have written what was verified: {_AFRESH}")
     try:
         stored = json.loads(text)

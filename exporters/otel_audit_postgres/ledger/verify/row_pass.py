@@ -36,17 +36,19 @@ from otel_audit_postgres.ledger.verify.row_check import (
 from otel_audit_postgres.ledger.verify.tree_pass import BlockRange
 
 ROWS_AT_ONCE: Final = 1000
+"""Rows that are fetched by one statement."""
 LEAVES_AT_ONCE: Final = 20_000
 """Leaves, at least, that one of several processes checks in one go."""
 
 _KEPT_OPEN_EVERY: Final = 1.0
+"""Seconds: well within any timeout for idle transactions that makes sense."""
 _NO_SNAPSHOT: Final = ("42704", "22023")
 _CUT_OFF: Final = (
     "verify the audit store: the connection that holds what is verified was cut off, by the server "
     "or something before it; run it again, or with --jobs 1"
 )
 
-Progress = Callable[[int, int], None]
+RowProgress = Callable[[int, int], None]
 """Called with how many leaves were seen, and of how many."""
 
 
@@ -114,7 +116,7 @@ async def check_rows(
     connection: Connection[Any],
     stretches: Sequence[BlockRange],
     choice: RowSelection,
-    progress: Progress | None = None,
+    progress: RowProgress | None = None,
 ) -> Rows:
     """Check the rows of some blocks, one after the other.
 
@@ -141,7 +143,7 @@ async def check_rows_together(  # noqa: PLR0913, PLR0917 - each a choice of its 
     stretches: Sequence[BlockRange],
     choice: RowSelection,
     jobs: int,
-    progress: Progress | None = None,
+    progress: RowProgress | None = None,
 ) -> Rows:
     """Check rows by several processes, which all see what this transaction sees.
 

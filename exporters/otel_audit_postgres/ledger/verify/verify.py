@@ -16,7 +16,7 @@ from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.anchors import Anchor
 from otel_audit_postgres.ledger.keys import PublicKey
-from otel_audit_postgres.ledger.verify.anchored import AnchorReading, hear
+from otel_audit_postgres.ledger.verify.anchored import AnchorReading, read_anchors
 from otel_audit_postgres.ledger.verify.bookmark import SPOT_CHECKS, Bookmark
 from otel_audit_postgres.ledger.verify.findings import (
     Findings,
@@ -26,7 +26,7 @@ from otel_audit_postgres.ledger.verify.findings import (
 )
 from otel_audit_postgres.ledger.verify.retired import recorded_prunings, unaccounted
 from otel_audit_postgres.ledger.verify.row_pass import (
-    Progress,
+    RowProgress,
     Rows,
     RowSelection,
     blame,
@@ -51,7 +51,7 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
     sample: int | None = None,
     remembered: Bookmark | None = None,
     jobs: int = 1,
-    progress: Progress | None = None,
+    progress: RowProgress | None = None,
 ) -> VerificationReport:
     """Verify an audit store, read-only, in one snapshot.
 
@@ -79,8 +79,8 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
     begun = time.monotonic()
     findings = Findings()
     # read before the database, so that none of them can be ahead of it
-    heard = await hear(anchors, keys, findings)
-    seen = heard.testimonies
+    anchored = await read_anchors(anchors, keys, findings)
+    seen = anchored.readings
     witnesses = [*seen]
     if remembered is not None:
         witnesses.append(AnchorReading("(the last verification)", remembered.checkpoint))
@@ -100,7 +100,7 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
         place = await store.place(connection)
         if place.is_elsewhere:
             findings.warnings.append(str(place))
-        sizes = sorted({testimony.checkpoint.size for testimony in witnesses})
+        sizes = sorted({reading.checkpoint.size for reading in witnesses})
         walk = await walk_tree(Task(connection, findings, origin, keys, sizes))
         choice = replace(
             _choice(walk.tree.size, since, sample, remembered), origin=origin, keys=tuple(keys)
@@ -122,14 +122,14 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
     if conflicts:
         findings.warnings.append(_conflicts_text(conflicts, conflict_count))
     _judge_end(walk, keys, findings)
-    heard.judge_silence(walk.tree.size, findings)
+    anchored.judge_silence(walk.tree.size, findings)
     if findings.malformed_by:
         findings.warnings.append(_malformed_text(findings))
-    if not seen and not heard.silent:
+    if not seen and not anchored.silent:
         findings.warnings.append(
             "no anchor was asked: an old copy of the whole store would pass for the original"
         )
-    judge_testimonies(walk, origin, witnesses, findings)
+    judge_readings(walk, origin, witnesses, findings)
     return VerificationReport(
         origin, walk.tree.size, walk.checkpoints, walk.signed_size, rows.checked, waiting,
         in_order(findings.problems), dict(findings.counts), tuple(findings.warnings),
@@ -165,7 +165,7 @@ async def _rows(  # noqa: PLR0913, PLR0917 - what verify was given
     walk: TreePassState,
     choice: RowSelection,
     jobs: int,
-    progress: Progress | None,
+    progress: RowProgress | None,
 ) -> Rows:
     if jobs > 1 and walk.stretches:
         return await check_rows_together(dsn, connection, walk.stretches, choice, jobs, progress)
@@ -287,7 +287,7 @@ def _judge_end(walk: TreePassState, keys: Sequence[PublicKey], findings: Finding
         )
 
 
-def judge_testimonies(
+def judge_readings(
     walk: TreePassState, origin: str | None, seen: Sequence[AnchorReading], findings: Findings
 ) -> None:
     """Compare the roots of a walk with what was published.
@@ -299,34 +299,34 @@ def judge_testimonies(
         findings: Where contradictions are noted.
     """
     cut = bool(findings.counts[ProblemKind.TRUNCATED_TAIL] or findings.counts[ProblemKind.INSERTED])
-    for testimony in seen:
-        there, size = testimony.checkpoint, walk.tree.size
+    for reading in seen:
+        there, size = reading.checkpoint, walk.tree.size
         if there.size > size:
             findings.add(
                 ProblemKind.TRUNCATED_TAIL if cut else ProblemKind.RESTORED_OLD_COPY,
-                f"anchor {testimony.anchor} has seen {there.size} leaves, the ledger has {size}",
+                f"anchor {reading.anchor} has seen {there.size} leaves, the ledger has {size}",
                 leaf=size,
             )
         elif origin is None and not there.size:
             # a first sealer tells the anchors the log's name before the store has it
             findings.warnings.append(
-                f"anchor {testimony.anchor} knows the log {there.origin}, and nothing is sealed "
+                f"anchor {reading.anchor} knows the log {there.origin}, and nothing is sealed "
                 "here yet: the first rows are being sealed just now, or this is another store"
             )
         elif there.origin != origin:
             findings.add(
                 ProblemKind.RESTORED_OLD_COPY,
-                f"anchor {testimony.anchor} knows another log, {there.origin}",
+                f"anchor {reading.anchor} knows another log, {there.origin}",
             )
         elif walk.intact and there.size and there.size not in walk.roots:
             findings.warnings.append(
-                f"anchor {testimony.anchor} saw {there.size} leaves, within those that were pruned "
+                f"anchor {reading.anchor} saw {there.size} leaves, within those that were pruned "
                 "since: only what came after them could be compared"
             )
         elif walk.intact and walk.roots.get(there.size, there.root) != there.root:
             findings.add(
                 ProblemKind.RESTORED_OLD_COPY,
-                f"the first {there.size} leaves are not those that anchor {testimony.anchor} saw",
+                f"the first {there.size} leaves are not those that anchor {reading.anchor} saw",
             )
 
 

@@ -1,4 +1,7 @@
-"""The durable spool: what is in it is delivered, whatever becomes of the process."""
+"""The durable spool: what is in it is delivered, whatever becomes of the process.
+
+Private: ``docs/api.md`` lists the public modules.
+"""
 
 from otel_audit.delivery.spool.damaged import damaged_files
 from otel_audit.delivery.spool.encryption import AesGcmEncryption, Encryption

@@ -4,7 +4,7 @@ A frame is a header of 44 bytes, little-endian, and the payload::
 
     0   4   marker f5 ff 4f 41     f5 and ff never occur in UTF-8, so no JSON text holds it
     4   1   version                1
-    5   1   kind                   1 opened, 2 answered, 3 closed, 4 discarded
+    5   1   kind                   1 opened, 2 answered, 3 closed, 4 discarded, 5 ended
     6   1   flags                  bit 0: the payload is encrypted
     7   1   0
     8   4   length of the payload
@@ -41,13 +41,16 @@ BUFFER_BYTES: Final = 256 * 1024
 
 
 class FrameKind(IntEnum):
-    """The stage of an action in a frame. Each frame is complete in itself; a later kind wins."""
+    """The stage of an action in a frame; a later kind wins. All but ``ENDED`` say all there is."""
 
     OPENED = 1
     ANSWERED = 2
     CLOSED = 3
     DISCARDED = 4
     """The action shall not be recorded after all; it has no payload."""
+    ENDED = 5
+    """Closed by what has changed since the answered frame, which stands before it in the same
+    segment: the two come and go together."""
 
 
 _KINDS: Final = {int(kind): kind for kind in FrameKind}

@@ -1,4 +1,4 @@
-"""The spool of this process: appended to by any thread, read and freed by the delivery worker.
+"""The spool of this process: appended to by any thread, read and freed by the writer.
 
 A position counts bytes from the spool's first one, over all its segments; the position of a frame
 is that of its end, so that "everything up to here" is a comparison of two integers.
@@ -29,6 +29,7 @@ from otel_audit.delivery.spool.errors import (
 )
 from otel_audit.delivery.spool.format import (
     MAX_PAYLOAD_BYTES,
+    Frame,
     FrameKind,
     encode,
     record_key,
@@ -53,6 +54,7 @@ START: Final[Position] = 0
 _OPENED: Final = int(FrameKind.OPENED)
 _CLOSED: Final = int(FrameKind.CLOSED)
 _DISCARDED: Final = int(FrameKind.DISCARDED)
+_ENDED: Final = int(FrameKind.ENDED)
 _CARRY_FROM_SEGMENTS: Final = 2
 _LOOK_AROUND_SECONDS: Final = 1.0
 DELIVERED_STAYS: Final = 60.0
@@ -69,11 +71,13 @@ class SpooledRecord(NamedTuple):
         position: To acknowledge it by.
         record_id: UUID, 36 characters, lower case.
         payload: As appended.
+        changed: What has changed since, where `payload` is what was known before the end.
     """
 
     position: Position
     record_id: str
     payload: bytes
+    changed: bytes | None = None
 
 
 class Spool:
@@ -150,7 +154,7 @@ class Spool:
 
         Args:
             kind: `FrameKind.OPENED`, `.ANSWERED` and `.CLOSED` each carry a whole record, as far
-                as it is known; `.DISCARDED` takes back what was opened.
+                as it is known; `.DISCARDED` takes back what was opened. See also `end`.
             record_id: UUID in hex, with or without hyphens.
             payload: At most `MAX_PAYLOAD_BYTES`; opaque.
 
@@ -181,16 +185,62 @@ class Spool:
             segment = segments.write(frame)
             position = segments.appended
             if kind == _CLOSED:
-                self._outstanding.add(position, time.monotonic())
-                segment.needs = position
-                segment.closed += 1
-                self._actions.end(key, position)
+                self._note_closed(key, segment, position)
             elif kind == _DISCARDED:
                 self._actions.end(key, 0)
             else:
-                self._actions.note(key, segment, segment.size - size, size)
+                self._actions.note(key, segment, size, position)
             segments.in_doubt = False
         return position
+
+    def end(self, record_id: str, changed: bytes, answered: Position) -> Position | None:
+        """Close an action by what has changed since its answered frame, if that can be relied on.
+
+        The two frames must stand in one segment, so that neither outlives the other.
+
+        Args:
+            record_id: As for `append`.
+            changed: At most `MAX_PAYLOAD_BYTES`; opaque.
+            answered: What `append` returned for the answered frame.
+
+        Returns:
+            The frame's position; None if a closed frame has to say all: the answered frame is not
+            here, is not the action's last one, or there is no room left behind it.
+
+        Raises:
+            SpoolFullError: As for `append`, as are all others.
+            SpoolWriteError: The file system did not take it.
+            SpoolClosedError: The spool is closed.
+            SpoolForkedError: This process is a child of the one that opened it.
+            ValueError: The record id is not a UUID.
+        """
+        if self.forked:
+            raise SpoolForkedError("the spool belongs to the parent process; reopen it")
+        key = record_key(record_id)
+        if len(changed) > MAX_PAYLOAD_BYTES:
+            return None
+        cipher = self._cipher
+        if cipher is not None:
+            changed = cipher.encrypt(changed, context_of(_ENDED, key))
+        frame = encode(_ENDED, key, changed, time.time_ns(), encrypted=cipher is not None)
+        size = len(frame)
+        with self._lock:
+            segments, action = self._segments, self._actions.get(key)
+            if action is None or action[4] != answered or not segments.has_room(action[1], size):
+                return None
+            if self._closed or segments.bytes + size > self._bound.room_to_begin:
+                self._admit(size, begins=False)
+            segment = segments.write(frame)
+            position = segments.appended
+            self._note_closed(key, segment, position)
+            segments.in_doubt = False
+        return position
+
+    def _note_closed(self, key: bytes, segment: Segment, position: Position) -> None:
+        self._outstanding.add(position, time.monotonic())
+        segment.needs = position
+        segment.closed += 1
+        self._actions.end(key, position)
 
     @property
     def appended(self) -> Position:
@@ -237,7 +287,7 @@ class Spool:
         with self._lock:
             return self._oldest_age()
 
-    # --- what the delivery worker calls
+    # --- what the writer calls
 
     def sync(self) -> Position:
         """Bring everything appended so far to disk (fdatasync). Blocks; not for an event loop.
@@ -502,7 +552,7 @@ class Spool:
             action = self._actions.get(key)
             if action is None or action[0] is not head:
                 return
-            _, segment, start, size = action
+            _, segment, start, size, _ = action
             with segment.place.reading(segment.name) as file:
                 file.seek(start)
                 frame = file.read(size)
@@ -543,15 +593,38 @@ class Spool:
             return position in self._outstanding
 
     def _record(self, found: ReadFrame) -> Iterator[SpooledRecord]:
-        position, frame = found
-        payload = frame.payload
-        if self._cipher is not None:
-            try:
-                payload = self._cipher.decrypt(payload, context_of(frame.kind, frame.record_id))
-            except EncryptionError as error:
-                self._give_up(UnreadableFrames(position - 1, position, str(error)))
-                return
-        yield SpooledRecord(position, record_name(frame.record_id), payload)
+        position, frame, before = found
+        name = record_name(frame.record_id)
+        try:
+            payload = self._open(frame)
+        except EncryptionError as error:
+            self._give_up(UnreadableFrames(position - 1, position, str(error)))
+            return
+        if frame.kind is not FrameKind.ENDED:
+            yield SpooledRecord(position, name, payload)
+            return
+        if before is None or before.kind is not FrameKind.ANSWERED:
+            self._note_undescribed(position)
+        try:
+            known = b"" if before is None else self._open(before)
+        except EncryptionError:
+            known = b""
+            self._note_undescribed(position)
+        yield SpooledRecord(position, name, known, payload)
+
+    def _open(self, frame: Frame) -> bytes:
+        if self._cipher is None:
+            return frame.payload
+        return self._cipher.decrypt(frame.payload, context_of(frame.kind, frame.record_id))
+
+    def _note_undescribed(self, position: Position) -> None:
+        """Keep the file of a record of which only its beginning or its end could be read back."""
+        with self._lock:
+            self._segments.mark_damaged(position - 1)
+        self._log_error(
+            "the description of a record was damaged on disk: what is left of it is delivered, and "
+            "the damaged file will be kept (otel-audit quarantine)"
+        )
 
     def _give_up(self, lost: UnreadableFrames) -> None:
         """Count the records that were there and are no more."""

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any, Final
 from zlib import crc32
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Version of the layout on disk and of the frames."""
+
+READABLE: Final = frozenset({1, FORMAT})
+"""Versions that are adopted. In the first each action was closed by a whole record."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

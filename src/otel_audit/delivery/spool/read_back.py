@@ -12,14 +12,46 @@ from otel_audit.delivery.spool.format import BUFFER_BYTES, Damage, Frame, FrameK
 from otel_audit.delivery.spool.ownership import ForeignError, report_foreign
 from otel_audit.delivery.spool.segments import Segment
 
-_CLOSED: Final = frozenset({int(FrameKind.CLOSED)})
-
 
 class ReadFrame(NamedTuple):
-    """A closed frame, and the position of its end."""
+    """A closed or ended frame.
+
+    Attributes:
+        position: Of its end.
+        frame: The frame.
+        before: Of an action that was closed by what had changed: its frame before that, the
+            answered one, or the opened one where that is damaged; None if neither is there.
+    """
 
     position: int
     frame: Frame
+    before: Frame | None = None
+
+
+class LastFrames:
+    """The last frame of each action under way, as one segment is read from its beginning."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self._last: dict[bytes, Frame] = {}
+
+    def pass_by(self, frame: Frame) -> Frame | None:
+        """Take note of a frame.
+
+        Returns:
+            What `ReadFrame.before` is for it.
+        """
+        key = frame.record_id
+        if frame.kind in _UNDER_WAY:
+            self._last[key] = frame
+            return None
+        before = self._last.pop(key, None)
+        return before if frame.kind is FrameKind.ENDED else None
+
+
+_UNDER_WAY: Final = frozenset({FrameKind.OPENED, FrameKind.ANSWERED})
+CLOSING: Final = frozenset({FrameKind.CLOSED, FrameKind.ENDED})
+"""Kinds of frames with which an action is over, and has its record."""
 
 
 class UnreadableFrames(NamedTuple):
@@ -33,11 +65,11 @@ class UnreadableFrames(NamedTuple):
 def read_closed(
     segment: Segment, *, start: int, patient: bool = False
 ) -> Iterator[ReadFrame | UnreadableFrames]:
-    """Read the closed frames of a segment.
+    """Read the closed and ended frames of a segment.
 
     Args:
         segment: Read up to its size, where a frame ends.
-        start: Offset in the file to begin at, where a frame begins.
+        start: Offset in the file where the first one wanted begins.
         patient: Whether what the disk does not give now is left to be read later.
 
     Yields:
@@ -48,16 +80,20 @@ def read_closed(
     """
     base, end = segment.base, segment.size
     done = start
+    under_way = LastFrames()
     try:
         with segment.place.reading(
             segment.name, at_most=LARGEST_FILE, buffering=BUFFER_BYTES
         ) as file:
-            for found in scan(file, start=start, end=end, kinds=_CLOSED):
-                done = found.end
-                if isinstance(found, Damage):
+            # from its beginning: what an ended frame relies on may stand before `start`
+            for found in scan(file, end=end):
+                done = max(found.end, start)
+                if not isinstance(found, Damage):
+                    before = under_way.pass_by(found)
+                    if found.kind in CLOSING and found.start >= start:
+                        yield ReadFrame(base + found.end, found, before)
+                elif found.end > start:
                     yield UnreadableFrames(base + found.start, base + found.end, found.reason)
-                else:
-                    yield ReadFrame(base + found.end, found)
     except ForeignError as error:
         report_foreign(error.path, error.why)
         yield UnreadableFrames(

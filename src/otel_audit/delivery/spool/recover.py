@@ -47,8 +47,15 @@ from otel_audit.delivery.spool.format import (
 )
 from otel_audit.delivery.spool.leases import forget, has_expired, locks_reach
 from otel_audit.delivery.spool.locks import LOCK, create_lock, lock_if_dead, release
-from otel_audit.delivery.spool.manifest import FORMAT, Manifest, belongs_elsewhere, boot_id
+from otel_audit.delivery.spool.manifest import (
+    FORMAT,
+    READABLE,
+    Manifest,
+    belongs_elsewhere,
+    boot_id,
+)
 from otel_audit.delivery.spool.ownership import ForeignError, OwnDirectory, report_foreign
+from otel_audit.delivery.spool.read_back import CLOSING, LastFrames
 from otel_audit.delivery.spool.watermarks import (
     DamagedWatermarksError,
     forget_watermarks,
@@ -61,6 +68,7 @@ _OTHER_DESTINATION: Final = (
     "delivers to that destination adopts them. Set OTEL_SERVICE_NAME, another one for each "
     f"application. If the store has moved, remove {LABEL} in the spools that belong to it"
 )
+_UNDESCRIBED: Final = "has lost descriptions of records: what is left of these is delivered"
 _log = logging.getLogger("otel_audit")
 
 
@@ -72,12 +80,14 @@ class Recovered(NamedTuple):
         kind: ``CLOSED``: complete. ``ANSWERED``, ``OPENED``: cut down; as much as was known then.
         payload: As it was appended.
         appended_at: When, Unix nanoseconds.
+        changed: Of a complete one, what has changed since `payload`; None: nothing.
     """
 
     record_id: str
     kind: FrameKind
     payload: bytes
     appended_at: int
+    changed: bytes | None = None
 
 
 class DamagedBytes(NamedTuple):
@@ -283,10 +293,10 @@ class AbandonedSpool:
                 damages.append(Damage(found.start, found.end, "encryption"))
                 continue
             survey.report.frames += 1
-            if found.kind is FrameKind.CLOSED:
+            if found.kind in CLOSING:
                 closed += self._expected.is_noted(own, found.end)
                 survey.unexpected += self._expected.is_out_of_place(own, found.end)
-            if found.kind in (FrameKind.CLOSED, FrameKind.DISCARDED):
+            if found.kind in CLOSING or found.kind is FrameKind.DISCARDED:
                 unfinished.pop(found.record_id, None)
             else:
                 known = unfinished.get(found.record_id)
@@ -309,15 +319,33 @@ class AbandonedSpool:
 
     def _records_in(self, segment: str, file: BinaryIO, survey: _Survey) -> Iterator[Recovered]:
         number = survey.segments.index(segment)
+        under_way = LastFrames()
         for found in scan(file, end=_size(file)):
-            if isinstance(found, Damage) or not _is_wanted(found, number, survey):
+            if isinstance(found, Damage):
+                continue
+            before = under_way.pass_by(found)
+            if not _is_wanted(found, number, survey):
                 continue
             try:
                 payload = self._open(found)
             except EncryptionError:
                 continue
             record_id = record_name(found.record_id)
-            yield Recovered(record_id, found.kind, payload, found.appended_at)
+            if found.kind is FrameKind.ENDED:
+                known = self._known(before)
+                yield Recovered(record_id, FrameKind.CLOSED, known, found.appended_at, payload)
+            else:
+                yield Recovered(record_id, found.kind, payload, found.appended_at)
+
+    def _known(self, before: Frame | None) -> bytes:
+        """What stands in an action's frame before its end; empty where nothing can be read."""
+        if before is None or before.kind is not FrameKind.ANSWERED:
+            _warn_once(self.path, _UNDESCRIBED)
+        try:
+            return b"" if before is None else self._open(before)
+        except EncryptionError:
+            _warn_once(self.path, _UNDESCRIBED)
+            return b""
 
     def _open(self, frame: Frame) -> bytes:
         if not frame.encrypted:
@@ -485,8 +513,8 @@ def obstacle_to_adoption(
     path: Path, label: Manifest, service: str, encryption: Encryption | None
 ) -> str | None:
     """Say why a dead process's spool must be left alone, None if it may be adopted."""
-    if label.format != FORMAT:
-        return f"it has format {label.format}, and this version reads format {FORMAT}"
+    if label.format not in READABLE:
+        return f"it has format {label.format}, and this version reads formats up to {FORMAT}"
     if label.service != service:
         return "it is another service's"
     if label.key_id and (encryption is None or encryption.key_id != label.key_id):
@@ -518,7 +546,7 @@ def _out_of_reach(path: Path, label: Manifest) -> str | None:
 
 
 def _is_wanted(frame: Frame, segment: int, survey: _Survey) -> bool:
-    if frame.kind is FrameKind.CLOSED:
+    if frame.kind in CLOSING:
         return True
     return survey.unfinished.get(frame.record_id) == (frame.kind, segment, frame.start)
 

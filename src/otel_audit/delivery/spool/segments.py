@@ -182,6 +182,14 @@ class Segments:
         self.appended += size
         return segment
 
+    def has_room(self, segment: Segment, size: int) -> bool:
+        """Return whether a frame of that size will go to this very segment."""
+        return (
+            segment is self.last
+            and not self.in_doubt
+            and segment.size + size <= self._segment_bytes
+        )
+
     def mark_damaged(self, position: int) -> None:
         """Note that what stands after a position could not be read back."""
         for segment in self._segments:
@@ -267,9 +275,10 @@ def _cut(segment: Segment) -> bool:
     return True
 
 
-OpenAction = tuple[Segment, Segment, int, int]
+OpenAction = tuple[Segment, Segment, int, int, int]
 """State of an open action: the segment that it keeps, the segment with its last frame, that
-frame's offset in the file, its size. A plain tuple: one is made for every frame."""
+frame's offset in the file, its size, and the position at which it was appended first. A plain
+tuple: one is made for every frame."""
 
 
 class OpenActions:
@@ -296,33 +305,34 @@ class OpenActions:
         """List the actions that keep a segment."""
         return [key for key, (pinned, *_) in self._actions.items() if pinned is segment]
 
-    def note(self, key: bytes, segment: Segment, start: int, size: int) -> None:
-        """Note an action's new last frame."""
+    def note(self, key: bytes, segment: Segment, size: int, position: int) -> None:
+        """Note an action's new last frame, which is the last one of its segment."""
         known = self._actions.get(key)
+        start = segment.size - size
         if known is None:
             segment.pins += 1
-            self._actions[key] = (segment, segment, start, size)
+            self._actions[key] = (segment, segment, start, size, position)
             self.live_bytes += size
         else:
-            self._actions[key] = (known[0], segment, start, size)
+            self._actions[key] = (known[0], segment, start, size, position)
             self.live_bytes += size - known[3]
 
     def end(self, key: bytes, needs: int) -> None:
         """Forget an action; what it kept may go when ``needs`` is acknowledged."""
         known = self._actions.pop(key, None)
         if known is not None:
-            pinned, _, _, size = known
+            pinned, _, _, size, _ = known
             self.live_bytes -= size
             pinned.pins -= 1
             pinned.needs = max(pinned.needs, needs)
 
     def move(self, key: bytes, segment: Segment, start: int) -> None:
         """Note that an action's last frame was copied, so that it keeps only the copy."""
-        pinned, _, _, size = self._actions[key]
+        pinned, _, _, size, position = self._actions[key]
         pinned.pins -= 1
         pinned.carried = max(pinned.carried, segment.base + start + size)
         segment.pins += 1
-        self._actions[key] = (segment, segment, start, size)
+        self._actions[key] = (segment, segment, start, size, position)
 
 
 _COMPACT_FROM: Final = 65_536

@@ -1,4 +1,7 @@
-"""Bearer tokens: who sent them, and whether that is proved."""
+"""Bearer tokens: who sent them, and whether that is proved.
+
+Private: ``docs/api.md`` lists the public modules.
+"""
 
 from otel_audit.identity.jwt.token import TokenError, VerifiedToken
 from otel_audit.identity.jwt.verifier import JwtVerifier, TokenReader

@@ -67,7 +67,7 @@ class TestAppend:
             spool.append(FrameKind.OPENED, record_id, b"opened")
             spool.append(FrameKind.ANSWERED, record_id, b"answered")
             position = spool.append(FrameKind.CLOSED, record_id, b"%d" % number)
-            expected.append((position, record_id, b"%d" % number))
+            expected.append((position, record_id, b"%d" % number, None))
         assert list(spool.read()) == expected
         assert spool.pending == 20
         assert spool.open_actions == 0

@@ -6,7 +6,7 @@ import asyncio
 
 from memory_growth import kept_by_async
 
-from otel_audit.server.fair_turns import FairTurns
+from otel_audit.server.fair_scheduling import FairTurns
 
 
 async def worked(turns: FairTurns, sender: str, seconds: float, told: list[str]) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from otel_audit_postgres.archive.row_files import NAMES, parquet, row_schema
+from otel_audit_postgres.archive.parquet_files import NAMES, parquet, row_schema
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger.leaves import leaf_hash_of
 from otel_audit_postgres.rows import COLUMNS
@@ -32,7 +32,7 @@ _SENT: Final = {
     "text[]": "array_to_json({0})",
 }
 _BYTES: Final = {"uuid": 16, "bytea": 32, "float8": 8, "timestamptz": 8}
-# a time that no datetime can hold, from when nothing was checked, is told as NULL
+# a time that no datetime can hold, stored before times were checked, is read as NULL
 _READABLE: Final = {
     "occurred_at": "CASE WHEN occurred_at > '0001-01-01 00:00:00+00' "
     "AND occurred_at < '9999-12-31 23:59:59.999999+00' THEN occurred_at END",
@@ -72,7 +72,7 @@ class CopiedRows(NamedTuple):
 async def copied_rows(
     connection: Connection[Any], ids: Sequence[bytes], most: int | None = None
 ) -> CopiedRows | None:
-    """The stored rows of these ids, as `table_of` reads them.
+    """The stored rows of these ids, as `arrow_table` reads them.
 
     Args:
         connection: To the store, in a transaction that sees one moment.
@@ -107,7 +107,7 @@ async def copied_rows(
     return found if most is None or size <= most else None
 
 
-def table_of(copied: CopiedRows) -> Any:
+def arrow_table(copied: CopiedRows) -> Any:
     """The copied rows as a table, without the leaf's columns.
 
     Raises:
@@ -226,7 +226,7 @@ def _converted(arrow: Any, column: Any, name: str, kind: str) -> Any:
     if kind not in _BYTES:
         return column
     size, count = _BYTES[kind], len(column)
-    # what is NULL is told by the validity alone
+    # the validity alone says what is NULL
     raw = bytes.fromhex(str(_all_of(column.fill_null("00" * size)), "ascii"))
     validity = column.is_valid().buffers()[1] if column.null_count else None
     if kind in {"uuid", "bytea"}:

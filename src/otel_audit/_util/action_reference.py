@@ -8,7 +8,7 @@ from otel_audit.record import Actor, Source, Tenant
 
 
 class ActionReference(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An action, and who did it: what work that it has caused may be recorded under.
+    """A reference to an action, for the records of work that it causes elsewhere.
 
     Made by `otel_audit.current_action`, given to ``audit(parent=…)`` or ``emit(parent=…)``.
 

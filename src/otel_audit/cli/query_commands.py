@@ -9,7 +9,7 @@ import click
 
 from otel_audit._util.loop_thread import run_lasting
 from otel_audit.cli.listing import Line
-from otel_audit.cli.options import chosen_dsn, moment
+from otel_audit.cli.options import chosen_dsn, read_time
 from otel_audit.config import AuditConfig
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def within(query: Query, since: str | None, until: str | None) -> Query:
     """Bound a query by the options of time."""
     from otel_audit_postgres.query.grammar import QueryValue, Term
 
-    begin, end = moment(since), moment(until)
+    begin, end = read_time(since), read_time(until)
     if begin is not None:
         query = query.with_term(Term("time", (QueryValue(begin.isoformat(), ">="),)))
     if end is not None:

@@ -16,7 +16,7 @@ _logger: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
+class SentPosition:
     """A stream's position, as written in the file.
 
     Attributes:
@@ -30,7 +30,7 @@ class Sent:
     leaf_hash: str
 
 
-class Witness:
+class LocalPosition:
     """A small file for each stream; without it a stream still works, and sees less."""
 
     def __init__(self, directory: Path, name: str) -> None:
@@ -42,22 +42,24 @@ class Witness:
         """
         self._path = directory / f"{name}.json"
 
-    def read(self) -> Sent | None:
+    def read(self) -> SentPosition | None:
         """Read the file; None if it is missing or cannot be read."""
         try:
             found = json.loads(self._path.read_bytes())
-            return Sent(int(found["turn"]), int(found["next_leaf"]), str(found["leaf_hash"]))
+            return SentPosition(
+                int(found["turn"]), int(found["next_leaf"]), str(found["leaf_hash"])
+            )
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             log_limited(
-                _logger, f"witness {self._path}", "%s cannot be read: whether the store was "
+                _logger, f"local position {self._path}", "%s cannot be read: whether the store was "
                 "restored from a backup is told by the store alone", self._path, error=error,
                 level=logging.WARNING,
             )  # fmt: skip
             return None
 
-    def write(self, sent: Sent) -> None:
+    def write(self, sent: SentPosition) -> None:
         """Remember; a failure is logged, and holds up nothing."""
         text = json.dumps({
             "turn": sent.turn, "next_leaf": sent.next_leaf, "leaf_hash": sent.leaf_hash
@@ -68,7 +70,7 @@ class Witness:
             replace_durably(self._path, text.encode())
         except OSError as error:
             log_limited(
-                _logger, f"witness {self._path}", "%s cannot be written: a store that is restored "
-                "from a backup will not be noticed by it", self._path, error=error,
+                _logger, f"local position {self._path}", "%s cannot be written: a store that is "
+                "restored from a backup will not be noticed by it", self._path, error=error,
                 level=logging.WARNING,
             )  # fmt: skip

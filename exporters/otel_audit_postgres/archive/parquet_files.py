@@ -12,9 +12,13 @@ from otel_audit_postgres.archive.objects import ArchiveError
 from otel_audit_postgres.rows import ADDED_IN, COLUMNS, versions_with
 
 ROWS_IN_GROUP: Final = 20_000
+"""Rows of a row group: a question that finds one row of it reads all of them."""
 BYTES_IN_GROUP: Final = 16_000_000
+"""Bytes of texts in a row group, so that large records do not make it large in memory."""
 _ZSTD_LEVEL: Final = 1
+"""The quickest level: writing a month is CPU."""
 _ROWS_IN_BATCH: Final = 2000
+"""Rows that a reader has in memory at once."""
 
 # of few different values, or of the same few in a row
 _REPEATED: Final = (

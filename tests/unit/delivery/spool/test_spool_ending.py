@@ -1,0 +1,178 @@
+"""Closing an action by what has changed since its answer."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from otel_audit._util.ids import uuid7
+from otel_audit.delivery.spool import (
+    AesGcmEncryption,
+    FrameKind,
+    Recovered,
+    Spool,
+    SpoolForkedError,
+    adopt,
+    open_spool,
+)
+from otel_audit.delivery.spool.format import HEADER_BYTES, MAX_PAYLOAD_BYTES
+
+SEGMENT = 4096
+KNOWN, CHANGED = b"what was known", b"what has changed"
+
+
+def a_spool(home: Path, **settings) -> Spool:
+    return open_spool(home, service="shop", segment_bytes=SEGMENT, **settings)
+
+
+def answer(spool: Spool, *, begun: bytes = b"begun") -> tuple[str, int]:
+    record_id = uuid7()
+    spool.append(FrameKind.OPENED, record_id, begun)
+    return record_id, spool.append(FrameKind.ANSWERED, record_id, KNOWN)
+
+
+def abandoned(spool: Spool) -> list[Recovered]:
+    """Leave a spool behind, and read what is in it but for an action that keeps it."""
+    spool.append(FrameKind.OPENED, uuid7(), b"the last one")
+    assert not spool.close()
+    [adopted] = adopt(spool.settings.directory, "shop", encryption=spool.settings.encryption)
+    found = list(adopted.records())
+    assert found.pop().payload == b"the last one"
+    adopted.release()
+    return found
+
+
+def spoil(spool: Spool, payload: bytes) -> None:
+    """Alter a frame's payload on the disk."""
+    [path] = [one for one in spool.path.glob("*.frames") if payload in one.read_bytes()]
+    path.write_bytes(path.read_bytes().replace(payload, b"#" * len(payload)))
+
+
+class TestEnd:
+    @pytest.mark.parametrize("encryption", [None, AesGcmEncryption(bytes(range(32)))])
+    def test_is_read_back_with_what_was_known(self, home, encryption):
+        """The living spool and its adopter give the answered frame and what has changed since."""
+        spool = a_spool(home, encryption=encryption)
+        record_id, answered = answer(spool)
+        position = spool.end(record_id, CHANGED, answered)
+        assert list(spool.read()) == [(position, record_id, KNOWN, CHANGED)]
+        assert (spool.pending, spool.open_actions) == (1, 0)
+        [found] = abandoned(spool)
+        assert found[:3] == (record_id, FrameKind.CLOSED, KNOWN)
+        assert found.changed == CHANGED
+
+    def test_reading_on_finds_what_stands_before(self, home):
+        """Reading from a position on gives an answered frame that stands before it."""
+        spool = a_spool(home)
+        first, second = answer(spool), answer(spool)
+        after = spool.end(first[0], CHANGED, first[1])
+        position = spool.end(second[0], b"later", second[1])
+        assert after is not None
+        assert list(spool.read(after)) == [(position, second[0], KNOWN, b"later")]
+
+    def test_is_acknowledged_as_any_other(self, home):
+        """It keeps its segment until it is acknowledged, and no longer."""
+        spool = a_spool(home)
+        record_id, answered = answer(spool)
+        position = spool.end(record_id, CHANGED, answered)
+        spool.append(FrameKind.CLOSED, uuid7(), b"x" * (SEGMENT - HEADER_BYTES))
+        files = sorted(spool.path.glob("*.frames"))
+        assert position is not None
+        spool.acknowledge([position])
+        assert sorted(spool.path.glob("*.frames")) == files[1:]
+
+    def test_no_other_answer_is_taken_for_it(self, home):
+        """Of an unknown action, and of one that was answered again, all has to be said."""
+        spool = a_spool(home)
+        record_id, answered = answer(spool)
+        spool.append(FrameKind.ANSWERED, record_id, b"another answer")
+        assert spool.end(record_id, CHANGED, answered) is None
+        assert spool.end(uuid7(), CHANGED, answered) is None
+        assert spool.append(FrameKind.CLOSED, record_id, b"all") is not None
+        assert spool.end(record_id, CHANGED, answered) is None
+        assert [item.payload for item in spool.read()] == [b"all"]
+
+    def test_no_other_segment_is_relied_on(self, home):
+        """Where a frame would begin a new segment, or one has begun, all has to be said."""
+        spool = a_spool(home)
+        record_id, answered = answer(spool)
+        room = SEGMENT - spool.bytes_used
+        assert spool.end(record_id, b"x" * (room - HEADER_BYTES + 1), answered) is None
+        spool.append(FrameKind.CLOSED, uuid7(), b"x" * (SEGMENT - HEADER_BYTES))
+        assert spool.end(record_id, CHANGED, answered) is None
+        assert spool.end(record_id, b"x" * (MAX_PAYLOAD_BYTES + 1), answered) is None
+
+    def test_a_copy_of_the_answer_will_do(self, home):
+        """An answered frame that was carried over to another segment is relied on there."""
+        spool = a_spool(home)
+        record_id, answered = answer(spool)
+        done = [spool.append(FrameKind.CLOSED, uuid7(), b"x" * 3000) for _ in range(8)]
+        spool.acknowledge(done)
+        assert not (spool.path / "0000000001.frames").exists()
+        position = spool.end(record_id, CHANGED, answered)
+        assert list(spool.read()) == [(position, record_id, KNOWN, CHANGED)]
+        *_, found = abandoned(spool)
+        assert (found.payload, found.changed) == (KNOWN, CHANGED)
+
+    def test_a_child_says_all(self, home):
+        """A forked child has another spool: the parent's answered frame is not its own."""
+        spool = a_spool(home)
+        record_id, answered = answer(spool)
+        spool.forked = True
+        with pytest.raises(SpoolForkedError):
+            spool.end(record_id, CHANGED, answered)
+
+
+class TestDamage:
+    def test_a_damaged_answer_leaves_beginning_and_end(self, home, caplog):
+        """What was written down when it began, and the end, are given; the file is kept."""
+        spool = a_spool(home)
+        record_id, answered = answer(spool)
+        position = spool.end(record_id, CHANGED, answered)
+        spoil(spool, KNOWN)
+        assert list(spool.read()) == [(position, record_id, b"begun", CHANGED)]
+        assert "description of a record was damaged" in caplog.text
+        assert spool._segments.first.damaged
+        [found] = abandoned(spool)
+        assert found[:3] == (record_id, FrameKind.CLOSED, b"begun")
+        assert found.changed == CHANGED
+
+    def test_an_end_alone_is_given(self, home):
+        """Where nothing else can be read, what has changed is still there."""
+        spool = a_spool(home)
+        record_id, answered = answer(spool)
+        position = spool.end(record_id, CHANGED, answered)
+        spoil(spool, b"begun")
+        spoil(spool, KNOWN)
+        assert list(spool.read()) == [(position, record_id, b"", CHANGED)]
+        [found] = abandoned(spool)
+        assert (found.kind, found.payload, found.changed) == (FrameKind.CLOSED, b"", CHANGED)
+
+    def test_an_end_that_was_cut_off_is_an_answer(self, home):
+        """A kill in the middle of the last write leaves the action as it was answered."""
+        spool = a_spool(home)
+        record_id, answered = answer(spool)
+        spool.end(record_id, CHANGED, answered)
+        spool.close()
+        path = spool.path / "0000000001.frames"
+        os.truncate(path, path.stat().st_size - 1)
+        [adopted] = adopt(home, "shop")
+        [found] = adopted.records()
+        adopted.release()
+        assert (found.kind, found.payload, found.changed) == (FrameKind.ANSWERED, KNOWN, None)
+
+    def test_a_damaged_end_is_an_answer_and_a_loss(self, home):
+        """The action is given as it was answered, and the damage is named."""
+        spool = a_spool(home)
+        record_id, answered = answer(spool)
+        spool.end(record_id, CHANGED, answered)
+        spoil(spool, CHANGED)
+        spool.append(FrameKind.OPENED, uuid7(), b"the last one")
+        assert not spool.close()
+        [adopted] = adopt(home, "shop")
+        found = [item for item in adopted.records() if item.record_id == record_id]
+        assert [(item.kind, item.payload) for item in found] == [(FrameKind.ANSWERED, KNOWN)]
+        assert (adopted.report.damaged_frames, adopted.report.clean) == (1, False)
+        adopted.release()
