@@ -265,7 +265,7 @@ def _table(console: Console, *columns: str) -> Table:
     table = Table(box=box, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
     for column in columns:
         table.add_column(
-            column, overflow="fold", no_wrap=column in ("time UTC", "event", "outcome")
+            column, overflow="fold", no_wrap=column in ("time UTC", "actor", "event", "outcome")
         )
     return table
 

@@ -255,12 +255,20 @@ def audit_store(audit_server: PostgresServer, store_template: str) -> Iterator[s
             assert apart.submit(asyncio.run, _faults_in(dsn)).result() == []
 
 
+_SOME_OF_EACH_KIND = """
+(SELECT payload FROM audit.audit_logs LIMIT 200)
+UNION ALL
+(SELECT DISTINCT ON (event_name, phase, outcome, transaction_outcome, schema_version) payload
+ FROM audit.audit_logs LIMIT 200)
+"""
+
+
 async def _faults_in(dsn: str) -> list[str]:
     """What the schema has against the payloads of a store, as far as that can be read."""
     connection = None
     try:
         connection = await asyncpg.connect(dsn)
-        rows = await connection.fetch("SELECT payload FROM audit.audit_logs LIMIT 200")
+        rows = await connection.fetch(_SOME_OF_EACH_KIND)
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
         return []  # a test that has broken its store on purpose
     finally:

@@ -21,6 +21,7 @@ from opentelemetry.instrumentation.instrumentor import (  # type: ignore[attr-de
 from opentelemetry.sdk.trace import SpanProcessor
 
 from otel_audit._util.fork import call_in_child
+from otel_audit._util.unconfigured_log import name_unconfigured_messages
 from otel_audit.action import current_runtime
 from otel_audit.action.current_runtime import made_last
 from otel_audit.action.ports import Recorder
@@ -427,6 +428,7 @@ def _call_at_the_end(call: Callable[[], None]) -> None:
 
 
 _call_at_the_end(_adopt_left)
+name_unconfigured_messages()
 
 
 def _close_with_child(runtime: Runtime) -> None:

@@ -69,7 +69,7 @@ class Origin(NamedTuple):
     request_id: str | None = None
 
 
-class Provenance(NamedTuple):
+class Provenance(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Where an action takes place: in which trace, and in which process.
 
     Attributes:
@@ -82,7 +82,7 @@ class Provenance(NamedTuple):
     trace_id: str | None = None
     span_id: str | None = None
     sampled: bool | None = None
-    resource: dict[str, Any] = {}  # noqa: RUF012 - never changed
+    resource: dict[str, Any] = {}
 
 
 NOWHERE = Provenance()

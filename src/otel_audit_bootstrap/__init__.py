@@ -119,7 +119,8 @@ def announce(message: str, level: int) -> None:
         message: One line, without secrets.
         level: The logging level.
     """
-    handlers = list(_handlers(_logger))
+    # our own for where nobody has configured logging is none
+    handlers = [one for one in _handlers(_logger) if not hasattr(one, "is_last_resort")]
     if handlers:
         _logger.log(level, "%s", message)
     if all(type(one).__module__.startswith("opentelemetry.") for one in handlers):

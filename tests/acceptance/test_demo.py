@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import re
 import shutil
@@ -19,11 +20,13 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from rich.console import Console
 from sqlalchemy.ext.asyncio import create_async_engine
 
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT))  # the demonstration is not installed
 
+from demo import screen  # noqa: E402
 from demo.client import Sent, ShopClient  # noqa: E402
 from demo.findings import Evidence, examine, search  # noqa: E402
 from demo.receiver import ReceivedSpan, Receiver  # noqa: E402
@@ -34,6 +37,20 @@ from demo.traffic import STATUS, first_users, log_in_all, tell_story  # noqa: E4
 
 Start = Callable[..., subprocess.Popen[str]]
 FIRST_WORDS = "an audit trail without a line of code"
+
+
+def test_a_table_of_eighty_columns_breaks_no_name():
+    """A target may be folded; of two halves of an actor's name nobody can search for one."""
+    console = Console(width=77, file=io.StringIO())
+    table = screen._table(
+        console, "time UTC", "actor", "event", "target", "outcome", "stat", "trace"
+    )
+    table.add_row(
+        "12:00:01", "hank@globex", "user.password_changed", "order:0123456", "rolled_back ↺",
+        "200", "● 1234",
+    )  # fmt: skip
+    console.print(table)
+    assert "hank@globex" in console.file.getvalue()
 
 
 @pytest.mark.timeout(300)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import settings_table
 from docs_runner import needs_postgres, parts_of, run_page
+from otel_audit_postgres.schema.migrations import latest_version
 
 import otel_audit
 from otel_audit import AuditConfig
@@ -128,6 +129,16 @@ class TestIndex:
     def test_the_front_door_takes_three_minutes(self):
         """The README has less than 1,200 words."""
         assert len((ROOT / "README.md").read_text().split()) < 1_200
+
+
+class TestMigrations:
+    @pytest.mark.parametrize(
+        "place", ["docs/migrations.md", "exporters/otel_audit_postgres/alembic.py"]
+    )
+    def test_a_revision_names_the_latest_version(self, place):
+        """Whoever copies the example gets the schema that this version writes to."""
+        named = re.findall(r"audit\.upgrade\(op, to=(\d+)\)", (ROOT / place).read_text())
+        assert named == [str(latest_version())]
 
 
 class TestConfiguration:

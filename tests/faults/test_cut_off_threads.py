@@ -11,7 +11,8 @@ from cut_off_jobs import FILES, JOBS
 
 PROGRAM = Path(__file__).parents[1] / "cut_off_jobs.py"
 
-pytestmark = pytest.mark.slow
+# what cuts the threads off is logged as what it is: an error that ends them
+pytestmark = [pytest.mark.slow, pytest.mark.allow_errors]
 
 
 @pytest.mark.parametrize("kind", JOBS, ids=lambda kind: kind.__name__)

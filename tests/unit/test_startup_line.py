@@ -52,7 +52,15 @@ class TestLine:
         [
             (
                 {"dsn": "postgresql:///audit?host=/run/pg&user=w"},
-                "postgresql:///run/pg:5432/audit as w",
+                "to postgresql:///audit?host=/run/pg as w",
+            ),
+            (
+                {"dsn": "postgresql://w@%2Frun%2Fpg:6432/audit"},
+                "to postgresql:///audit?host=/run/pg&port=6432 as w",
+            ),
+            (
+                {"dsn": "postgresql:///audit?host=/run/pg,db&user=w"},
+                "to postgresql:///audit?host=/run/pg,db as w",
             ),
             ({"dsn": "postgresql+asyncpg://w:p%40x@a:1,b:2/x"}, "postgresql://a:1,b:2/x as w"),
             ({"otlp_endpoint": "https://u:hunter2@c:4318/hunter2?t=hunter2"}, "to https://c:4318;"),

@@ -112,8 +112,9 @@ def action_record(  # noqa: PLR0913 - one argument a field that only the caller 
         error: What went wrong.
     """
     changes = () if level == "metadata" else tuple(scope.changes)
-    producer_id, trace_id, span_id, trace_sampled, resource = scope.place
-    return AuditRecord(
+    place = scope.place
+    # in two steps: for a call with more than 15 names CPython builds a dictionary first
+    record = AuditRecord(
         record_id=scope.record_id,
         action_id=scope.action_id,
         parent_action_id=scope.parent_action_id,
@@ -128,21 +129,24 @@ def action_record(  # noqa: PLR0913 - one argument a field that only the caller 
         actor=actor,
         tenant=tenant,
         target=target,
+        transaction=transaction,
+    )
+    return _replace(
+        record,
         source=source,
         request=request,
         response=response,
         changes=changes,
         changes_total=_total(scope.changes_total, changes),
         changes_rolled_back=scope.changes_rolled_back,
-        transaction=transaction,
         error=error,
-        trace_id=trace_id,
-        span_id=span_id,
-        trace_sampled=trace_sampled,
-        producer_id=producer_id,
+        trace_id=place.trace_id,
+        span_id=place.span_id,
+        trace_sampled=place.sampled,
+        producer_id=place.producer_id,
         level=level,
         metadata=metadata,
-        resource=resource,
+        resource=place.resource,
     )
 
 
@@ -184,7 +188,7 @@ class Opening(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
     def record(self) -> AuditRecord:
         """Build the record, of phase ``started``."""
-        producer_id, trace_id, span_id, trace_sampled, resource = self.place
+        place = self.place
         return AuditRecord(
             record_id=self.record_id,
             action_id=self.action_id,
@@ -198,12 +202,12 @@ class Opening(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
             source=self.source,
             request=Request(id=self.request_id, method=self.method, path=self.path),
             transaction="none",
-            trace_id=trace_id,
-            span_id=span_id,
-            trace_sampled=trace_sampled,
-            producer_id=producer_id,
+            trace_id=place.trace_id,
+            span_id=place.span_id,
+            trace_sampled=place.sampled,
+            producer_id=place.producer_id,
             level=self.level,
-            resource=resource,
+            resource=place.resource,
         )
 
 
@@ -524,7 +528,8 @@ def provenance_of(span: Span | None, producer_id: str, resource: dict[str, Any])
     """Say where the records of an action come from; see `placed`."""
     if span is None:
         return Provenance(producer_id=producer_id, resource=resource)
-    return Provenance(producer_id, *_span_facts(span), resource)
+    trace_id, span_id, sampled = _span_facts(span)
+    return Provenance(producer_id, trace_id, span_id, sampled, resource)
 
 
 def in_trace(record: AuditRecord, span: Span) -> AuditRecord:
@@ -721,8 +726,8 @@ def _span_facts(span: Span) -> tuple[str, str, bool]:
     last, facts = _last_facts
     if last is not span:
         context = span.get_span_context()
-        # as format_trace_id and format_span_id do
-        trace_id, span_id = f"{context.trace_id:032x}", f"{context.span_id:016x}"
+        # as format_trace_id and format_span_id do, for half of what a format specifier costs
+        trace_id, span_id = "%032x" % context.trace_id, "%016x" % context.span_id  # noqa: UP031
         facts = trace_id, span_id, bool(context.trace_flags & TraceFlags.SAMPLED)
         _last_facts = span, facts
     return facts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -47,13 +47,26 @@ def destination_shown(config: AuditConfig) -> str:
             return f"{scheme}://{host}:{port}"
         if config.exporter == "postgres" and config.asyncpg_dsn is not None:
             _, *addresses, database, service = _store(config.asyncpg_dsn)
-            hosts = ",".join(one.replace(" ", ":") for one in addresses if not one.startswith(" "))
             by = f" (service {service})" if service else ""
             role = role_of(config.asyncpg_dsn) or "the user of the system"
-            return f"postgresql://{hosts or 'localhost'}/{database}{by} as {role}"
+            return f"{_place(addresses, database)}{by} as {role}"
     except ValueError:  # the error comes when the connection is made
         return config.exporter
     return "the console" if config.exporter == "console" else "nowhere (exporter none)"
+
+
+def _place(addresses: Sequence[str], database: str) -> str:
+    """A store as a DSN; the directory of a Unix socket is a parameter, as it is no host."""
+    places = [one.rsplit(" ", 1) for one in addresses if not one.startswith(" ")]
+    if not any(host.startswith("/") for host, _ in places):
+        hosts = ",".join(f"{host}:{port}" for host, port in places)
+        return f"postgresql://{hosts or 'localhost'}/{database}"
+    # one that was given percent-encoded before the path has its port with it
+    named = [(*host.split(":", 1), port)[:2] for host, port in places]
+    hosts = ",".join(host for host, _ in named)
+    ports = ",".join(dict.fromkeys(port for _, port in named))
+    other = "" if ports == _POSTGRES_PORT else f"&port={ports}"
+    return f"postgresql:///{database}?host={hosts}{other}"
 
 
 def _receiver(url: str) -> list[str]:

@@ -10,6 +10,7 @@ from opentelemetry import trace
 from opentelemetry.trace import format_span_id, format_trace_id
 
 from otel_audit._util.printable import ascii_json
+from otel_audit._util.unconfigured_log import is_configured
 from otel_audit.record import AuditRecord, to_json
 
 logger = logging.getLogger("otel_audit.requests")
@@ -19,7 +20,7 @@ def begin_request_log() -> None:
     """Make sure that the lines go somewhere: to standard error, if the application has no say."""
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.INFO)
-    if not logger.hasHandlers():
+    if not is_configured(logger.name):
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
