@@ -36,6 +36,7 @@ _PEOPLE: Final = frozenset({
 # the key's id in an encrypted value, 8 bytes
 _KEY: Final = re.compile(r"~p1\.[\w-]{16}\.([\w-]{11})\.", re.ASCII)
 _MOST_CREATORS: Final = 200_000
+"""Entities whose creators are remembered at least; of earlier ones the creator is not known."""
 _HAS_CHANGES: Final = f"{CHANGES} > 0"
 _OF_CHANGES: Final = (
     "id, occurred_at, actor_id, event_name, transaction_outcome, payload::text AS payload"
@@ -43,7 +44,7 @@ _OF_CHANGES: Final = (
 
 
 async def _changes_rows(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
-    creators: BoundedCache[str, str] = BoundedCache(_MOST_CREATORS // 2)
+    creators: BoundedCache[str, str] = BoundedCache(_MOST_CREATORS)
     sql, values = snapshot.of_records(_HAS_CHANGES, columns=_OF_CHANGES)
     async for row, changes in snapshot.changed(sql, values):
         # once for all columns of a record: there may be many
