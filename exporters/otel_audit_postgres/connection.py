@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_audit._util.postgres_dsn import PostgresDsn, read_dsn
+from otel_audit.config import AuditConfig
 from otel_audit.errors import MissingExtraError, StoreError, StoreUnavailableError
 from otel_audit_postgres.errors import as_connect_error
 
@@ -284,14 +285,15 @@ class OwnConnection(_Connection):
 
 async def connect(
     dsn: str,
-    timeout: float,  # noqa: ASYNC109 - said in the error
+    timeout: float | None = None,  # noqa: ASYNC109 - said in the error
     limits: TimeLimits = TimeLimits(),
 ) -> OwnConnection:
     """Open a connection of our own.
 
     Args:
         dsn: As `otel_audit._util.postgres_dsn.read_dsn` takes it.
-        timeout: Seconds that it may take.
+        timeout: Seconds that it may take, the look-up of the host's name included; None: as
+            OTEL_AUDIT_CONNECT_TIMEOUT says.
         limits: What the server lets it do.
 
     Returns:
@@ -306,10 +308,21 @@ async def connect(
     except ValueError as error:
         raise StoreError(f"OTEL_AUDIT_DSN cannot be read: {error}") from None
     _refuse_missing_files(target)
+    allowed = AuditConfig().connect_timeout if timeout is None else timeout
+    seconds = min(allowed, target.connect_timeout or allowed)
     with suppress_instrumentation():
         try:
-            async with asyncio.timeout(min(timeout, target.connect_timeout or timeout)):
+            async with asyncio.timeout(seconds) as limit:
                 return await _connected(target, limits)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise as_connect_error(error, target.settings) from None
+            setting = "OTEL_AUDIT_CONNECT_TIMEOUT" if timeout is None else "connecting may take"
+            raise StoreUnavailableError(
+                f"could not connect to the audit store (OTEL_AUDIT_DSN): no answer in time, "
+                f"{seconds:g} s ({setting}): can its host's name be looked up, and is its port "
+                "let through?"
+            ) from None
         except (ValueError, OverflowError):  # the original message may quote parts of the password
             raise StoreError(
                 "OTEL_AUDIT_DSN cannot be read, or its options do not fit: it must look like "

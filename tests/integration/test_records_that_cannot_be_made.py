@@ -51,6 +51,21 @@ async def test_a_request_whose_record_cannot_be_made_is_a_loss(app, monkeypatch,
     assert "a defect of ours" not in caplog.text
 
 
+async def test_the_application_s_own_error_stays_the_one_that_is_raised(app, monkeypatch):
+    """A handler that raises is recorded in the end only: that this fails is nobody else's error."""
+
+    @app.post("/refunds")
+    async def refund() -> None:
+        monkeypatch.setattr(ExchangeRecordBuilder, "record", broken)
+        raise LookupError
+
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://shop") as client:
+        with pytest.raises(LookupError):
+            await client.post("/refunds")
+    assert otel_audit.health()["dropped"] == 1
+
+
 async def test_a_request_that_cannot_be_observed_is_refused(app, monkeypatch):
     """A full spool refuses by default, and so does an error of ours before the handler runs."""
     monkeypatch.setattr(exchange, "ExchangeRecordBuilder", broken)

@@ -288,23 +288,23 @@ class KeyStore:
         """
         hashes = {subject: self.subject_hash(subject) for subject in latest}
         now = monotonic()
-        missing = {
-            one: latest[subject]
-            for subject, one in hashes.items()
-            if (known := self._known.get(one)) is None or known.until < now
-        }
+        missing: dict[bytes, int] = {}
+        found: dict[bytes, SubjectKey] = {}
+        for subject, one in hashes.items():
+            known = self._known.get(one)
+            if known is None or known.until < now:
+                missing[one] = latest[subject]
+            else:
+                found[one] = known.key
         if missing:
-            await self._fetch(missing, now)
-        return {
-            subject: known.key
-            for subject, one in hashes.items()
-            if (known := self._known.get(one)) is not None
-        }
+            found |= await self._fetch(missing, now)
+        # not out of the cache: a batch may have more subjects than are remembered
+        return {subject: found[one] for subject, one in hashes.items() if one in found}
 
-    async def _fetch(self, missing: Mapping[bytes, int], now: float) -> None:
+    async def _fetch(self, missing: Mapping[bytes, int], now: float) -> Mapping[bytes, SubjectKey]:
         if self._pending is None or now >= self._away_until:
             try:
-                await self._ask(missing, now)
+                return await self._ask(missing, now)
             except StoreUnavailableError as error:
                 if self._pending is None:
                     raise
@@ -314,12 +314,11 @@ class KeyStore:
                     "the database of keys cannot be reached (%s): personal values are encrypted "
                     "under keys that are made here, and given to it when it is back", error,
                 )  # fmt: skip
-            else:
-                return
-        for subject in missing:
-            self._remember(subject, self._made_here(subject), now)
+        return {
+            subject: self._remember(subject, self._made_here(subject), now) for subject in missing
+        }
 
-    async def _ask(self, missing: Mapping[bytes, int], now: float) -> None:
+    async def _ask(self, missing: Mapping[bytes, int], now: float) -> Mapping[bytes, SubjectKey]:
         connection = await self._connected()
         subjects = [*missing]
         try:
@@ -349,12 +348,14 @@ class KeyStore:
             raise _as_key_error(error) from None
         for subject in subjects:
             self._known.discard(subject)
+        keys = {}
         for subject, row in found.items():
             key = SubjectKey(
                 row["key_id"], self._wrapper.unwrap(row["wrapped"], row["key_id"]),
                 erased_before=erased.get(subject, 0),
             )  # fmt: skip
-            self._remember(subject, key, now)
+            keys[subject] = self._remember(subject, key, now)
+        return keys
 
     def _made_here(self, subject: bytes) -> SubjectKey:
         """Make a key that the database has not seen yet; it is on disk before it is used."""
@@ -462,8 +463,9 @@ class KeyStore:
     def _unwrapped(self, row: Mapping[str, Any]) -> bytes:
         return self._wrapper.unwrap(row["wrapped"], row["key_id"])
 
-    def _remember(self, subject: bytes, key: SubjectKey, now: float) -> None:
+    def _remember(self, subject: bytes, key: SubjectKey, now: float) -> SubjectKey:
         self._known.put(subject, _CachedKey(key, now + REMEMBERED_FOR))
+        return key
 
 
 def _as_key_error(error: Exception) -> StoreError:

@@ -12,6 +12,7 @@ from otel_audit_postgres.query.conditions import READABLE
 from otel_audit_postgres.reports import controls
 from otel_audit_postgres.reports.model import Definition, ReportRow
 from otel_audit_postgres.reports.payload_parts import (
+    bare_noun,
     changes_of,
     noun_of,
     part,
@@ -60,7 +61,7 @@ def _rights_changed(
     """Each right that a record changes: whose, before, after."""
     found = False
     for change in changes_of(record):
-        is_right = _RIGHTS_NOUNS.search(noun_of(change)) is not None
+        is_right = _RIGHTS_NOUNS.search(bare_noun(noun_of(change))) is not None
         for column, (before, after) in values_of(change):
             if is_right or column.lower() in _RIGHTS:
                 found = True

@@ -13,8 +13,8 @@ from otel_audit_postgres.query.conditions import READABLE
 from otel_audit_postgres.reports import controls
 from otel_audit_postgres.reports.model import Definition, ReportRow
 from otel_audit_postgres.reports.payload_parts import (
+    bare_noun,
     changes_of,
-    noun_of,
     part,
     reference_of,
     text,
@@ -155,11 +155,7 @@ async def _incident(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
     )  # fmt: skip
     async for row in snapshot.run(sql, asked.values):
         entities = [one for one in row["entities"] if not one.startswith("audit.")]
-        people = [
-            one
-            for one in entities
-            if noun_of({"name": one.partition(":")[0]}) in _PEOPLE
-        ]  # fmt: skip
+        people = [one for one in entities if bare_noun(one.partition(":")[0]) in _PEOPLE]
         yield (
             utc_text(row["occurred_at"]), row["actor_id"], row["source_address"], row["event_name"],
             ", ".join(entities)[:500] or None, ", ".join(people)[:500] or None,

@@ -48,6 +48,11 @@ def noun_of(change: dict[str, Any]) -> str:
     return snake_case(str(change.get("entity") or change.get("table") or ""))
 
 
+def bare_noun(name: str) -> str:
+    """The noun of a name, in lower case and without the schema or database before it."""
+    return name.rpartition(".")[2].lower()
+
+
 def reference_of(change: dict[str, Any]) -> str:
     """The entity of a change: ``order:7``."""
     key = change.get("key")

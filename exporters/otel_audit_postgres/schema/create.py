@@ -15,7 +15,6 @@ from otel_audit_postgres.connection import Connection, PostgresError, connect, d
 from otel_audit_postgres.errors import as_store_error, sqlstate
 from otel_audit_postgres.schema.roles import quoted
 
-_CONNECT_TIMEOUT: Final = 10.0
 _NO_SUCH_DATABASE: Final = "3D000"
 _ALWAYS_THERE: Final = "postgres"
 _OF_LOGIN: Final = ("user", "password", "passfile")
@@ -55,7 +54,7 @@ async def create_missing(dsn: str, logins: Iterable[str]) -> Created:
         raise ConfigurationError("--create: the DSN names no database: …/NAME")
     with suppress_instrumentation():
         made = await _make_database(dsn, database)
-        connection = await connect(dsn, _CONNECT_TIMEOUT)
+        connection = await connect(dsn)
         try:
             return Created(
                 database if made else None,
@@ -79,14 +78,14 @@ def dsn_for(dsn: str, role: str, password: str | None = None) -> str:
 
 async def _make_database(dsn: str, database: str) -> bool:
     try:
-        await disconnect(await connect(dsn, _CONNECT_TIMEOUT))
+        await disconnect(await connect(dsn))
     except StoreError as error:
         if error.__context__ is None or sqlstate(error.__context__) != _NO_SUCH_DATABASE:
             raise
     else:
         return False
     beside = urlsplit(dsn)._replace(path=f"/{_ALWAYS_THERE}").geturl()
-    connection = await connect(beside, _CONNECT_TIMEOUT)
+    connection = await connect(beside)
     try:
         await connection.execute(
             f"CREATE DATABASE {quoted(database)} ENCODING 'UTF8' TEMPLATE template0"

@@ -34,7 +34,6 @@ LOCK: Final = SchemaLock(7301962839480013, "audit.schema_version")  # arbitrary,
 PERMIT: Final = "SET LOCAL otel_audit.permit_ddl = 'on'"
 """Says to the event trigger that a superuser means to change the schema."""
 
-_CONNECT_TIMEOUT: Final = 10.0
 _STATE: Final = """
 SELECT current_user AS me, pg_get_userbyid(n.nspowner) AS owner,
        current_setting('server_encoding') AS encoding,
@@ -216,7 +215,7 @@ async def waiting_migrations(dsn: str) -> PendingMigrations:
             this role may not see its version.
     """
     with suppress_instrumentation(), _explained():
-        connection = await connect(dsn, _CONNECT_TIMEOUT)
+        connection = await connect(dsn)
         try:
             may = await connection.fetchrow(_MAY_SEE)
             assert may is not None  # noqa: S101 - a SELECT without FROM has a row
@@ -385,7 +384,7 @@ def _explained() -> Iterator[None]:
 @asynccontextmanager
 async def _connection(dsn_or_engine: Any) -> AsyncIterator[Connection[Any]]:
     if isinstance(dsn_or_engine, str):
-        connection = await connect(dsn_or_engine, _CONNECT_TIMEOUT)
+        connection = await connect(dsn_or_engine)
         try:
             yield connection
         finally:

@@ -15,7 +15,6 @@ from otel_audit_postgres.errors import as_store_error
 MOST_AHEAD: Final = 12
 _IN_ORDER: Final = ("exists", "made", "dropped", "empty")
 
-_CONNECT_TIMEOUT: Final = 10.0
 _ENSURE: Final = "SELECT partition, state, detail FROM audit.ensure_partitions($1::integer)"
 _ENSURE_MONTH: Final = "SELECT partition, state, detail FROM audit.ensure_month($1::date)"
 _HAS_DEFAULT: Final = """
@@ -99,7 +98,7 @@ async def maintain(dsn: str, *, ahead: int = 2, months: Sequence[date] = ()) -> 
         report = await maintain(dsn, ahead=3)
         print([partition.name for partition in report.partitions])
     """
-    connection = await connect(dsn, _CONNECT_TIMEOUT)
+    connection = await connect(dsn)
     try:
         with suppress_instrumentation():
             made = await connection.fetch(_ENSURE, min(ahead, MOST_AHEAD))

@@ -17,7 +17,6 @@ from otel_audit_postgres.schema.install import LOCK, PERMIT
 from otel_audit_postgres.schema.lock import alone
 from otel_audit_postgres.schema.roles import OWNER, READER, RETENTION, SEALER, WRITER, quoted
 
-_CONNECT_TIMEOUT: Final = 10.0
 _GROUPS: Final = (
     WRITER, READER, SEALER, RETENTION, "otel_audit_streamer", "otel_audit_maintainer", OWNER,
 )  # fmt: skip
@@ -126,7 +125,7 @@ async def _drop_role(connection: Connection[Any], role: str) -> str:
 @asynccontextmanager
 async def _opened(dsn: str) -> AsyncIterator[Connection[Any]]:
     with suppress_instrumentation():
-        connection = await connect(dsn, _CONNECT_TIMEOUT)
+        connection = await connect(dsn)
         try:
             yield connection
         except PostgresError as error:

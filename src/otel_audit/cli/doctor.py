@@ -342,12 +342,25 @@ def _spool(config: AuditConfig) -> CheckResult:
             remedy="; ".join(found.problems[1:]) or "set OTEL_AUDIT_SPOOL_DIR accordingly",
         )  # fmt: skip
     left = f", {found.abandoned} left by ended processes" if found.abandoned else ""
+    if found.kept_age is not None:
+        left += (
+            f"; the oldest full file of a running process was written {_ago(found.kept_age)} ago: "
+            "an action that is still open, or what the store has not taken, keeps it"
+        )
     return CheckResult(
         "spool",
         ok=True,
         detail=f"{found.directory} on {found.file_system}: {found.bytes_used} bytes held, "
         f"{found.bytes_free} free{left}",
     )
+
+
+def _ago(seconds: float) -> str:
+    """A duration in words, in its largest unit."""
+    for unit, size in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{int(seconds // size)} {unit}"
+    return f"{int(seconds)} s"
 
 
 def _otlp(config: AuditConfig) -> Iterator[CheckResult]:

@@ -17,7 +17,7 @@ from otel_audit.cli.options import chosen_dsn, dsn_option, json_option
 from otel_audit.cli.retention import archive_option, asked, bar, chosen_archive
 from otel_audit.cli.terminal import echo, echo_json
 from otel_audit.config import AuditConfig
-from otel_audit.errors import ConfigurationError
+from otel_audit.errors import ConfigurationError, StoreError
 
 if TYPE_CHECKING:
     from otel_audit_postgres.personal.key_store import KeyStore
@@ -164,7 +164,7 @@ def erase(  # noqa: PLR0913, PLR0917 - one for each option
         return [await plan_erasure(store, keys, one) for one in whom]
 
     plans = _run(_keys(), planned)
-    left = _not_reached(plans)
+    left = _not_reached(plans, tenant, [one.name for one in whom])
     if not as_json:
         for one, found in zip(whom, plans, strict=True):
             _show(one.name, found)
@@ -203,7 +203,7 @@ def _show(name: str, found: ErasurePlan) -> None:
         echo(f"{name}: held: {found.held}", colour="yellow")
 
 
-def _not_reached(plans: Sequence[ErasurePlan]) -> list[str]:
+def _not_reached(plans: Sequence[ErasurePlan], tenant: str, names: Sequence[str]) -> list[str]:
     """A note on the data that an erasure does not reach."""
     from otel_audit.delivery.spool import inspect
 
@@ -220,8 +220,33 @@ def _not_reached(plans: Sequence[ErasurePlan]) -> list[str]:
             f"{directory}: {held} bytes wait for delivery; what happened before now is stored "
             "without its personal values then"
         )
-    left.append("spools, refused records and outboxes elsewhere: not looked at")
+    left += _in_outbox(tenant, names)
+    left.append(
+        "spools and refused records on other hosts, and outboxes of other databases: not looked "
+        "at; `otel-audit doctor` there names a spool, and `otel-audit relay` empties an outbox"
+    )
     return left
+
+
+def _in_outbox(tenant: str, names: Sequence[str]) -> list[str]:
+    """A note on the outbox that the settings name."""
+    from otel_audit_postgres.outbox import count_about
+
+    config = AuditConfig()
+    dsn = config.outbox_asyncpg_dsn
+    if dsn is None or (config.outbox_dsn is None and config.orm != "transactional"):
+        return []
+    try:
+        waiting = run_lasting(count_about(dsn, tenant, names))
+    except StoreError as error:
+        return [f"the outbox: not looked at: {error}; OTEL_AUDIT_OUTBOX_DSN names it"]
+    if not waiting:
+        return []
+    note = (
+        f"the outbox: {waiting} records by or about an ID wait for the relay; what happened before "
+        "now is stored without its personal values then: run `otel-audit relay`"
+    )
+    return [note]
 
 
 @subject.command()

@@ -21,11 +21,11 @@ Known = Callable[[Sequence[str]], Awaitable[set[str] | None]]
 
 
 class RecoveredEntry(NamedTuple):
-    """An entry of a dead process, the id that the spool knows it by, and whether it was over."""
+    """An entry of a dead process, the id that the spool knows it by, and whether it is whole."""
 
     entry: Entry
     record_id: str
-    finished: bool
+    whole: bool
 
 
 def batches_of(
@@ -123,12 +123,13 @@ class Recovery:
 
 
 async def _without_stored(batch: Sequence[RecoveredEntry], known: Known) -> list[Entry] | None:
-    """Leave out what was cut down in the spool alone: its record went to the store from memory.
+    """Leave out what is not whole in the spool alone: its record went to the store from memory.
 
-    What is known of such an action here may lack its tenant, and would be a second row then.
+    What is known of such an action here may lack its tenant or be another text, and would be a
+    second row then.
     """
-    cut_down = [found.record_id for found in batch if not found.finished]
+    cut_down = [found.record_id for found in batch if not found.whole]
     stored = await known(cut_down) if cut_down else set()
     if stored is None:
         return None
-    return [found.entry for found in batch if found.finished or found.record_id not in stored]
+    return [found.entry for found in batch if found.whole or found.record_id not in stored]

@@ -35,8 +35,8 @@ _encode = msgspec.json.Encoder().encode
 
 def needs_mending(payload: bytes) -> bool:
     """Return whether JSON text may hold a NUL or a surrogate; a few false alarms cost only time."""
-    # most texts with an escape in them have none of these: two bytes are found in half the time
-    first = payload.find(b"\\u")
+    # one byte is found in a tenth of the time of a pattern
+    first = payload.find(b"\\")
     return first >= 0 and _SUSPECT(payload, first) is not None
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, MutableMapping
-from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, final
 
-from opentelemetry import trace
+from opentelemetry import context, trace
 
 from otel_audit._util.ids import public_id
 from otel_audit.http.request_metadata import path_below_root, with_request_id
-from otel_audit.identity.safe_access import headers_by_name, identities_in
+from otel_audit.identity.safe_access import has_header, identities_in
 from otel_audit.policy import override_of
 from otel_audit.scope import AuditScope, PendingScope, enter, leave
 
@@ -45,11 +44,12 @@ class DeferredRequest(PendingScope):
         occurred_at, started: When it began, as in `AuditScope`.
         start: The response's head as it was sent.
         ended: Whether the response's last chunk was sent.
+        may_wait: Whether a client may have to wait for the disk at all.
     """
 
     __slots__ = ("__weakref__", "_context", "_header", "_is_moved_on", "_is_routed", "_method",
                  "_open", "_options", "_path", "_scope", "_token", "_whole_path", "ended",
-                 "exchange", "id", "inner_scope", "loop", "occurred_at", "start",
+                 "exchange", "id", "inner_scope", "loop", "may_wait", "occurred_at", "start",
                  "started")  # fmt: skip
 
     def __init__(
@@ -77,10 +77,11 @@ class DeferredRequest(PendingScope):
         self.started = time.perf_counter_ns()
         self._options = options
         self._header = name = options.request_id_header
-        is_given = name and name in headers_by_name(scope.get("headers") or ())
+        self.may_wait = options.durable is not None
+        is_given = name and has_header(scope.get("headers") or (), name)
         self.id = (options.request_id(scope) if is_given else None) or public_id(now)
         # of OpenTelemetry's context alone, a copy would cost ten times as much
-        self._context = copy_context()
+        self._context = context.get_current()
         self.exchange: Exchange | None = None
         self.inner_scope: AsgiScope | None = None
         self.start: Message | None = None
@@ -97,7 +98,7 @@ class DeferredRequest(PendingScope):
     def span(self) -> trace.Span:
         """The application's span of the request."""
         # again a copy: one context cannot be entered by two threads at once
-        return self._context.copy().run(trace.get_current_span)
+        return trace.get_current_span(self._context)
 
     def routed(self, scope: AsgiScope) -> Exchange | None:
         """Learn which scope the router works on.
@@ -139,6 +140,16 @@ class DeferredRequest(PendingScope):
             self.ended = True
         return message
 
+    @property
+    def waits_for_disk(self) -> bool:
+        """Whether the client must not see the answer's end before the disk has the record."""
+        return self.exchange is not None and self.exchange.waits_for_disk
+
+    async def durable(self) -> None:
+        """Wait until what was recorded is on disk."""
+        if self.exchange is not None:
+            await self.exchange.durable()
+
     def finish(self) -> Exchange | None:
         """The application has returned; give what has observed the request, to be closed."""
         try:  # noqa: SIM105 - `suppress` costs as much as all else here
@@ -148,8 +159,15 @@ class DeferredRequest(PendingScope):
             pass
         del self._token  # it keeps the context, which may keep this
         scope = self.inner_scope
-        if self.exchange is None and scope is not None and _asks_for_record(scope):
-            self.resolve()
+        if self.exchange is None and scope is not None:
+            # a route that nobody knew when the request began may have a level of its own
+            try:
+                override = override_of(scope.get("endpoint"), scope.get("route"))
+                asks = override is not None and override.level not in (None, "none")
+            except Exception:  # noqa: BLE001 - what cannot be decided is recorded
+                asks = True
+            if asks:
+                self.resolve()
         self.is_over = True
         return self.exchange
 
@@ -169,12 +187,3 @@ class DeferredRequest(PendingScope):
             self._open = None
             return None
         return self.exchange.audit
-
-
-def _asks_for_record(scope: AsgiScope) -> bool:
-    """Return whether a route that nobody knew when the request began has a level of its own."""
-    try:
-        override = override_of(scope.get("endpoint"), scope.get("route"))
-    except Exception:  # noqa: BLE001 - what cannot be decided is recorded
-        return True
-    return override is not None and override.level not in (None, "none")

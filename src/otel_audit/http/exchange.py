@@ -320,6 +320,10 @@ class Exchange(Lifecycle):
         if self.socket is not None and self.socket.code is None:
             self.socket.code = _FAILED_SOCKET
 
+    def finish(self) -> Exchange:
+        """The application has returned; give what has observed the request, to be closed."""
+        return self
+
     def close(self) -> None:
         """The application has returned: what its transactions came to is known. Hand it over."""
         try:
@@ -394,15 +398,17 @@ class Exchange(Lifecycle):
             self._parts.fail("record", error)
 
     def _finish(self, decision: PolicyDecision) -> None:
-        builder = self._builder
         self._collect(decision)
-        if self.socket is not None or not self.bodies.ended:
-            # no last chunk has passed here: the handler raised, and who stands outside answers
-            known = builder.record(decision, phase="completed")
-            if builder.enrich(known):
-                self._log(self._hand_over(lambda: known))
-                return
-        self._log(self._hand_over(lambda: builder.record(decision, phase="completed")))
+        self._log(self._hand_over(lambda: self._final_record(decision)))
+
+    def _final_record(self, decision: PolicyDecision) -> AuditRecord:
+        builder = self._builder
+        record = builder.record(decision, phase="completed")
+        # where no last chunk has passed here, the handler raised, and who stands outside answers
+        is_shown = self.socket is None and self.bodies.ended
+        if is_shown or builder.enrich(record):
+            return record
+        return builder.record(decision, phase="completed")
 
     def _ended_as_answered(self, known: AuditRecord, rested_on: tuple[object, ...]) -> bool:
         """Hand over the record of the end, if what was written down with the answer still holds.

@@ -298,8 +298,15 @@ class ExchangeFacts:
         return found
 
     def _source(self, scope: Mapping[str, Any], claims: Claims | None) -> Source | None:
+        first = self._scope
         try:
-            found = self._options.source(scope, claims, self._known_source(scope))
+            # known from before, unless a middleware knows it better
+            is_same = scope is first or (
+                scope.get("client") == first.get("client")
+                and scope.get("headers") is first.get("headers")
+            )
+            known = self.audit.source if is_same else None
+            found = self._options.source(scope, claims, known)
         except Exception as error:  # noqa: BLE001 - it costs the source alone
             self.parts.fail("source", error)
             return None
@@ -353,15 +360,6 @@ class ExchangeFacts:
         if self._bearer is None or self._bearer[0] is not headers:
             self._bearer = headers, self.read_bearer(scope)
         return self._bearer[1]
-
-    def _known_source(self, scope: Mapping[str, Any]) -> Source | None:
-        """The known source, unless a middleware knows it better."""
-        first = self._scope
-        same = scope is first or (
-            scope.get("client") == first.get("client")
-            and scope.get("headers") is first.get("headers")
-        )
-        return self.audit.source if same else None
 
     def judge(
         self, *, route: str | None, wrote: bool, scope: Mapping[str, Any] | None

@@ -30,7 +30,11 @@ from otel_audit.http.request_metadata import (
 )
 from otel_audit.http.server_span import enrich, redact_span_urls
 from otel_audit.http.websocket import SocketTally
-from otel_audit.identity.account_holder import named_in_answer, named_in_request
+from otel_audit.identity.account_holder import (
+    named_in_answer,
+    named_in_request,
+    names_a_client,
+)
 from otel_audit.identity.safe_access import identifier, state_of
 from otel_audit.policy import is_unidentified
 from otel_audit.record import (
@@ -90,6 +94,7 @@ class ExchangeRecordBuilder(ExchangeFacts):
         self._described: ErrorInfo | None = None
         self._shown_target: tuple[tuple[object, ...], Target | None] | None = None
         self._holder: str | None = None
+        self._account: str | None = None
 
     def collect(self, decision: PolicyDecision) -> None:
         """Describe request and response, once: redacted, with bodies as far as wanted."""
@@ -135,14 +140,22 @@ class ExchangeRecordBuilder(ExchangeFacts):
         """Find whose account an action is about that is done before anybody is known."""
         try:
             bodies = self.bodies
-            found = named_in_answer(
-                bodies.answer, bodies.headers, self._options.subject_of
-            ) or named_in_request(
-                request_body, header_of(self._scope.get("headers") or (), b"authorization")
+            account = self._redacted_name(
+                named_in_answer(bodies.answer, bodies.headers, self._options.subject_of)
             )
-            self._holder = None if found is None else identifier(self._options.redactor.text(found))
+            named = self._redacted_name(
+                named_in_request(
+                    request_body, header_of(self._scope.get("headers") or (), b"authorization")
+                )
+            )
+            # as it was typed, which is all that a failed login knows: else one person is two
+            self._holder = account or named if names_a_client(request_body) else named or account
+            self._account = account
         except Exception as error:  # noqa: BLE001 - it costs the target's id
             self.parts.fail("target", error)
+
+    def _redacted_name(self, found: str | None) -> str | None:
+        return None if found is None else identifier(self._options.redactor.text(found))
 
     def _body_limit(self, decision: PolicyDecision) -> int:
         own = decision.body_limit
@@ -459,10 +472,7 @@ class ExchangeRecordBuilder(ExchangeFacts):
                 found |= self._asked.facts(self._options.redactor)
             except Exception as error:  # noqa: BLE001 - it costs the operation's name alone
                 self.parts.fail("operation", error)
-        if decision.sample is not None:
-            found["audit.sample.one_of"] = decision.sample
-        if self.head.method != self.head.wire_method:
-            found[_METHOD_ON_THE_WIRE] = self.head.wire_method
+        self._add_own_facts(found, decision)
         if self.socket is not None:
             try:
                 found["websocket"] = self.socket.facts()
@@ -471,6 +481,14 @@ class ExchangeRecordBuilder(ExchangeFacts):
             except Exception as error:  # noqa: BLE001 - it costs the counts alone
                 self.parts.fail("websocket", error)
         return self.parts.named(with_scope_facts(found, self.audit))
+
+    def _add_own_facts(self, found: dict[str, Any], decision: PolicyDecision) -> None:
+        if decision.sample is not None:
+            found["audit.sample.one_of"] = decision.sample
+        if self._account is not None and self._account != self._holder:
+            found["audit.account"] = self._account
+        if self.head.method != self.head.wire_method:
+            found[_METHOD_ON_THE_WIRE] = self.head.wire_method
 
 
 def outcome_of(

@@ -110,56 +110,33 @@ class OuterMiddleware:
             await answer_health(health, method_of(scope), send)
             return
         observed = kind in OBSERVED and EXCHANGE not in scope
-        exchange = capture.open(scope, path) if observed else None
-        if exchange is None:
+        action = capture.open(scope, path) if observed else None
+        if action is None:
             serve = refuse if observed and capture.refuses else self.app
             await serve(scope, receive, send)
             return
-        if type(exchange) is DeferredRequest:
-            await self._let_pass(exchange, scope, receive, send)
-            return
-        if exchange.refused or (exchange.intent is not None and not await exchange.admitted()):
-            await refuse(scope, receive, send)
-            return
+        if type(action) is not DeferredRequest:
+            if action.refused or (action.intent is not None and not await action.admitted()):
+                await refuse(scope, receive, send)
+                return
+            receive = _observed_receive(action, receive)
+            action.enter()
 
         # coroutine functions, here and below: frameworks tell ASGI 3 from what is older by that
         async def observed_send(message: Message) -> None:
-            message = exchange.sent(message)
-            if may_wait and exchange.waits_for_disk:
-                await exchange.durable()
+            message = action.sent(message)
+            if may_wait and action.waits_for_disk:
+                await action.durable()
             await send(message)
 
-        may_wait = exchange.may_wait
-        scope[EXCHANGE] = weakref.ref(exchange)
-        exchange.enter()
-        if exchange.socket is not None or exchange.bodies.request_outside is not None:
-            receive = _observed_receive(exchange, receive)
+        may_wait = action.may_wait
+        scope[EXCHANGE] = weakref.ref(action)
         try:
             await self.app(scope, receive, observed_send)
         except BaseException as error:
-            await _close_failed(exchange, error)
+            await _close_failed(action, error)
             raise
-        await exchange.close_async()
-
-    async def _let_pass(
-        self, request: DeferredRequest, scope: AsgiScope, receive: Receive, send: Send
-    ) -> None:
-        async def observed_send(message: Message) -> None:
-            message = request.sent(message)
-            exchange = request.exchange
-            if exchange is not None and exchange.waits_for_disk:
-                await exchange.durable()
-            await send(message)
-
-        scope[EXCHANGE] = weakref.ref(request)
-        try:
-            await self.app(scope, receive, observed_send)
-        except BaseException as error:
-            exchange = request.finish()
-            if exchange is not None:
-                await _close_failed(exchange, error)
-            raise
-        exchange = request.finish()
+        exchange = action.finish()
         if exchange is not None:
             await exchange.close_async()
 
@@ -223,8 +200,11 @@ class InnerMiddleware:
         await self.app(scope, receive if request_copy is None else tapped_receive, observed_send)
 
 
-async def _close_failed(exchange: Exchange, error: BaseException) -> None:
+async def _close_failed(action: Exchange | DeferredRequest, error: BaseException) -> None:
     """Close an action whose application has raised."""
+    exchange = action.finish()
+    if exchange is None:
+        return
     exchange.failed(error)
     exchange.close()
     if exchange.waits_for_disk and isinstance(error, Exception):
@@ -232,9 +212,8 @@ async def _close_failed(exchange: Exchange, error: BaseException) -> None:
 
 
 def _observed_receive(exchange: Exchange, receive: Receive) -> Receive:
-    """Let the exchange see what the application or its middleware receives."""
-    copy = exchange.bodies.request_outside
-    if copy is None:
+    """Let the exchange see what the application or its middleware receives, if it needs to."""
+    if exchange.socket is not None:
 
         async def received_by_socket() -> Message:
             message = await receive()
@@ -242,6 +221,10 @@ def _observed_receive(exchange: Exchange, receive: Receive) -> Receive:
             return message
 
         return received_by_socket
+
+    copy = exchange.bodies.request_outside
+    if copy is None:
+        return receive
 
     async def received() -> Message:
         message = await receive()

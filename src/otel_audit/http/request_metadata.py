@@ -11,7 +11,7 @@ import msgspec
 
 from otel_audit._util.cache import BoundedCache, Memo
 from otel_audit._util.ids import is_uuid
-from otel_audit.identity.safe_access import clean, headers_by_name
+from otel_audit.identity.safe_access import clean, has_header, headers_by_name
 from otel_audit.record import Body, Request
 from otel_audit.redaction import REDACTED, WITHHELD
 from otel_audit.redaction.prefilter import is_plain_path
@@ -467,6 +467,6 @@ def with_request_id(
         # ASGI allows headers that can be read once only
         headers = list(headers)
         message = {**message, "headers": headers}
-    if name in headers_by_name(headers):
+    if has_header(headers, name):
         return message
     return {**message, "headers": [*headers, (name, request_id.encode("latin-1"))]}

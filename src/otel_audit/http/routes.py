@@ -30,7 +30,8 @@ def route_template(scope: Mapping[str, Any], app: object = None) -> str | None:
     path = _included_path(scope, route) or getattr(route, "path", None)
     if not isinstance(path, str):
         return None
-    return _mount_prefix(scope, app) + path
+    # without a prefix, none is to be spelled
+    return _mount_prefix(scope, app) + path if scope.get("root_path") else path
 
 
 def _template_of_endpoint(scope: Mapping[str, Any], app: object) -> str | None:

@@ -14,10 +14,11 @@ from otel_audit.identity.safe_access import identifier
 from otel_audit.record import Body
 from otel_audit.redaction import REDACTED, WITHHELD
 
+_CLIENT: Final = "client_id"
 _NAMES: Final = (
     "username", "user_name", "userName", "email", "emailAddress", "email_address", "login",
     "loginId", "login_id", "identifier", "account", "accountName", "account_name", "user",
-    "user_id", "userId", "uid", "mail", "phone", "phone_number", "phoneNumber", "client_id",
+    "user_id", "userId", "uid", "mail", "phone", "phone_number", "phoneNumber", _CLIENT,
 )  # fmt: skip
 """Fields that say who wants in, the plainest first; a client of its own is named by the last."""
 
@@ -48,6 +49,20 @@ def named_in_request(body: Body | None, authorization: str | None) -> str | None
             if found is not None:
                 return found
     return _basic(authorization)
+
+
+def names_a_client(body: Body | None) -> bool:
+    """Whether a request for a token (OAuth) names a client at most, and not the user it is for.
+
+    Args:
+        body: As for `named_in_request`.
+    """
+    document = _document(body.text) if body is not None else None
+    return (
+        isinstance(document, Mapping)
+        and "grant_type" in document
+        and not any(_plain(document.get(name)) for name in _NAMES if name != _CLIENT)
+    )
 
 
 def named_in_answer(

@@ -104,6 +104,14 @@ def headers_by_name(headers: Iterable[tuple[bytes, bytes]]) -> Mapping[bytes, by
     return found
 
 
+def has_header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bool:
+    """Return whether a header is there; ``name`` in lower case."""
+    found = dict(headers)
+    return name in found or (
+        not b"".join(found).islower() and any(key.lower() == name for key in found)
+    )
+
+
 _NO_INDEX: Final[tuple[tuple[tuple[bytes, bytes], ...], dict[bytes, bytes]]] = ((), {})
 _indexes = _NO_INDEX, _NO_INDEX
 

@@ -33,7 +33,7 @@ from otel_audit.orm.transaction_state import is_autocommit, is_committed
 from otel_audit.record import Change, Operation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from sqlalchemy import Column, Connection
     from sqlalchemy.orm import InstanceState, Mapper, Session, UOWTransaction
@@ -235,16 +235,20 @@ class OpenFlushes:
         flush: Flush | None = session.__dict__.get(_UNDER_WAY)
         return flush if flush is not None and flush.writing else None
 
-    def writing(self, sessions: Iterable[Session]) -> Flush | None:
-        """The flush that is writing now among some sessions.
+    def writing_on(self, facts: ConnectionFacts) -> Flush | None:
+        """The flush that is writing now among the sessions of a connection.
 
         Of several the one that has begun last: a listener of the others' has begun it. None while
         such a listener writes with `bulk_insert_mappings` or one of its kind.
         """
         found: Flush | None = None
-        for session in sessions:
+        for one in facts.sessions:
+            session = one()
+            if session is None:
+                continue
             flush: Flush | None = session.__dict__.get(_UNDER_WAY)
-            if flush is not None and flush.writing:
+            # as `Flush.writing`, without the call
+            if flush is not None and getattr(flush.context(), "transaction", None) is not None:
                 if found is None or flush.number > found.number:
                     found = flush
             elif _is_in_bulk(session):

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from otel_audit.orm.guard import ErrorGuard
     from otel_audit.orm.mapper_info import MapperInfoCache
     from otel_audit.orm.selection import Selection
-    from otel_audit.orm.transactions import ConnectionFacts, TransactionTracker
+    from otel_audit.orm.transactions import TransactionTracker
 
 Review: TypeAlias = "Callable[[Connection, Any, list[Change]], list[Change]]"
 
@@ -195,15 +195,6 @@ class _Last(NamedTuple):
     sent: int | None
 
 
-def sessions_of(facts: ConnectionFacts) -> list[Session]:
-    """The sessions that use a connection."""
-    known = facts.sessions
-    if len(known) == 1:  # as nearly always
-        only = known[0]()
-        return [] if only is None else [only]
-    return [session for one in known if (session := one()) is not None]
-
-
 class Executions:
     """Follows the statements of every connection."""
 
@@ -276,9 +267,9 @@ class Executions:
             connection, context
         ):
             return False
-        sessions = sessions_of(self._tracker.facts(connection))
-        flush = self._flushes.writing(sessions)
-        if self._selection.by_session and not self._takes_any(sessions):
+        facts = self._tracker.facts(connection)
+        flush = self._flushes.writing_on(facts)
+        if self._selection.by_session and not self._takes_any(facts.used_by()):
             return flush is not None
         if flush is not None and self._flushes.has_executed(flush, connection, context, cursor):
             return True
@@ -337,7 +328,7 @@ class Executions:
         if execution is None or not may_write(execution):
             return
         attempted = self._bulk.describe_attempt(execution, context.statement)
-        if attempted and self._takes_any(sessions_of(self._tracker.facts(connection))):
+        if attempted and self._takes_any(self._tracker.facts(connection).used_by()):
             refused = [f"{one.operation} {one.table}" for one in attempted]
             self._tracker.of(connection).touch(self._tracker.owner(connection), refused)
             if dooms is False and execution.executemany:
@@ -347,7 +338,7 @@ class Executions:
     def _failed_part_way(
         self, connection: Connection, execution: Any, attempted: list[Change]
     ) -> None:
-        flush = self._flushes.writing(sessions_of(self._tracker.facts(connection)))
+        flush = self._flushes.writing_on(self._tracker.facts(connection))
         if flush is not None:
             self._flushes.note_sent(flush, connection, execution)
             return
@@ -358,7 +349,7 @@ class Executions:
 
     def writes_relation(self, connection: Connection, table: Table) -> bool:
         """Whether a flush records the rows written to a table one by one, as for an association."""
-        flush = self._flushes.writing(sessions_of(self._tracker.facts(connection)))
+        flush = self._flushes.writing_on(self._tracker.facts(connection))
         return flush is not None and self._flushes.writes_relation(flush, table)
 
     def _takes_any(self, sessions: Iterable[Session]) -> bool:
@@ -367,7 +358,7 @@ class Executions:
 
     def note_failed_flush(self, connection: Connection) -> None:
         """Something is rolled back: a flush that has failed half-way has tried to write."""
-        for session in sessions_of(self._tracker.facts(connection)):
+        for session in self._tracker.facts(connection).used_by():
             if self._flushes.has_tried(session, connection):
                 self._tracker.of(connection).touch(self._tracker.owner(connection))
 

@@ -72,6 +72,10 @@ class ConnectionFacts:
         self.flush: Flush | None = None
         self.part: FlushPart | None = None
 
+    def used_by(self) -> list[Session]:
+        """The sessions that use it, as far as they are still there."""
+        return [session for one in self.sessions if (session := one()) is not None]
+
 
 class TransactionTracker:
     """The open transactions and their writes."""
@@ -238,7 +242,7 @@ class TransactionTracker:
             return
         state.committing = True
         state.driver_connection = connection.connection.dbapi_connection
-        self._await(state)
+        self.awaited[id(state.connection)] = state
 
     def committed(self, connection: Connection) -> None:
         """A COMMIT has been answered without an error, which need not mean that it committed."""

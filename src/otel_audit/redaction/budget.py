@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
+
 FREE: Final = 4_000
 """Units that every document has, however small it is."""
 
@@ -92,13 +94,14 @@ class WorkBudget:
         return _is_new(name, self._names)
 
 
-class Budget:
+class Budget(msgspec.Struct, eq=False):
     """The budget of one action, in parts.
 
     It is constant: no input makes it larger. Each part of the record has a share of its own, so
     that nobody can have the body withheld by a long header, or the changes by a long body.
 
     Attributes:
+        body_limit: Bytes of a body that are copied, as configured.
         path: The path, which no header or query may have withheld.
         head: Query, headers, host, of the request and of the response.
         request_body, response_body: The bodies.
@@ -107,17 +110,9 @@ class Budget:
         given: Actor, tenant and target that the application gave for a manual action.
     """
 
-    __slots__ = ("_body", "_cut", "_shares")
-
-    def __init__(self, body_limit: int = _BODY_LIMIT) -> None:
-        """Start with all units left.
-
-        Args:
-            body_limit: Bytes of a body that are copied, as configured.
-        """
-        self._body = FREE + PER_CHARACTER * body_limit
-        self._shares: dict[str, WorkBudget] = {}
-        self._cut: dict[str, None] = {}
+    body_limit: int = _BODY_LIMIT
+    _shares: dict[str, WorkBudget] = {}
+    _cut: dict[str, None] = {}
 
     @property
     def path(self) -> WorkBudget:
@@ -132,12 +127,12 @@ class Budget:
     @property
     def request_body(self) -> WorkBudget:
         """The share of the request's body."""
-        return self._share("request.body", self._body)
+        return self._share("request.body", FREE + PER_CHARACTER * self.body_limit)
 
     @property
     def response_body(self) -> WorkBudget:
         """The share of the response's body."""
-        return self._share("response.body", self._body)
+        return self._share("response.body", FREE + PER_CHARACTER * self.body_limit)
 
     @property
     def changes(self) -> WorkBudget:

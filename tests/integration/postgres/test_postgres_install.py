@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import uuid
 
 import asyncpg
 import pytest
-from otel_audit_postgres import PostgresSink, init, schema_sql
+from otel_audit_postgres import PostgresSink, init, maintain, migrate, schema_sql
 from otel_audit_postgres.rows import COLUMNS
 from otel_audit_postgres.schema.migrations import latest_version, migrations
+from otel_audit_postgres.schema.uninstall import uninstall
 from sqlalchemy.ext.asyncio import create_async_engine
 from strategies import a_record
 
@@ -131,6 +133,18 @@ class TestInit:
         """No server there: unavailable, and the setting is named."""
         with pytest.raises(StoreUnavailableError, match="OTEL_AUDIT_DSN"):
             await init("postgresql://postgres@127.0.0.1:1/nowhere")
+
+    async def test_waits_as_long_as_the_setting_says(self, monkeypatch):
+        """Whether a resolver or a server keeps it waiting: bounded, and the setting is named."""
+        monkeypatch.setenv("OTEL_AUDIT_CONNECT_TIMEOUT", "0.3")
+        silent = socket.create_server(("127.0.0.1", 0))  # the kernel accepts, and nobody answers
+        port = silent.getsockname()[1]
+        for work in (init, migrate, maintain, uninstall):
+            with pytest.raises(
+                StoreUnavailableError, match=r"in time, 0\.3 s \(OTEL_AUDIT_CONNECT_TIMEOUT\)"
+            ):
+                await work(f"postgresql://postgres@127.0.0.1:{port}/nowhere")
+        silent.close()
 
     async def test_never_shows_the_password(self):
         """A DSN that cannot be read is not quoted, neither in message nor in traceback."""

@@ -37,6 +37,7 @@ from postgres_servers import BIN
 from retention_trail import JANUARY, ids_of
 from strategies import a_record
 
+from otel_audit._util.cache import BoundedCache
 from otel_audit._util.ids import uuid7
 from otel_audit.cli.main import cli
 from otel_audit.config import AuditConfig
@@ -417,6 +418,17 @@ class TestKeyStore:
         with pytest.raises(ConfigurationError, match="names the audit database"):
             await store.init()
         await store.close()
+
+    async def test_a_batch_may_have_more_subjects_than_are_remembered(self, keys, monkeypatch):
+        """A key that is not there means erased, so none that was asked for may be forgotten."""
+        monkeypatch.setattr(keys, "_known", BoundedCache(2))
+        latest = {ANN._replace(name=f"customer:{number}"): 1 for number in range(9)}
+        made = await keys.keys_for(latest)
+        assert made.keys() == latest.keys()
+        again = await keys.keys_for(latest)
+        assert {one: key.key_id for one, key in again.items()} == {
+            one: key.key_id for one, key in made.items()
+        }
 
     async def test_knows_a_wrong_key_encryption_key(self, keys, keys_dsn):
         """At its set-up, and when a key is asked for; nothing is stored under another one."""

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 from otel_audit_postgres.exports.write import write_export
+from otel_audit_postgres.outbox import init_outbox
 from otel_audit_postgres.personal.key_store import Subject
 from otel_audit_postgres.personal.protect import key_store_from
 from otel_audit_postgres.personal.reveal import ERASED
@@ -32,7 +33,7 @@ from otel_audit.delivery.metrics import Counters
 from otel_audit.delivery.sink import Refused
 from otel_audit.delivery.spool import log
 from otel_audit.errors import StoreUnavailableError
-from otel_audit.record import Actor, Change, Source, Tenant
+from otel_audit.record import Actor, Change, Source, Tenant, to_json
 from otel_audit.runtime import sink_maker
 
 CANARY = "canary-77ab31"
@@ -230,6 +231,37 @@ class TestTheStore:
         assert len(told["not_reached"]) == 3
         again = await asyncio.to_thread(run, ANN.name, "guest:4", "--yes")
         assert again.output.count("was erased on") == 2
+
+    async def test_counts_what_waits_in_the_outbox(
+        self, settings, keys, connection, audit_store, monkeypatch
+    ):
+        """By its actor or by an entity, of this tenant alone; an outbox that cannot be read is said."""
+        mine = sink_maker(AuditConfig())()
+        await mine.write([personal()])
+        await mine.close()
+        options = ["--tenant", "acme", "--basis", "law", "--reason", "demand", "--dry-run"]
+
+        def shown():
+            done = CliRunner().invoke(cli, ["subject", "erase", ANN.name, *options])
+            assert done.exit_code == 0, done.output
+            return " ".join(done.output.split())
+
+        assert "the outbox" not in await asyncio.to_thread(shown)
+        monkeypatch.setenv("OTEL_AUDIT_OUTBOX_DSN", audit_store)
+        assert "the outbox" not in await asyncio.to_thread(shown)
+        await init_outbox(audit_store)
+        assert "the outbox" not in await asyncio.to_thread(shown)
+        other = personal(tenant=Tenant(id="globex"))
+        for record in (personal(), personal(), other):
+            await connection.execute(
+                "INSERT INTO audit.outbox (record_id, record) VALUES ($1, $2)",
+                uuid.UUID(uuid7()), to_json(record).decode(),
+            )  # fmt: skip
+        told = await asyncio.to_thread(shown)
+        assert "the outbox: 2 records by or about an ID wait for the relay" in told
+        assert "run `otel-audit relay`" in told
+        monkeypatch.setenv("OTEL_AUDIT_OUTBOX_DSN", "postgresql://nobody@127.0.0.1:1/x")
+        assert "the outbox: not looked at: " in await asyncio.to_thread(shown)
 
     async def test_takes_no_text_for_an_encrypted_value_that_is_none(
         self, settings, keys, connection, audit_store

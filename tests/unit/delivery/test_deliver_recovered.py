@@ -166,6 +166,25 @@ class TestRecovery:
         spool.close()
 
 
+class TestDescriptionLost:
+    def test_is_not_stored_beside_the_whole_record(self, home):
+        """A record went to the store from memory; its answered frame was altered since."""
+        whole = a_record(record_id="01990000-0000-7000-8000-000000000001", outcome="success")
+        other = msgspec.structs.replace(whole, record_id="01990000-0000-7000-8000-000000000002")
+        spool = open_spool(home, service="shop", fsync="never")
+        for record in (whole, other):
+            answered = spool.append(FrameKind.ANSWERED, record.record_id, to_json(record))
+            spool.end(record.record_id, b'{"outcome":"success"}', answered)
+        [path] = spool.path.glob("*.frames")
+        spool.close()
+        path.write_bytes(path.read_bytes().replace(b'"record_id"', b'"RECORD_ID"'))
+        store = Store()
+        store.got.append(whole)
+        deliver(a_recovery(home), store)
+        assert [one.record_id for one in store.got] == [whole.record_id, other.record_id]
+        assert isinstance(store.got[1], Refused)
+
+
 class TestFirstFormat:
     def test_a_spool_of_the_version_before_is_delivered(self, home):
         """Whole closed records, an answered one and an opened one; what was discarded is not."""

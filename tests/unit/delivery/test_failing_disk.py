@@ -17,6 +17,7 @@ import pytest
 from strategies import a_record
 
 from otel_audit._util.ids import uuid7
+from otel_audit.action.compose import Ending
 from otel_audit.delivery.deliver_recovered import batches_of
 from otel_audit.delivery.delivery import Delivery, DeliveryOptions
 from otel_audit.delivery.metrics import Counters
@@ -147,7 +148,7 @@ def test_what_a_failing_disk_does_not_take_is_delivered_or_counted(
     left, found = Counters(), set[str]()
     for adopted in adopt(home, "shop"):
         for batch in batches_of(adopted, 100, left):
-            found |= {one.record_id for one in batch if one.finished}
+            found |= {one.record_id for one in batch if one.whole}
         adopted.remove()
     missing = closed - store.ids - found
     assert len(missing) <= counters.dropped + left.dropped
@@ -203,9 +204,23 @@ EDITS = [
 ]  # fmt: skip
 
 
+def finish(producer: Producer, record: AuditRecord) -> None:
+    producer.closed(record, None)
+
+
+def answer_and_finish(producer: Producer, record: AuditRecord) -> None:
+    known = msgspec.structs.replace(record, producer_id=producer.producer_id)
+    close = producer.answered(known, None)
+    if close is None:
+        producer.closed(known, None)
+    else:
+        close(Ending("success", 1, "none"), None)
+
+
+@pytest.mark.parametrize("hand_over", [finish, answer_and_finish])
 @pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.__name__)
 def test_what_is_edited_under_a_living_process_is_delivered_or_counted(
-    edit: Callable[[Path], object], tmp_path: Path, caplog
+    edit: Callable[[Path], object], hand_over: Callable[..., None], tmp_path: Path, caplog
 ) -> None:
     """Records wait in memory and on disk alone while the files are changed; then the store is back."""
     home, store, counters = tmp_path / "spools", Store(), Counters()
@@ -221,7 +236,7 @@ def test_what_is_edited_under_a_living_process_is_delivered_or_counted(
     def record(count: int) -> None:
         for _ in range(count):
             one = a_record(record_id=uuid7(), sequence_number=None, metadata={"text": "x" * 300})
-            producer.closed(one, None)
+            hand_over(producer, one)
             closed.add(one.record_id)
 
     record(60)
@@ -239,7 +254,7 @@ def test_what_is_edited_under_a_living_process_is_delivered_or_counted(
     for place in (home, home / "elsewhere"):
         for adopted in adopt(place, "shop"):
             for batch in batches_of(adopted, 100, left):
-                adopted_ids |= {one.record_id for one in batch if one.finished}
+                adopted_ids |= {one.record_id for one in batch if one.whole}
             adopted.remove()
     missing = closed - store.ids - adopted_ids
     assert len(missing) <= counters.dropped + left.dropped, (edit, len(missing))

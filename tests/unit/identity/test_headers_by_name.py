@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from otel_audit.identity.safe_access import first_header, header_values, headers_by_name
+from otel_audit.identity.safe_access import (
+    first_header,
+    has_header,
+    header_values,
+    headers_by_name,
+)
 
 
 def test_the_first_of_several_counts() -> None:
@@ -33,3 +38,11 @@ def test_none_at_all() -> None:
     """A WebSocket, or a test, may have none."""
     assert headers_by_name(()) == {}
     assert first_header({}, "host") is None
+
+
+def test_a_header_is_there_in_any_case() -> None:
+    """Whether it is there is asked without an index."""
+    assert has_header([(b"host", b"a"), (b"X-Id", b"1")], b"x-id")
+    assert has_header([(b"x-id", b"1")], b"x-id")
+    assert not has_header([(b"Host", b"a")], b"x-id")
+    assert not has_header((), b"x-id")

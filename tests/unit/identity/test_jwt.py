@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gc
+import hashlib
 import hmac
 import http.server
 import json
@@ -29,7 +30,7 @@ from otel_audit.identity.jwt import JwtVerifier, TokenError
 from otel_audit.identity.jwt.jwks import KEPT, UNKNOWN_KEY_INTERVAL, KeySet
 from otel_audit.identity.jwt.keys import VerificationKey, read_key_set
 from otel_audit.identity.jwt.settings import FetchedKeys
-from otel_audit.identity.jwt.verifier import Issuer
+from otel_audit.identity.jwt.verifier import Issuer, token_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -202,6 +203,18 @@ class TestGoodTokens:
         lenient = verifier(jwt_key=SECRET, jwt_algorithms="HS256", jwt_leeway=60)
         assert lenient.verify(jwt.encode(claims(exp=time.time() - 30), SECRET)).verified
         assert lenient.verify(jwt.encode(claims(nbf=time.time() + 30), SECRET)).verified
+
+
+class TestTokenHash:
+    def test_is_sha256_where_blake2_is_refused(self, monkeypatch):
+        """A system that is held to FIPS 140 refuses BLAKE2: its tokens are verified all the same."""
+
+        def refused(*_: object, **__: object) -> None:
+            raise ValueError("disabled for FIPS")
+
+        assert token_hash()(b"token").name == "blake2b"
+        monkeypatch.setattr(hashlib, "blake2b", refused)
+        assert token_hash()(b"token").digest() == hashlib.sha256(b"token").digest()
 
 
 class TestForgedTokens:

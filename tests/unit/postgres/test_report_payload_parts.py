@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from otel_audit_postgres.reports.payload_parts import reference_of
+from otel_audit_postgres.reports.payload_parts import bare_noun, reference_of
 
 from otel_audit.record import Change
 
@@ -21,3 +21,9 @@ def test_a_change_is_named_as_the_store_names_it(entity: str, name: str | None) 
     stored: dict[str, Any] = msgspec.to_builtins(change)
 
     assert reference_of(stored) == change.reference
+
+
+@pytest.mark.parametrize("name", ["role", "Role", "tenant_a.role", "eu.public.role"])
+def test_a_noun_is_known_wherever_its_rows_are(name: str) -> None:
+    """A report on rights knows a role of every schema, in every spelling."""
+    assert bare_noun(name) == "role"

@@ -5,7 +5,7 @@ import uuid
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otel_audit._util.ids import derived_uuid7, uuid7
+from otel_audit._util.ids import derived_uuid7, public_id, uuid7
 
 
 class TestUuid7:
@@ -26,6 +26,15 @@ class TestUuid7:
     def test_no_two_are_the_same(self):
         """The random part tells ids of one moment apart."""
         assert len({uuid7(1) for _ in range(10_000)}) == 10_000
+
+    @given(st.integers(0, 2**63))
+    def test_ids_of_one_time_share_their_first_half_alone(self, unix_ns):
+        """The public id of a request has the time of its record, and nothing else of its id."""
+        own, public = uuid7(unix_ns), public_id(unix_ns)
+        assert own[:19] == public[:19]
+        assert own[19:] != public[19:]
+        assert uuid.UUID(public).version == 7
+        assert uuid.UUID(public).variant == uuid.RFC_4122
 
     @given(st.integers(-(2**70), 2**90))
     def test_absurd_times_are_clamped(self, unix_ns):

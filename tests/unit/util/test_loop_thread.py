@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
 import threading
@@ -12,6 +13,8 @@ from collections.abc import Callable
 import pytest
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 
+from otel_audit._util import loop_thread
+from otel_audit._util.backoff import Backoff
 from otel_audit._util.loop_thread import LoopThread
 
 
@@ -103,6 +106,50 @@ def test_work_that_fails_is_run_anew(end: BaseException, caplog: pytest.LogCaptu
 
 
 @pytest.mark.allow_errors
+class Forgotten:
+    """Work whose loop is cut off when it has taken the task off its list, before it turned to it."""
+
+    def __init__(self) -> None:
+        self.worker = LoopThread("test-forgotten", self.work)
+        self.ended_within: list[bool] = []
+        self.again = threading.Event()
+
+    async def work(self) -> None:
+        if self.ended_within or self.again.is_set():
+            return
+        self.again.set()
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+
+        def cut_off() -> None:
+            future.set_result(None)
+            loop._ready.clear()  # type: ignore[attr-defined]
+            raise SystemExit
+
+        loop.call_soon(cut_off)
+        try:
+            await future
+        finally:
+            self.ended_within.append(asyncio._get_running_loop() is None)
+
+
+@pytest.mark.allow_errors
+def test_a_task_that_the_loop_has_forgotten_is_ended_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is not left to the garbage collector, which makes CPython 3.11 crash at such a task."""
+    monkeypatch.setattr(loop_thread, "_LONGEST_END", 0.01)
+    monkeypatch.setattr(loop_thread, "_BACKOFF", Backoff(first=0.01))
+    forgotten = Forgotten()
+    gc.disable()
+    try:
+        forgotten.worker.start()
+        forgotten.worker.join(60)
+        assert forgotten.ended_within == [True]
+    finally:
+        gc.enable()
+
+
 def test_it_says_why_it_does_not_work_and_ends_within_its_pause() -> None:
     """Between two tries it names the failure; an end does not wait for the next try."""
     stubborn = Stubborn(*[OSError(24, "Too many open files") for _ in range(1000)])
@@ -140,6 +187,8 @@ def test_what_was_never_wanted_is_not_started() -> None:
 
 NO_DESCRIPTORS = """
 import os, resource, threading, time
+from otel_audit._util import loop_thread
+from otel_audit._util.backoff import Backoff
 from otel_audit._util.loop_thread import LoopThread
 
 def until(condition):

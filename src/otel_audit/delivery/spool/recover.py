@@ -77,10 +77,11 @@ class Recovered(NamedTuple):
 
     Attributes:
         record_id: UUID, 36 characters, lower case.
-        kind: ``CLOSED``: complete. ``ANSWERED``, ``OPENED``: cut down; as much as was known then.
+        kind: ``CLOSED``: complete. ``ENDED``: how it ended, but its description is lost.
+            ``ANSWERED``, ``OPENED``: cut down; as much as was known then.
         payload: As it was appended.
         appended_at: When, Unix nanoseconds.
-        changed: Of a complete one, what has changed since `payload`; None: nothing.
+        changed: Of one that has ended, what has changed since `payload`; None: nothing.
     """
 
     record_id: str
@@ -332,20 +333,27 @@ class AbandonedSpool:
                 continue
             record_id = record_name(found.record_id)
             if found.kind is FrameKind.ENDED:
-                known = self._known(before)
-                yield Recovered(record_id, FrameKind.CLOSED, known, found.appended_at, payload)
+                kind, known = self._known(before)
+                yield Recovered(record_id, kind, known, found.appended_at, payload)
             else:
                 yield Recovered(record_id, found.kind, payload, found.appended_at)
 
-    def _known(self, before: Frame | None) -> bytes:
-        """What stands in an action's frame before its end; empty where nothing can be read."""
-        if before is None or before.kind is not FrameKind.ANSWERED:
-            _warn_once(self.path, _UNDESCRIBED)
+    def _known(self, before: Frame | None) -> tuple[FrameKind, bytes]:
+        """What stands in an action's frame before its end, and what that makes of the two.
+
+        Empty where nothing can be read.
+        """
+        kind, known = FrameKind.ENDED, b""
         try:
-            return b"" if before is None else self._open(before)
+            if before is not None:
+                known = self._open(before)
+                if before.kind is FrameKind.ANSWERED:
+                    kind = FrameKind.CLOSED
         except EncryptionError:
+            pass
+        if kind is FrameKind.ENDED:
             _warn_once(self.path, _UNDESCRIBED)
-            return b""
+        return kind, known
 
     def _open(self, frame: Frame) -> bytes:
         if not frame.encrypted:

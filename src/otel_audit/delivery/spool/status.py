@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +53,8 @@ class SpoolStatus:
         oldest_age: Seconds since the oldest abandoned spool was last written; None without one.
         problems: What is wrong and what to do, one sentence each.
         stuck: Spools of ended processes that need a person before they are adopted.
+        kept_age: Seconds since the oldest finished segment of a running process was last written:
+            an open action, or records that are not delivered, keep it. None where there is none.
         unusable: Why the service cannot start with its directory as it is; empty where it can.
     """
 
@@ -69,6 +71,7 @@ class SpoolStatus:
     problems: tuple[str, ...]
     stuck: int = 0
     unusable: str = ""
+    kept_age: float | None = None
 
 
 def inspect(
@@ -154,6 +157,9 @@ def inspect(
         problems=tuple(problems),
         stuck=len(stuck),
         unusable=_unusable(directory, service),
+        kept_age=_kept_age(
+            spool for spool, (is_dead, _) in zip(spools, states, strict=True) if not is_dead
+        ),
     )
 
 
@@ -265,6 +271,17 @@ def _age(spool: OwnDirectory) -> float:
         default=spool.stat().st_mtime,
     )
     return max(time.time() - newest, 0.0)
+
+
+def _kept_age(spools: Iterable[OwnDirectory]) -> float | None:
+    """Seconds since the oldest segment was written that is not the one being written."""
+    oldest: float | None = None
+    for spool in spools:
+        with suppress(OSError):
+            for name in segments_in(spool)[:-1]:
+                written = spool.look(name).st_mtime
+                oldest = written if oldest is None else min(oldest, written)
+    return None if oldest is None else max(time.time() - oldest, 0.0)
 
 
 def _nearest(directory: Path) -> Path:

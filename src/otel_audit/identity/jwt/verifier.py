@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import time
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from otel_audit._util.cache import BoundedCache
 from otel_audit.config import AuditConfig
@@ -36,6 +37,22 @@ CACHED: Final = 1024
 
 _LONGEST_SIGNATURE: Final = 8_192
 """Bytes; the longest that any algorithm makes are those of RSA, some 2,048."""
+
+
+def token_hash() -> Callable[[bytes], Any]:
+    """Choose what remembered tokens are found by.
+
+    BLAKE2 is quicker than SHA-256, above all where the processor has no instructions for that; but
+    where a system is held to FIPS 140, Python may refuse it.
+    """
+    try:
+        hashlib.blake2b(digest_size=32)
+    except (ValueError, AttributeError):
+        return hashlib.sha256
+    return functools.partial(hashlib.blake2b, digest_size=32)
+
+
+_hash: Final = token_hash()
 
 
 class TokenReader(Protocol):
@@ -153,8 +170,7 @@ class JwtVerifier:
         """
         if len(token) > LONGEST:
             token = without_padding(token)
-        # quicker than SHA-256, above all where the processor has no instructions for that
-        digest = hashlib.blake2b(token.encode("utf-8", "surrogatepass"), digest_size=32).digest()
+        digest = _hash(token.encode("utf-8", "surrogatepass")).digest()
         known = self._cached_lately(digest) or self._cache.get(digest)
         if known is not None and known.generation == known.keys.generation():
             if self._clock() < known.token.expires_at:

@@ -272,6 +272,21 @@ class TestInspect:
         assert status.private
         assert len(adopt(home, "shop")) == 1
 
+    def test_tells_since_when_a_full_file_of_a_living_spool_is_kept(self, home):
+        """An action that began in it and has not ended keeps it, and in it what is delivered."""
+        living = open_spool(home, service="shop", segment_bytes=4096)
+        for _ in range(3):
+            living.append(FrameKind.CLOSED, uuid7(), b"x" * 100)
+        assert inspect(home).kept_age is None
+        while not (living.path / "0000000003.frames").exists():
+            living.append(FrameKind.CLOSED, uuid7(), b"x" * 1000)
+        os.utime(living.path / "0000000001.frames", (0, 0))
+        kept = inspect(home).kept_age
+        assert kept is not None
+        assert kept > 1e9
+        living.close()
+        assert inspect(home).kept_age is None
+
     def test_names_what_waits_for_another_destination(self, home):
         """Of this service only: other services have destinations of their own."""
         for service, destination in (("shop", "b" * 16), ("shop", "a" * 16), ("stock", "b" * 16)):

@@ -136,7 +136,7 @@ class TestDamage:
         assert "description of a record was damaged" in caplog.text
         assert spool._segments.first.damaged
         [found] = abandoned(spool)
-        assert found[:3] == (record_id, FrameKind.CLOSED, b"begun")
+        assert found[:3] == (record_id, FrameKind.ENDED, b"begun")
         assert found.changed == CHANGED
 
     def test_an_end_alone_is_given(self, home):
@@ -148,7 +148,7 @@ class TestDamage:
         spoil(spool, KNOWN)
         assert list(spool.read()) == [(position, record_id, b"", CHANGED)]
         [found] = abandoned(spool)
-        assert (found.kind, found.payload, found.changed) == (FrameKind.CLOSED, b"", CHANGED)
+        assert (found.kind, found.payload, found.changed) == (FrameKind.ENDED, b"", CHANGED)
 
     def test_an_end_that_was_cut_off_is_an_answer(self, home):
         """A kill in the middle of the last write leaves the action as it was answered."""
