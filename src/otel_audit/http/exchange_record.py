@@ -94,7 +94,7 @@ class ExchangeRecordBuilder(ExchangeFacts):
         self._described: ErrorInfo | None = None
         self._shown_target: tuple[tuple[object, ...], Target | None] | None = None
         self._holder: str | None = None
-        self._account: str | None = None
+        self._login_name: str | None = None
 
     def collect(self, decision: PolicyDecision) -> None:
         """Describe request and response, once: redacted, with bodies as far as wanted."""
@@ -148,9 +148,10 @@ class ExchangeRecordBuilder(ExchangeFacts):
                     request_body, header_of(self._scope.get("headers") or (), b"authorization")
                 )
             )
-            # as it was typed, which is all that a failed login knows: else one person is two
-            self._holder = account or named if names_a_client(request_body) else named or account
-            self._account = account
+            # what a verified token says, before what a client has typed
+            self._holder = account or named
+            if account is not None and not names_a_client(request_body):
+                self._login_name = named
         except Exception as error:  # noqa: BLE001 - it costs the target's id
             self.parts.fail("target", error)
 
@@ -485,8 +486,8 @@ class ExchangeRecordBuilder(ExchangeFacts):
     def _add_own_facts(self, found: dict[str, Any], decision: PolicyDecision) -> None:
         if decision.sample is not None:
             found["audit.sample.one_of"] = decision.sample
-        if self._account is not None and self._account != self._holder:
-            found["audit.account"] = self._account
+        if self._login_name is not None and self._login_name != self._holder:
+            found["audit.login_name"] = self._login_name
         if self.head.method != self.head.wire_method:
             found[_METHOD_ON_THE_WIRE] = self.head.wire_method
 
