@@ -122,10 +122,10 @@ class HeldElsewhereError(StoreError):
 class Stream:
     """Sends one stream until `run` is stopped.
 
-    While events are on their way one transaction has the stream's row locked, so that of several
-    processes one sends; a process that is killed lets go of it by that. Who finds nothing to send
-    locks nothing. The position moves only after the destination has acknowledged: what is cut off
-    in between is sent again.
+    While events are on their way, one transaction has a row of ``audit.stream_locks`` locked, so
+    that one of several processes sends. If a process is killed, its lock ends. A process that finds
+    nothing to send locks nothing. The position moves only after the destination has acknowledged:
+    what is cut off in between is sent again.
     """
 
     def __init__(
