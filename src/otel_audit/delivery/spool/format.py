@@ -97,7 +97,7 @@ class Damage:
             ``checksum`` (altered bytes), ``version`` (of another version of this format),
             ``encryption`` (cannot be decrypted with this key), ``missing`` (frames were there, and
             are no more: the file was emptied, cut short, filled with zeros or removed).
-        kind: Of a single frame whose header is whole.
+        kind: Of a single frame, as its header says, which may be damaged itself.
         record_id: Of such a frame, 16 bytes.
     """
 
@@ -176,7 +176,7 @@ def scan(
         header = _header(_read_at(file, at, min(HEADER_BYTES, end - at)))
         if header is None:
             stop = _find_header(file, at + 1, end)
-            yield Damage(at, stop, _reason(file, at, stop, end))
+            yield Damage(at, stop, _reason(file, at, stop, end), *_claimed(file, at, stop))
             at = stop
             continue
         stop = at + HEADER_BYTES + header[4]
@@ -234,6 +234,16 @@ def _reason(file: BinaryIO, start: int, stop: int, end: int) -> Reason:
         return "torn"
     # after a power loss a file may have its length and not its last blocks
     return "torn" if _is_zero(file, start, end) else "header"
+
+
+def _claimed(file: BinaryIO, start: int, stop: int) -> tuple[FrameKind | None, bytes]:
+    """Read a damaged header, if its length is that of the damage: then it is of one frame."""
+    if stop - start < HEADER_BYTES:
+        return None, b""
+    fields = _FIELDS.unpack_from(_read_at(file, start, HEADER_BYTES))
+    if start + HEADER_BYTES + fields[5] != stop:
+        return None, b""
+    return _KINDS.get(fields[2]), fields[7]
 
 
 def _is_zero(file: BinaryIO, start: int, end: int) -> bool:

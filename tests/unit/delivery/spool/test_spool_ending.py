@@ -214,6 +214,26 @@ class TestDamage:
         assert (adopted.report.damaged_frames, adopted.report.lost) == (1, 0)
         adopted.release()
 
+    def test_nor_is_one_whose_header_is_damaged(self, home):
+        """Whichever byte is altered: only where kind, length or id are, nobody can say whose it was."""
+        spool = a_spool(home)
+        record_id, answered = answer(spool)
+        spool.end(record_id, CHANGED, answered)
+        assert [found.record_id for found in abandoned(spool)] == [record_id]
+        [path] = spool.path.glob("*.frames")
+        whole = path.read_bytes()
+        start = whole.index(KNOWN) - HEADER_BYTES
+        counted = set()
+        for at in range(HEADER_BYTES + len(KNOWN)):
+            broken = bytearray(whole)
+            broken[start + at] ^= 0x20
+            path.write_bytes(broken)
+            [adopted] = adopt(home, "shop")
+            assert adopted.report.damaged_frames == 1
+            counted |= {at} if adopted.report.lost else set()
+            adopted.release()
+        assert counted == {5, *range(8, 12), *range(20, 36)}
+
     def test_a_damaged_word_without_a_later_one_is_counted(self, home):
         """Of two answers that are damaged, the one whose action has no end counts."""
         spool = a_spool(home)
