@@ -18,13 +18,14 @@ from pathlib import Path
 
 import asyncpg
 from otel_audit_postgres import PostgresSink, maintain
-from otel_audit_postgres.archive.check import Question, verify_with_archives
+from otel_audit_postgres.archive.check import Question, together, verify_archives
 from otel_audit_postgres.archive.objects import FolderArchive
 from otel_audit_postgres.archive.prove import prove_archived
 from otel_audit_postgres.ledger import verify_evidence
 from otel_audit_postgres.ledger.anchors import FileAnchor
 from otel_audit_postgres.ledger.keys import SigningKey, generate
 from otel_audit_postgres.ledger.sealer import Sealer
+from otel_audit_postgres.ledger.verify.verify import verify
 from otel_audit_postgres.personal.key_store import FileWrapper, KeyStore, Subject
 from otel_audit_postgres.personal.protect import Protector, read_fields
 from otel_audit_postgres.retention.holds import HoldConditions, place_hold, release_hold
@@ -142,11 +143,12 @@ async def live(year: Year) -> bool:
     today = date(YEAR + 1, 6, 1)
     told(today, await year.retain(today))
     await year.seal()
-    report, archived = await verify_with_archives(
-        year.dsn, Question(year.archive, [year.key.public], deep=True), anchors=[year.anchor]
-    )
-    here = report.size - report.dropped
-    print(f"\n{here + archived.archived} rows: {archived.archived} archived, {here} here")
+    question = Question(year.archive, [year.key.public], deep=True)
+    archived = await verify_archives(year.dsn, question)
+    here = await verify(year.dsn, keys=question.keys, anchors=[year.anchor])
+    report = together(here, archived)
+    rows = report.size - report.dropped
+    print(f"\n{rows + archived.archived} rows: {archived.archived} archived, {rows} here")
     print(
         f"{archived.removed} more were removed as the policy says; {len(report.problems)} problems"
     )

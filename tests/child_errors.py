@@ -75,8 +75,7 @@ def taken() -> list[str]:
         except OSError:
             del _files[path]  # gone with its directory
             continue
-        # a line that is being written is searched when it is whole
-        whole = content.rfind(b"\n") + 1
+        whole = _whole(content)
         _files[path] = seen + whole
         note_output(content[:whole])
     found = _lines.copy()
@@ -99,7 +98,12 @@ def watched() -> Iterator[None]:
 
         @functools.wraps(communicate)
         def noting_output(process: Any, *arguments: Any, **options: Any) -> Any:
-            printed = communicate(process, *arguments, **options)
+            try:
+                printed = communicate(process, *arguments, **options)
+            except subprocess.TimeoutExpired as error:
+                note_output(error.output)
+                note_output(error.stderr)
+                raise
             for output in printed:
                 note_output(output)
             return printed
@@ -107,6 +111,17 @@ def watched() -> Iterator[None]:
         patch.setattr(subprocess.Popen, "__init__", noting_files)
         patch.setattr(subprocess.Popen, "communicate", noting_output)
         yield
+
+
+def _whole(content: bytes) -> int:
+    """Up to where lines and tracebacks are whole; the rest is being written, and searched later."""
+    whole = content.rfind(b"\n") + 1
+    begin = content.rfind(b"Traceback (most recent call last)", 0, whole)
+    if begin < 0 or (begin and content[begin - 1 : begin] != b"\n"):
+        return whole
+    # it ends with the first line that is not indented
+    is_whole = any(not line.startswith(b" ") for line in content[begin:whole].splitlines()[1:])
+    return whole if is_whole else begin
 
 
 def _is_refusal(name: str) -> bool:

@@ -116,6 +116,17 @@ def _what_is_left_open_is_found_in_its_file() -> Iterator[None]:
     gc.collect()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _errors_of_shared_processes_fail(
+    request: pytest.FixtureRequest, _processes_are_watched: None
+) -> Iterator[None]:
+    """So does what a file's server prints when it is stopped, after the last test."""
+    yield
+    found = child_errors.taken()
+    if not request.node.get_closest_marker("allow_errors"):
+        assert found == [], "an error in a process that this file's tests have started"
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _clean_environment() -> Iterator[None]:
     """No variable of the machine decides what a test sees."""
@@ -162,6 +173,7 @@ def _processes_are_watched() -> Iterator[None]:
     """What the processes print that tests start is searched for our errors."""
     with child_errors.watched():
         yield
+    assert child_errors.taken() == [], "an error in a process that many files' tests share"
 
 
 @pytest.fixture(autouse=True)

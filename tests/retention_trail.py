@@ -6,8 +6,9 @@ from datetime import UTC, date, datetime
 
 from ledger_store import Log
 from otel_audit_postgres import maintain
-from otel_audit_postgres.archive.check import Question, verify_archives, verify_with_archives
+from otel_audit_postgres.archive.check import Question, together, verify_archives
 from otel_audit_postgres.archive.objects import FolderArchive
+from otel_audit_postgres.ledger.verify.verify import verify
 from otel_audit_postgres.retention.policy import read_policy
 from otel_audit_postgres.retention.run import Setting, run
 from otel_audit_postgres.sink import PostgresSink
@@ -85,4 +86,7 @@ class Trail(Log):
         return await verify_archives(self.dsn, self.question(**options))
 
     async def check_all(self):
-        return await verify_with_archives(self.dsn, self.question(), anchors=[self.anchor])
+        question = self.question()
+        report = await verify(self.dsn, keys=question.keys, anchors=[self.anchor])
+        archived = await verify_archives(self.dsn, question)
+        return together(report, archived), archived

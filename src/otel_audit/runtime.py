@@ -185,7 +185,7 @@ class Runtime:
             opened=self._begins,
             begin=recorder.opened
             if config.required or self._stream is None
-            else self._stream.noted,
+            else self._stream.opened_regardless,
             on_error=self.count_error,
             on_loss=self._count_loss,
             receipt=self.receipt,

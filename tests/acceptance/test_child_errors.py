@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -87,6 +88,63 @@ def test_what_a_server_writes_to_its_file_is_found_while_it_runs(tmp_path: Path)
         process.stdin.close()
         assert process.wait(30) == 0
     assert child_errors.taken() == ["again [TypeError at /x/a.py:1]"]
+
+
+def test_a_traceback_that_is_being_written_is_found_when_it_is_whole(tmp_path: Path):
+    """Between two searches it may be cut anywhere."""
+    lines = (
+        "started\n",
+        "Traceback (most recent call last):\n",
+        '  File "/x/otel_audit/a.py", line 1, in a\n    b()\n',
+        "KeyError: 1\n",
+    )
+    log = tmp_path / "log"
+    log.touch()
+    child_errors.note_file(log)
+    for line in lines:
+        assert child_errors.taken() == []
+        with log.open("a") as file:
+            file.write(line)
+    (found,) = child_errors.taken()
+    assert found == "".join(lines[1:]).removesuffix(": 1\n")
+    assert child_errors.taken() == []
+
+
+def test_what_a_process_printed_that_took_too_long_is_found():
+    """It is killed, and what it has said is known."""
+    code = "import time; print('It failed [KeyError at /x/a.py:1]', flush=True); time.sleep(600)"
+    with pytest.raises(subprocess.TimeoutExpired):
+        subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, timeout=3)
+    assert child_errors.taken() == ["It failed [KeyError at /x/a.py:1]"]
+
+
+SHARED = """
+import subprocess, sys
+import pytest
+
+@pytest.fixture(scope="module")
+def server():
+    yield
+    said = "print('It failed [KeyError at /x/a.py:1]')"
+    subprocess.run([sys.executable, "-c", said], capture_output=True, check=True)
+
+def test_it(server): ...
+"""
+
+
+def test_what_a_shared_server_says_as_it_ends_fails_its_file(tmp_path: Path):
+    """Not the next file's test, nor none."""
+    tests = Path(__file__).parents[1]
+    (tmp_path / "test_shared.py").write_text(SHARED)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "conftest"]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=100,
+        env={**os.environ, "PYTHONPATH": f"{tests}:{tests.parent}"},
+    )  # fmt: skip
+    child_errors.taken()
+    assert done.returncode == 1, done.stdout
+    assert "1 passed, " in done.stdout
+    assert "ERROR test_shared.py::test_it" in done.stdout
 
 
 def test_a_forked_command_is_searched_as_well(tmp_path: Path):

@@ -70,7 +70,8 @@ class Site:
     async def sync(self) -> None:
         """Have the spool brought to disk."""
         delivery = self.runtime.delivery
-        delivery.note(FrameKind.OPENED, a_record(record_id=uuid7()))
+        begun = a_record(record_id=uuid7())
+        delivery.queue.note(FrameKind.OPENED, begun.record_id, begun)
         assert await delivery._group.wait()
 
     async def until(self, question: str, record) -> None:

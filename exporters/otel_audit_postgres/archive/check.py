@@ -49,7 +49,6 @@ from otel_audit_postgres.ledger.verify.findings import (
     in_order,
 )
 from otel_audit_postgres.ledger.verify.row_check import altered_columns, is_no_record
-from otel_audit_postgres.ledger.verify.verify import verify
 from otel_audit_postgres.rows import COLUMNS
 
 ReadProgress = Callable[[int], None]
@@ -121,24 +120,6 @@ class Question:
     columns: bool = False
     malformed: frozenset[bytes] = frozenset()
     progress: ReadProgress | None = None
-
-
-async def verify_with_archives(
-    dsn: str, question: Question, **options: Any
-) -> tuple[VerificationReport, ArchiveReport]:
-    """Verify the store and its archives together.
-
-    Args:
-        dsn: The audit store.
-        question: As for `verify_archives`.
-        options: As for `otel_audit_postgres.ledger.verify.verify.verify`.
-
-    Returns:
-        The store's report, with the archives' problems in it; and the archives'.
-    """
-    report = await verify(dsn, keys=question.keys, **options)
-    archived = await verify_archives(dsn, question)
-    return together(report, archived), archived
 
 
 def together(report: VerificationReport, archived: ArchiveReport) -> VerificationReport:

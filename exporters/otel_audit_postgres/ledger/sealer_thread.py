@@ -32,28 +32,28 @@ class SealingThread:
         self._sealer = sealer
         self._interval = interval
         self._stopping = False
-        self._worker = LoopThread("otel-audit-seal", self._seal)
+        self._thread = LoopThread("otel-audit-seal", self._seal)
 
     @property
     def state(self) -> ThreadState:
         """The thread's state."""
-        found = self._worker.state
+        found = self._thread.state
         # the thread may live, and the ledger not be sealed all the same
         return found._replace(failure=found.failure or self._sealer.failure)
 
     def start(self) -> None:
         """Begin to seal."""
-        self._worker.start()
+        self._thread.start()
 
     def ensure(self) -> None:
         """Replace the thread if it is gone. Never raises."""
-        self._worker.ensure()
+        self._thread.ensure()
 
     def stop(self, timeout: float) -> None:
         """Seal what waits, once more, and end; give up after so many seconds."""
         self._stopping = True
-        self._worker.end()
-        self._worker.join(timeout)
+        self._thread.end()
+        self._thread.join(timeout)
 
     async def _seal(self) -> None:
         # where this starts again: its connection was of a loop that is gone
@@ -68,7 +68,7 @@ class SealingThread:
             await self._sealer.close()
 
     async def _watch(self, stop: asyncio.Event) -> None:
-        wake = self._worker.wake
+        wake = self._thread.wake
         while not self._stopping:
             await wake.wait()
             wake.clear()

@@ -3,7 +3,8 @@
 The leaves lead to the checkpoint's root, and the records to the leaves. Millions of both are
 compared by sums: of each leaf a keyed hash, with a key that nobody has before the comparison, so
 that no other records can be found that have the same sum. Only where the sums differ, each record
-is looked up.
+is looked up. Where the report asks for it, each text is hashed again, too, and compared with the
+columns.
 """
 
 from __future__ import annotations
@@ -277,7 +278,7 @@ async def gather(
         snapshot: The state.
         periods: The period, cut or not.
         witnesses: Keys and anchors.
-        is_deep: Whether each record's columns are compared with its text, too.
+        is_deep: Whether each record's text is hashed again, and its columns are compared with it.
     """
     found = Evidence([PeriodEvidence(begin, end) for begin, end in periods])
     dropped = [] if snapshot.is_part else await _dropped_in_order(snapshot, found)
@@ -299,6 +300,7 @@ class _Comparison:
         part: Which.
         low, high: Bounds of its ids.
         dropped: Bounds of ids within whose records were dropped in order.
+        key: Of the keyed hashes that are added up.
         leaves: How many.
         total: The sum.
         suspects: Records whose hash, or columns, seem not to follow from their text.

@@ -2,8 +2,8 @@
 
 A thread that computes keeps the interpreter's lock for 5 milliseconds at a time
 (`sys.getswitchinterval`, which is the application's), and the thread that serves requests waits.
-Releasing the lock for no time changes nothing: who waits for it needs longer to wake up than this
-thread needs to take it again.
+Releasing the lock for no time changes nothing: a waiting thread needs longer to wake up than this
+one needs to take the lock again.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ phases, of changes that have no room, and of what a record leaves out is written
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
@@ -438,19 +439,23 @@ class Ending(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         outcome: How it ended.
         duration: How long it took, nanoseconds.
         transaction: What became of the transactions that wrote.
-        changes_total, changes_rolled_back: As in the record.
+        changes_total: How many changes there were.
+        changes_rolled_back: As in the record.
         target: On what; unset where that is as before.
         changes: What changed in the database; unset where that is as before.
+        tenant, decision: As before; here, too, for where the record of the answer is damaged.
         sequence_number: Its place in the producer's stream; only where it is written down.
     """
 
     outcome: Outcome
     duration: int
     transaction: TransactionOutcome
-    changes_total: int | None = None
+    changes_total: int = 0
     changes_rolled_back: int = 0
     target: Target | msgspec.UnsetType | None = msgspec.UNSET
     changes: tuple[Change, ...] | msgspec.UnsetType = msgspec.UNSET
+    tenant: Tenant | None = None
+    decision: AccessDecision | None = None
     sequence_number: int | None = None
 
     def text(self, number: int) -> bytes:
@@ -469,17 +474,17 @@ def ending_of(
         outcome: How it ended.
         target: On what; a change may have named it since.
     """
-    before = answered.changes
-    changed = answered.level != "metadata" and len(before) != len(scope.changes)
-    changes = tuple(scope.changes) if changed else before
+    changed = answered.level != "metadata" and len(answered.changes) != len(scope.changes)
     return Ending(
         outcome,
         time.perf_counter_ns() - scope.started,
         scope.transaction,
-        _total(scope.changes_total, changes),
+        scope.changes_total,
         scope.changes_rolled_back,
         msgspec.UNSET if target is answered.target else target,
-        changes if changed else msgspec.UNSET,
+        tuple(scope.changes) if changed else msgspec.UNSET,
+        answered.tenant,
+        answered.decision,
     )
 
 
@@ -491,13 +496,14 @@ def ended(answered: AuditRecord, ending: Ending, number: int | None = None) -> A
         ending: What has changed since.
         number: Its place in the producer's stream; None: it has none yet.
     """
+    changes = answered.changes if ending.changes is msgspec.UNSET else ending.changes
     return _replace(
         answered,
         outcome=ending.outcome,
         duration=ending.duration,
         target=answered.target if ending.target is msgspec.UNSET else ending.target,
-        changes=answered.changes if ending.changes is msgspec.UNSET else ending.changes,
-        changes_total=ending.changes_total,
+        changes=changes,
+        changes_total=_total(ending.changes_total, changes),
         changes_rolled_back=ending.changes_rolled_back,
         transaction=ending.transaction,
         sequence_number=number,
@@ -511,14 +517,35 @@ def ended_unseen(begun: AuditRecord, ending: Ending) -> AuditRecord:
         begun: What was written down when it began.
         ending: What was written down when it ended.
     """
-    missing = ["record", "changes"] if ending.changes is msgspec.UNSET else ["record"]
+    is_anonymous = begun.actor == ANONYMOUS
+    missing = {
+        "actor": is_anonymous,
+        "request.body": begun.level in _WITH_BODIES,
+        "target": ending.target is msgspec.UNSET,
+        "changes": ending.changes is msgspec.UNSET
+        and ending.changes_total > 0
+        and begun.level != "metadata",
+    }
     record = _replace(
         begun,
         phase="completed",
-        actor=ACTOR_FAILED if begun.actor == ANONYMOUS else begun.actor,
-        metadata={**begun.metadata, INCOMPLETE: missing},
+        actor=ACTOR_FAILED if is_anonymous else begun.actor,
+        tenant=ending.tenant,
+        decision=ending.decision,
+        metadata={
+            **begun.metadata,
+            INCOMPLETE: [*_ONLY_ANSWERED, *(part for part, is_lost in missing.items() if is_lost)],
+        },
     )
     return ended(record, ending, ending.sequence_number)
+
+
+_ONLY_ANSWERED: Final = (
+    "record", "name", "route", "headers", "query", "response", "error", "metadata",
+)  # fmt: skip
+"""Parts of a record that neither its beginning nor its end says."""
+
+_WITH_BODIES: Final = frozenset({"request", "request_response"})
 
 
 # Derivations on the way to the store
@@ -724,14 +751,19 @@ def _first_changes(
 def _span_facts(span: Span) -> tuple[str, str, bool]:
     global _last_facts  # noqa: PLW0603 - replaced as a whole: any thread may
     last, facts = _last_facts
-    if last is not span:
+    if last() is not span:
         context = span.get_span_context()
         # as format_trace_id and format_span_id do, for half of what a format specifier costs
         trace_id, span_id = "%032x" % context.trace_id, "%016x" % context.span_id  # noqa: UP031
         facts = trace_id, span_id, bool(context.trace_flags & TraceFlags.SAMPLED)
-        _last_facts = span, facts
+        # weakly: the span, and what the application hung on it, ends with its action
+        try:  # noqa: SIM105 - costs less than `suppress`
+            _last_facts = weakref.ref(span), facts
+        except TypeError:
+            pass
     return facts
 
 
-_last_facts: tuple[Span | None, tuple[str, str, bool]] = None, ("", "", False)
+_Facts = tuple[Callable[[], Span | None], tuple[str, str, bool]]
+_last_facts: _Facts = (lambda: None), ("", "", False)
 """Of the span that was asked for last: an action's records follow one another."""

@@ -26,10 +26,10 @@ from otel_audit.delivery.metrics import Counters
 from otel_audit.delivery.queue import ChangedSince, Item, RecordQueue
 from otel_audit.delivery.queue_entries import Entry
 from otel_audit.delivery.sink import Sink
-from otel_audit.delivery.spool import FrameKind, Spool
+from otel_audit.delivery.spool import Spool
 from otel_audit.delivery.writer import BadRecords, Writer
 from otel_audit.errors import StoreError
-from otel_audit.record import AuditRecord, to_json
+from otel_audit.record import to_json
 
 _logger = logging.getLogger(__name__)
 
@@ -195,14 +195,6 @@ class Delivery:
             call: Must not block or raise.
         """
         self._periodic.append((interval, call))
-
-    def note(self, kind: FrameKind, record: AuditRecord, text: bytes | None = None) -> None:
-        """Write down what is known of an action that is not over; see `RecordQueue.note`.
-
-        Raises:
-            SpoolError: The spool does not take it, and the action has only begun.
-        """
-        self.queue.note(kind, record.record_id, record if text is None else text)
 
     async def synced(self) -> None:
         """Wait until everything that was noted before is on disk; see `GroupSync.wait`."""

@@ -151,7 +151,9 @@ class Producer:
         self._counters.add("refused")
         return False
 
-    def noted(self, begun: AuditRecord | Opening, server_span: trace.Span | None) -> bool:
+    def opened_regardless(
+        self, begun: AuditRecord | Opening, server_span: trace.Span | None
+    ) -> bool:
         """As `opened`, for an action that is never refused: nothing counts as refused then."""
         self._note_begun(begun, server_span)
         return True

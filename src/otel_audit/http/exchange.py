@@ -424,7 +424,7 @@ class Exchange(Lifecycle):
             decision = builder.judgement
             if decision is None or not builder.still_rests_on(rested_on):
                 return False
-            ending = builder.closed(known, decision)
+            ending = builder.ending(known, decision)
         except Exception as error:  # noqa: BLE001 - it is described again, which cannot fail
             self._count_failure(error)
             return False

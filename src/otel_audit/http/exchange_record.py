@@ -326,7 +326,7 @@ class ExchangeRecordBuilder(ExchangeFacts):
             and all(map(is_, before, self.rests_on(self.judgement, wrote=bool(audit.transactions))))
         )
 
-    def closed(self, answered: AuditRecord, decision: PolicyDecision) -> Ending:
+    def ending(self, answered: AuditRecord, decision: PolicyDecision) -> Ending:
         """Say what has changed since the answer was written down."""
         audit, known = self.audit, self._shown_target
         if known is not None and known[0][1] == len(audit.changes):

@@ -55,7 +55,6 @@ _LONGEST_HASHED: Final = 4_000_000
 """Bytes above which hashing would hold up the event loop."""
 
 _DEEPEST: Final = 32
-_US_PER_SECOND: Final = 1_000_000
 _BINARY: Final = "_binary"
 _TYPE: Final = "_type"
 

@@ -122,10 +122,10 @@ class HeldElsewhereError(StoreError):
 class Stream:
     """Sends one stream until `run` is stopped.
 
-    While events are on their way one transaction has the stream's row locked, so that of several
-    processes one sends; a process that is killed lets go of it by that. Who finds nothing to send
-    locks nothing. The position moves only after the destination has acknowledged: what is cut off
-    in between is sent again.
+    While events are on their way, one transaction has a row of ``audit.stream_locks`` locked, so
+    that one of several processes sends. If a process is killed, its lock ends. A process that finds
+    nothing to send locks nothing. The position moves only after the destination has acknowledged:
+    what is cut off in between is sent again.
     """
 
     def __init__(
@@ -167,13 +167,10 @@ class Stream:
                             connection, self.name, self._plan.settings, self._plan.start
                         )
                         while not stop.is_set():
-                            is_more = await self._step(connection)
+                            is_more = await self._step_or_stand_by(connection)
                             pauses = _BACKOFF.pauses()
                             if not is_more:
                                 await _pause(stop, self._interval)
-            except HeldElsewhereError:
-                self._is("standby")
-                await _pause(stop, self._interval)
             except (StoreUnavailableError, DestinationError) as error:
                 self._note_failure(error)
                 await _pause(stop, max(next(pauses), error.retry_after or 0.0))
@@ -206,6 +203,14 @@ class Stream:
         await self._plan.destination.close()
         if self._plan.revealer is not None:
             await self._plan.revealer.close()
+
+    async def _step_or_stand_by(self, connection: Connection[Any]) -> bool:
+        # on the same connection: to open the stream again would record each standby's settings
+        try:
+            return await self._step(connection)
+        except HeldElsewhereError:
+            self._is("standby")
+            return False
 
     async def _step(self, connection: Connection[Any]) -> bool:
         """Send one page, if there is one. Returns whether more may follow."""

@@ -25,7 +25,6 @@ from otel_audit.viewer.site import Site, refused
 
 _FILES: Final = {"csv": "text/csv", "json": "application/json", "html": "text/html"}
 _NOT_ALLOWED: Final = "Reports show values of records, which you are not shown."
-_MONTH: Final = timedelta(days=31)
 
 
 async def index(site: Site, request: Request, viewer: Viewer) -> Response:  # noqa: ARG001 - a page

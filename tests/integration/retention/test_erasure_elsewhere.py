@@ -235,7 +235,7 @@ class TestTheStore:
     async def test_counts_what_waits_in_the_outbox(
         self, settings, keys, connection, audit_store, monkeypatch
     ):
-        """By its actor or by an entity, of this tenant alone; an outbox that cannot be read is said."""
+        """By actor or entity, of this tenant, and what is no record; an unreadable outbox is said."""
         mine = sink_maker(AuditConfig())()
         await mine.write([personal()])
         await mine.close()
@@ -257,8 +257,13 @@ class TestTheStore:
                 "INSERT INTO audit.outbox (record_id, record) VALUES ($1, $2)",
                 uuid.UUID(uuid7()), to_json(record).decode(),
             )  # fmt: skip
+        deep = '{"metadata":{"who":"%s","deep":%s' % (ANN.name, "[" * 100_000)  # noqa: UP031
+        await connection.execute(
+            "INSERT INTO audit.outbox (record_id, record) VALUES ($1, $2)",
+            uuid.UUID(uuid7()), deep,
+        )  # fmt: skip
         told = await asyncio.to_thread(shown)
-        assert "the outbox: 2 records by or about an ID wait for the relay" in told
+        assert "the outbox: 3 records by or about an ID wait for the relay" in told
         assert "run `otel-audit relay`" in told
         monkeypatch.setenv("OTEL_AUDIT_OUTBOX_DSN", "postgresql://nobody@127.0.0.1:1/x")
         assert "the outbox: not looked at: " in await asyncio.to_thread(shown)

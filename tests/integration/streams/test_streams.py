@@ -429,6 +429,32 @@ async def test_two_of_one_name_send_everything_once(log, stream_to, receiver):
     assert receiver.leaves == sorted(receiver.leaves)
 
 
+async def test_who_stands_by_opens_its_stream_once(log, stream_to, receiver, connection):
+    """With a backlog, two that stand by with other settings record no change each time they look."""
+    await log.write(3)
+    await log.seal()
+    standing_by = [stream_to(*to(receiver)), stream_to(*to(receiver), 'shape = "ecs"')]
+    looks = [0, 0]
+
+    def counted(number: int, step):
+        async def counting(*given):
+            looks[number] += 1
+            return await step(*given)
+
+        return counting
+
+    for number, stream in enumerate(standing_by):
+        stream._step = counted(number, stream._step)
+    await store.open_stream(connection, "siem", {}, 0)
+    async with connection.transaction():
+        assert await store.hold(connection, "siem") is not None
+        async with running(standing_by[0]), running(standing_by[1]):
+            await until(lambda: min(looks) >= 5)
+            assert {stream.progress.state for stream in standing_by} == {"standby"}
+    changes = "SELECT count(*) FROM audit.audit_logs WHERE event_name = 'audit.destination.changed'"
+    assert await connection.fetchval(changes) == 2
+
+
 async def test_once_beside_another_says_so(log, stream_to, receiver, connection):
     """--once does not wait: another process sends it."""
     await log.write(1)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import ast
+import gc
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.trace import SpanContext
 
+from otel_audit.action.compose import provenance_of
 from otel_audit.record import Actor, AuditRecord, Change, Source
 
 ROOT = Path(__file__).parents[3]
@@ -71,3 +76,27 @@ def test_no_other_module_builds_or_derives_records() -> None:
 def test_the_rule_sees_what_it_forbids(code: str) -> None:
     """The test above can fail."""
     assert list(found_in(ast.parse(code))) == [1]
+
+
+def test_a_span_ends_with_its_action() -> None:
+    """The span that was asked for last, and what hangs on it, is not kept until the next action."""
+    span = TracerProvider().get_tracer("app").start_span("GET /")
+    place = provenance_of(span, "producer", {})
+    assert provenance_of(span, "producer", {}) == place
+    gone = weakref.ref(span)
+    del span
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_span_that_takes_no_weak_reference_has_its_place() -> None:
+    """A span of another make is asked each time."""
+
+    class Slotted:
+        __slots__ = ("context",)
+
+        def get_span_context(self) -> SpanContext:
+            return SpanContext(1, 2, is_remote=False)
+
+    for _ in range(2):
+        assert provenance_of(Slotted(), "producer", {}).trace_id == f"{1:032x}"  # type: ignore[arg-type]

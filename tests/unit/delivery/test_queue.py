@@ -309,7 +309,8 @@ class TestRemovedSpool:
         while delivery.queue.spool is gone:
             assert time.monotonic() < until
             time.sleep(0.01)
-        delivery.note(FrameKind.OPENED, a_record(record_id=uuid7()))
+        begun = a_record(record_id=uuid7())
+        delivery.queue.note(FrameKind.OPENED, begun.record_id, begun)
         records.append(a_record(record_id=uuid7()))
         delivery.submit(records[-1])
         shelf.held = False

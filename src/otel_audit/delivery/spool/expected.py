@@ -3,12 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from otel_audit.delivery.spool.format import Damage
 from otel_audit.delivery.spool.watermarks import Watermark
 
 _UNKNOWN: Final = Watermark(0, 0, 0, 0, 0, 0)
+
+
+class SegmentFindings(NamedTuple):
+    """The findings in one segment.
+
+    Attributes:
+        place: Which of the segments it is.
+        segment: Its number; 0 where its name is none of ours.
+        size: Bytes of its file.
+        damages: What in it is not a frame.
+        closed: Closed frames that are there, of those that were noted.
+        outlived: Damaged frames, by segment and start, that cost no record: of the same action a
+            later one is whole.
+    """
+
+    place: int
+    segment: int
+    size: int
+    damages: Sequence[Damage]
+    closed: int
+    outlived: Collection[tuple[int, int]] = ()
+
+    def losses(self, named: Sequence[Damage]) -> list[int]:
+        """Return where records may be lost, of damages by their right names."""
+        return [
+            damage.start
+            for damage in named
+            if damage.reason != "torn" and (self.place, damage.start) not in self.outlived
+        ]
 
 
 class Expected:
@@ -29,34 +58,29 @@ class Expected:
         """Return whether a frame that ends there had been appended when that was noted."""
         return end <= self._marks.get(segment, _UNKNOWN).size
 
-    def judge(
-        self, segment: int, size: int, found: Sequence[Damage], closed: int
-    ) -> tuple[list[Damage], int]:
+    def judge(self, found: SegmentFindings) -> tuple[list[Damage], int]:
         """Distinguish what a crash leaves from what is lost.
 
         Args:
-            segment: Its number.
-            size: Bytes of its file.
-            found: What in it is not a frame.
-            closed: Closed frames that are there, of those that were noted.
+            found: What is there, after all segments were read.
 
         Returns:
             The damages by their right names, and how many records are lost, as far as can be said:
             no more than the unacknowledged ones.
         """
-        mark = self._marks.get(segment)
+        mark = self._marks.get(found.segment)
         if mark is None:
-            named = [self._unless_torn(damage) for damage in found]
-            if not size and self._doubtful:
+            named = [self._unless_torn(damage) for damage in found.damages]
+            if not found.size and self._doubtful:
                 named = [Damage(0, 0, "missing")]
-            return named, len(_losses(named))
+            return named, len(found.losses(named))
         # a crash may cut off the last frame, of an action that is not over, although it was noted
-        missed = max(mark.closed - closed, 0)
+        missed = max(mark.closed - found.closed, 0)
         promised = mark.size if missed else mark.last
-        named = [_against(promised, mark.size, damage) for damage in found]
-        if size < promised and not (named and named[-1].end > size):
-            named.append(Damage(size, mark.size, "missing"))
-        places = _losses(named)
+        named = [_against(promised, mark.size, damage) for damage in found.damages]
+        if found.size < promised and not (named and named[-1].end > found.size):
+            named.append(Damage(found.size, mark.size, "missing"))
+        places = found.losses(named)
         later = sum(start >= mark.size for start in places)
         lost = min(missed, mark.pending)
         if not lost and mark.open_actions:
@@ -105,7 +129,3 @@ def _against(promised: int, size: int, damage: Damage) -> Damage:
     if damage.reason == "torn" and damage.start < promised:
         return Damage(damage.start, max(damage.end, size), "missing")
     return damage
-
-
-def _losses(damages: Sequence[Damage]) -> list[int]:
-    return [damage.start for damage in damages if damage.reason != "torn"]

@@ -22,7 +22,7 @@ from __future__ import annotations
 import functools
 import struct
 from collections.abc import Container, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import BinaryIO, Final, Literal, NamedTuple
 from zlib import crc32
@@ -41,9 +41,13 @@ BUFFER_BYTES: Final = 256 * 1024
 
 
 class FrameKind(IntEnum):
-    """The stage of an action in a frame; a later kind wins. All but ``ENDED`` say all there is."""
+    """The stage of an action in a frame; a later kind wins.
+
+    ``ANSWERED`` and ``CLOSED`` say all that is known; the others add to what stands before them.
+    """
 
     OPENED = 1
+    """What a crash would leave of the action: no whole record, as a rule."""
     ANSWERED = 2
     CLOSED = 3
     DISCARDED = 4
@@ -93,11 +97,15 @@ class Damage:
             ``checksum`` (altered bytes), ``version`` (of another version of this format),
             ``encryption`` (cannot be decrypted with this key), ``missing`` (frames were there, and
             are no more: the file was emptied, cut short, filled with zeros or removed).
+        kind: Of a single frame, as its header says, which may be damaged itself.
+        record_id: Of such a frame, 16 bytes.
     """
 
     start: int
     end: int
     reason: Reason
+    kind: FrameKind | None = field(default=None, compare=False)
+    record_id: bytes = field(default=b"", compare=False)
 
 
 # version, kind, flags, 0, length, appended at, record id, checksum: a plain tuple, for speed
@@ -168,7 +176,7 @@ def scan(
         header = _header(_read_at(file, at, min(HEADER_BYTES, end - at)))
         if header is None:
             stop = _find_header(file, at + 1, end)
-            yield Damage(at, stop, _reason(file, at, stop, end))
+            yield Damage(at, stop, _reason(file, at, stop, end), *_claimed(file, at, stop))
             at = stop
             continue
         stop = at + HEADER_BYTES + header[4]
@@ -187,7 +195,7 @@ def _frame(file: BinaryIO, header: _Header, at: int, stop: int) -> Frame | Damag
         return Damage(at, stop, "version")
     payload = _read_at(file, at + HEADER_BYTES, length)
     if crc32(payload) != checksum:
-        return Damage(at, stop, "checksum")
+        return Damage(at, stop, "checksum", kind, record_id)
     return Frame(kind, record_id, payload, bool(flags & ENCRYPTED), appended_at, at, stop)
 
 
@@ -226,6 +234,16 @@ def _reason(file: BinaryIO, start: int, stop: int, end: int) -> Reason:
         return "torn"
     # after a power loss a file may have its length and not its last blocks
     return "torn" if _is_zero(file, start, end) else "header"
+
+
+def _claimed(file: BinaryIO, start: int, stop: int) -> tuple[FrameKind | None, bytes]:
+    """Read a damaged header, if its length is that of the damage: then it is of one frame."""
+    if stop - start < HEADER_BYTES:
+        return None, b""
+    fields = _FIELDS.unpack_from(_read_at(file, start, HEADER_BYTES))
+    if start + HEADER_BYTES + fields[5] != stop:
+        return None, b""
+    return _KINDS.get(fields[2]), fields[7]
 
 
 def _is_zero(file: BinaryIO, start: int, end: int) -> bool:

@@ -65,13 +65,14 @@ _READ_PATIENCE: Final = 60.0
 
 
 class SpooledRecord(NamedTuple):
-    """A closed action that is not acknowledged.
+    """A closed or ended action that is not acknowledged.
 
     Attributes:
         position: To acknowledge it by.
         record_id: UUID, 36 characters, lower case.
-        payload: As appended.
-        changed: What has changed since, where `payload` is what was known before the end.
+        payload: As appended. With `changed`: of the frame before the end, the answered one; where
+            that is damaged, the opened one, and empty where that cannot be read either.
+        changed: Of one that has ended, what has changed since `payload`.
     """
 
     position: Position
@@ -153,8 +154,9 @@ class Spool:
         """Append a frame: one write to the file, nothing synced.
 
         Args:
-            kind: `FrameKind.OPENED`, `.ANSWERED` and `.CLOSED` each carry a whole record, as far
-                as it is known; `.DISCARDED` takes back what was opened. See also `end`.
+            kind: `FrameKind.OPENED` carries what a crash would leave, `.ANSWERED` and `.CLOSED`
+                a whole record, as far as it is known; `.DISCARDED` takes back what was opened.
+                See also `end`.
             record_id: UUID in hex, with or without hyphens.
             payload: At most `MAX_PAYLOAD_BYTES`; opaque.
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 from zlib import crc32
 
 FORMAT: Final = 2
-"""Version of the layout on disk and of the frames."""
+"""Version of which kinds of files and frames there are; the bytes of a frame have their own."""
 
 READABLE: Final = frozenset({1, FORMAT})
 """Versions that are adopted. In the first each action was closed by a whole record."""
@@ -29,7 +29,7 @@ class Manifest:
         pid: The process that writes it.
         host: The host's name.
         boot_id: The host's boot, if the system says it.
-        started_at: Unix nanoseconds.
+        started_at: Unix nanoseconds; for the person who looks at the file.
         key_id: The key that encrypts its payloads; empty if they are in clear.
         destination: Digest of where its records belong; empty where the writer did not say.
         device: Number of the mounted file system that the writer sees it on; 0 where unknown.

@@ -1,4 +1,4 @@
-"""Reading a living spool's closed frames back from its segments."""
+"""Reading a living spool's closed and ended frames back from its segments."""
 
 from __future__ import annotations
 
@@ -29,27 +29,30 @@ class ReadFrame(NamedTuple):
 
 
 class LastFrames:
-    """The last frame of each action under way, as one segment is read from its beginning."""
+    """The last frame of each action under way, as one segment is read from its beginning.
+
+    Held with its payload until the action is over, or the segment is read.
+    """
 
     def __init__(self) -> None:
         """Start with none."""
         self._last: dict[bytes, Frame] = {}
 
-    def pass_by(self, frame: Frame) -> Frame | None:
+    def note(self, frame: Frame) -> Frame | None:
         """Take note of a frame.
 
         Returns:
             What `ReadFrame.before` is for it.
         """
         key = frame.record_id
-        if frame.kind in _UNDER_WAY:
+        if frame.kind in UNDER_WAY:
             self._last[key] = frame
             return None
         before = self._last.pop(key, None)
         return before if frame.kind is FrameKind.ENDED else None
 
 
-_UNDER_WAY: Final = frozenset({FrameKind.OPENED, FrameKind.ANSWERED})
+UNDER_WAY: Final = frozenset({FrameKind.OPENED, FrameKind.ANSWERED})
 CLOSING: Final = frozenset({FrameKind.CLOSED, FrameKind.ENDED})
 """Kinds of frames with which an action is over, and has its record."""
 
@@ -89,7 +92,7 @@ def read_closed(
             for found in scan(file, end=end):
                 done = max(found.end, start)
                 if not isinstance(found, Damage):
-                    before = under_way.pass_by(found)
+                    before = under_way.note(found)
                     if found.kind in CLOSING and found.start >= start:
                         yield ReadFrame(base + found.end, found, before)
                 elif found.end > start:

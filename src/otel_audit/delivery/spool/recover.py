@@ -34,7 +34,7 @@ from otel_audit.delivery.spool.directory import (
 )
 from otel_audit.delivery.spool.encryption import Encryption, context_of
 from otel_audit.delivery.spool.errors import EncryptionError
-from otel_audit.delivery.spool.expected import Expected
+from otel_audit.delivery.spool.expected import Expected, SegmentFindings
 from otel_audit.delivery.spool.filesystem import file_system
 from otel_audit.delivery.spool.format import (
     BUFFER_BYTES,
@@ -55,7 +55,7 @@ from otel_audit.delivery.spool.manifest import (
     boot_id,
 )
 from otel_audit.delivery.spool.ownership import ForeignError, OwnDirectory, report_foreign
-from otel_audit.delivery.spool.read_back import CLOSING, LastFrames
+from otel_audit.delivery.spool.read_back import CLOSING, UNDER_WAY, LastFrames
 from otel_audit.delivery.spool.watermarks import (
     DamagedWatermarksError,
     forget_watermarks,
@@ -68,7 +68,7 @@ _OTHER_DESTINATION: Final = (
     "delivers to that destination adopts them. Set OTEL_SERVICE_NAME, another one for each "
     f"application. If the store has moved, remove {LABEL} in the spools that belong to it"
 )
-_UNDESCRIBED: Final = "has lost descriptions of records: what is left of these is delivered"
+_UNDESCRIBED: Final = "holds damaged descriptions of records: what is left of these is delivered"
 _log = logging.getLogger("otel_audit")
 
 
@@ -79,7 +79,8 @@ class Recovered(NamedTuple):
         record_id: UUID, 36 characters, lower case.
         kind: ``CLOSED``: complete. ``ENDED``: how it ended, but its description is lost.
             ``ANSWERED``, ``OPENED``: cut down; as much as was known then.
-        payload: As it was appended.
+        payload: As it was appended. Where it has ended: of the frame before that; empty where
+            none can be read.
         appended_at: When, Unix nanoseconds.
         changed: Of one that has ended, what has changed since `payload`; None: nothing.
     """
@@ -204,17 +205,19 @@ class AbandonedSpool:
         """Give one item for each action, in the order of the frames they come from.
 
         An action's closed frame wins over its answered one, and that over its opened one. Reads
-        twice, and keeps in memory only where the frames of unfinished actions are. What was
-        acknowledged shortly before the process died comes again.
+        twice, and keeps in memory where the frames of unfinished actions are, and of one segment
+        at a time the frames of actions that are not over so far. What was acknowledged shortly
+        before the process died comes again.
 
         Yields:
             Each action once, except for one that was closed twice.
         """
         survey = self._survey
+        begun: dict[bytes, Frame] = {}
         for segment in survey.segments:
             try:
                 with self._reading(segment) as file:
-                    yield from self._records_in(segment, file, survey)
+                    yield from self._records_in(segment, file, survey, begun)
             except (OSError, EOFError) as error:
                 _note_unreadable(survey.report, self.path / segment, error)
 
@@ -273,6 +276,11 @@ class AbandonedSpool:
                     self._survey_segment(number, segment, file, survey)
             except (OSError, EOFError) as error:
                 _note_unreadable(report, self.path / segment, error)
+        for one in survey.found:
+            named, lost = self._expected.judge(one)
+            for damage in named:
+                report.note(survey.segments[one.place], damage)
+            report.lost += lost
         there = {segment_number(name) for name in survey.segments}
         for gone in self._expected.gone(there, survey.unexpected):
             report.note(segment_name(gone.segment), Damage(0, gone.size, "missing"))
@@ -284,29 +292,37 @@ class AbandonedSpool:
         own, size = segment_number(segment), _size(file)
         damages: list[Damage] = []
         closed = 0
-        for found in scan(file, end=size):
-            if isinstance(found, Damage):
+        for read in scan(file, end=size):
+            found = self._undecryptable(read) or read
+            if not isinstance(found, Frame):
                 damages.append(found)
-                continue
-            try:
-                self._open(found)
-            except EncryptionError:
-                damages.append(Damage(found.start, found.end, "encryption"))
+                if found.kind in UNDER_WAY:
+                    survey.spoilt.setdefault(found.record_id, []).append((number, found.start))
                 continue
             survey.report.frames += 1
+            if survey.spoilt:
+                survey.outlived.update(survey.spoilt.pop(found.record_id, ()))
             if found.kind in CLOSING:
                 closed += self._expected.is_noted(own, found.end)
                 survey.unexpected += self._expected.is_out_of_place(own, found.end)
             if found.kind in CLOSING or found.kind is FrameKind.DISCARDED:
-                unfinished.pop(found.record_id, None)
+                last = unfinished.pop(found.record_id, None)
+                if found.kind is FrameKind.ENDED and last and last.segment != number:
+                    survey.begun[found.record_id] = last
             else:
                 known = unfinished.get(found.record_id)
                 if known is None or known.kind <= found.kind:
                     unfinished[found.record_id] = _Place(found.kind, number, found.start)
-        named, lost = self._expected.judge(own, size, damages, closed)
-        for damage in named:
-            survey.report.note(segment, damage)
-        survey.report.lost += lost
+        survey.found.append(SegmentFindings(number, own, size, damages, closed, survey.outlived))
+
+    def _undecryptable(self, found: Frame | Damage) -> Damage | None:
+        if isinstance(found, Damage):
+            return None
+        try:
+            self._open(found)
+        except EncryptionError:
+            return Damage(found.start, found.end, "encryption", found.kind, found.record_id)
+        return None
 
     def _look_up(self, lock: int, *, is_damaged: bool) -> Expected:
         """Find out what should be there."""
@@ -318,13 +334,17 @@ class AbandonedSpool:
         promised = self.label is not None and self.label.watermarks
         return Expected(marks, doubtful=marks is None and (promised or is_damaged))
 
-    def _records_in(self, segment: str, file: BinaryIO, survey: _Survey) -> Iterator[Recovered]:
+    def _records_in(
+        self, segment: str, file: BinaryIO, survey: _Survey, begun: dict[bytes, Frame]
+    ) -> Iterator[Recovered]:
         number = survey.segments.index(segment)
         under_way = LastFrames()
         for found in scan(file, end=_size(file)):
             if isinstance(found, Damage):
                 continue
-            before = under_way.pass_by(found)
+            before = under_way.note(found) or begun.pop(found.record_id, None)
+            if survey.begun.get(found.record_id) == (found.kind, number, found.start):
+                begun[found.record_id] = found
             if not _is_wanted(found, number, survey):
                 continue
             try:
@@ -371,10 +391,27 @@ class _Place(NamedTuple):
 
 @dataclass(slots=True)
 class _Survey:
+    """The findings of the first reading.
+
+    Attributes:
+        segments: In order.
+        unfinished: The last frame of each action that is not over.
+        report: What is reported of it.
+        unexpected: Closing frames where the process has not put them.
+        found: In each segment.
+        begun: Frames of actions that end in another segment, and have no answer there.
+        spoilt: Places of damaged frames of actions that are not over so far.
+        outlived: Of these, the ones of actions of which a later frame is whole.
+    """
+
     segments: list[str]
     unfinished: dict[bytes, _Place]
     report: RecoveryReport
     unexpected: int = 0
+    found: list[SegmentFindings] = field(default_factory=list)
+    begun: dict[bytes, _Place] = field(default_factory=dict)
+    spoilt: dict[bytes, list[tuple[int, int]]] = field(default_factory=dict)
+    outlived: set[tuple[int, int]] = field(default_factory=set)
 
 
 def adopt(

@@ -176,3 +176,73 @@ class TestDamage:
         assert [(item.kind, item.payload) for item in found] == [(FrameKind.ANSWERED, KNOWN)]
         assert (adopted.report.damaged_frames, adopted.report.clean) == (1, False)
         adopted.release()
+
+    @pytest.mark.parametrize("encryption", [None, AesGcmEncryption(bytes(range(32)))])
+    def test_the_beginning_may_stand_in_an_earlier_segment(self, home, encryption):
+        """Where the answer is damaged, the adopter finds the opened frame in another file."""
+        spool = a_spool(home, encryption=encryption)
+        record_id = uuid7()
+        spool.append(FrameKind.OPENED, record_id, b"begun")
+        spool.append(FrameKind.CLOSED, uuid7(), b"x" * (SEGMENT - 2 * HEADER_BYTES))
+        answered = spool.append(FrameKind.ANSWERED, record_id, KNOWN)
+        spool.end(record_id, CHANGED, answered)
+        files = sorted(spool.path.glob("*.frames"))
+        content = bytearray(files[-1].read_bytes())
+        content[HEADER_BYTES] ^= 1
+        files[-1].write_bytes(content)
+        *_, found = abandoned(spool)
+        assert found[:3] == (record_id, FrameKind.ENDED, b"begun")
+        assert found.changed == CHANGED
+
+    @pytest.mark.parametrize("notes", [True, False])
+    @pytest.mark.parametrize("end", [FrameKind.ENDED, FrameKind.CLOSED])
+    @pytest.mark.parametrize("damaged", [b"begun", KNOWN])
+    def test_what_a_later_frame_says_again_is_no_lost_record(self, home, end, damaged, notes):
+        """The damage is named, and a record that is delivered all the same is not counted."""
+        spool = a_spool(home)
+        record_id, answered = answer(spool)
+        if end is FrameKind.ENDED:
+            spool.end(record_id, CHANGED, answered)
+        else:
+            spool.append(end, record_id, b"all")
+        spoil(spool, damaged)
+        assert [found.record_id for found in abandoned(spool)] == [record_id]
+        if not notes:
+            os.truncate(spool.path / "lock", 0)
+            (spool.path / "spool.json").unlink()
+        [adopted] = adopt(home, "shop")
+        assert (adopted.report.damaged_frames, adopted.report.lost) == (1, 0)
+        adopted.release()
+
+    def test_nor_is_one_whose_header_is_damaged(self, home):
+        """Whichever byte is altered: only where kind, length or id are, nobody can say whose it was."""
+        spool = a_spool(home)
+        record_id, answered = answer(spool)
+        spool.end(record_id, CHANGED, answered)
+        assert [found.record_id for found in abandoned(spool)] == [record_id]
+        [path] = spool.path.glob("*.frames")
+        whole = path.read_bytes()
+        start = whole.index(KNOWN) - HEADER_BYTES
+        counted = set()
+        for at in range(HEADER_BYTES + len(KNOWN)):
+            broken = bytearray(whole)
+            broken[start + at] ^= 0x20
+            path.write_bytes(broken)
+            [adopted] = adopt(home, "shop")
+            assert adopted.report.damaged_frames == 1
+            counted |= {at} if adopted.report.lost else set()
+            adopted.release()
+        assert counted == {5, *range(8, 12), *range(20, 36)}
+
+    def test_a_damaged_word_without_a_later_one_is_counted(self, home):
+        """Of two answers that are damaged, the one whose action has no end counts."""
+        spool = a_spool(home)
+        for is_over in (True, False):
+            record_id, answered = answer(spool)
+            if is_over:
+                spool.end(record_id, CHANGED, answered)
+        spoil(spool, KNOWN)
+        abandoned(spool)
+        [adopted] = adopt(home, "shop")
+        assert (adopted.report.damaged_frames, adopted.report.lost) == (2, 1)
+        adopted.release()
