@@ -276,12 +276,25 @@ def audited(database, audit_store, tmp_path) -> Iterator[Served]:
 @pytest.mark.slow
 def test_what_is_over_is_freed_at_once(unaudited, audited):
     """Each request leaves to the garbage collector what it leaves without us, and nothing of ours."""
-    left = {way: audited.left_by(ask) for way, ask in WAYS.items()}
-    # asyncio leaves the transport of a socket or not, as it happens to be closed: once more or less
-    more = {
-        (way, name): n
-        for way, found in left.items()
-        for name, n in (found - unaudited[way]).items()
-        if n >= TIMES
-    }
-    assert more == {}
+    more = {way: _always_left(audited, ask, unaudited[way]) for way, ask in WAYS.items()}
+    assert {way: found for way, found in more.items() if found} == {}
+
+
+def _always_left(
+    audited: Served, ask: Callable[[int], None], by_itself: Counter[str]
+) -> Counter[str]:
+    """What is left each time, and once a request.
+
+    asyncio leaves the transport of a socket or not, as it happens to be closed, and with each all
+    that it holds. So where more is left, it is looked at again.
+    """
+    always = audited.left_by(ask) - by_itself
+    for _ in range(3):
+        if not _once_a_request(always):
+            break
+        always &= audited.left_by(ask) - by_itself
+    return _once_a_request(always)
+
+
+def _once_a_request(left: Counter[str]) -> Counter[str]:
+    return Counter({name: n for name, n in left.items() if n >= TIMES})
