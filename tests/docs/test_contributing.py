@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from otel_audit.action.compose import Ending
 from otel_audit.config import AuditConfig
 from otel_audit.identity.actor import _RESOLVERS, ActorOptions
 from otel_audit.record import AuditRecord
@@ -26,6 +27,15 @@ SCOPE = "src/otel_audit/scope.py"
 OF_THE_SPAN = {"occurred_at", "duration", "trace_id", "span_id", "resource"}
 OF_THE_STORE = {"received", "conflict_of"}
 """No sender says these."""
+NEVER_OTHERWISE = OF_THE_STORE | {
+    "record_id", "action_id", "parent_action_id", "phase", "schema_version", "occurred_at",
+    "trace_id", "span_id", "trace_sampled", "producer_id", "resource",
+}  # fmt: skip
+"""Fields that are the same at the answer and at the end."""
+DESCRIBED_AGAIN = {
+    "event_name", "action", "level", "actor", "source", "request", "response", "error", "metadata",
+}  # fmt: skip
+"""Fields whose change `ExchangeRecordBuilder.still_rests_on` notices."""
 
 
 def section(title: str) -> str:
@@ -65,6 +75,12 @@ class TestAField:
 
         assert name in OF_THE_SPAN or re.search(rf'"{name}"|record\.{name}\b', spelling)
         assert re.search(rf'\b{name}=|"{name}":', reading)
+
+    def test_that_changes_after_the_answer_is_not_kept_as_it_was(self) -> None:
+        """Whoever adds a field says here which: the end states it, or what it rests on is looked at."""
+        kept_or_said = NEVER_OTHERWISE | DESCRIBED_AGAIN | {*Ending.__struct_fields__}
+
+        assert {*AuditRecord.__struct_fields__} == kept_or_said
 
 
 def test_every_file_on_the_page_exists() -> None:
