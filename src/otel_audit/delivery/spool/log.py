@@ -175,10 +175,7 @@ class Spool:
         key = record_key(record_id)
         if len(payload) > MAX_PAYLOAD_BYTES:
             raise ValueError(f"a payload of {len(payload)} bytes is over {MAX_PAYLOAD_BYTES}")
-        cipher = self._cipher
-        if cipher is not None:
-            payload = cipher.encrypt(payload, context_of(kind, key))
-        frame = encode(kind, key, payload, time.time_ns(), encrypted=cipher is not None)
+        frame = self._encode(kind, key, payload)
         size = len(frame)
         with self._lock:
             segments = self._segments
@@ -221,10 +218,7 @@ class Spool:
         key = record_key(record_id)
         if len(changed) > MAX_PAYLOAD_BYTES:
             return None
-        cipher = self._cipher
-        if cipher is not None:
-            changed = cipher.encrypt(changed, context_of(_ENDED, key))
-        frame = encode(_ENDED, key, changed, time.time_ns(), encrypted=cipher is not None)
+        frame = self._encode(_ENDED, key, changed)
         size = len(frame)
         with self._lock:
             segments, action = self._segments, self._actions.get(key)
@@ -237,6 +231,12 @@ class Spool:
             self._note_closed(key, segment, position)
             segments.in_doubt = False
         return position
+
+    def _encode(self, kind: int, key: bytes, payload: bytes) -> bytes:
+        cipher = self._cipher
+        if cipher is not None:
+            payload = cipher.encrypt(payload, context_of(kind, key))
+        return encode(kind, key, payload, time.time_ns(), encrypted=cipher is not None)
 
     def _note_closed(self, key: bytes, segment: Segment, position: Position) -> None:
         self._outstanding.add(position, time.monotonic())
