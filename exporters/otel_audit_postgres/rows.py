@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import math
 import operator
-import re
 import uuid
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -20,6 +19,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from otel_audit._util.cache import Memo
+from otel_audit._util.ids import is_uuid
 from otel_audit.delivery.sanitize import mend_record, needs_mending
 from otel_audit.record import READABLE_VERSIONS, AuditRecord, Received
 from otel_audit_postgres import copy_format
@@ -88,7 +88,6 @@ _DIGEST_DIGITS: Final = 32
 _UUID_BYTES: Final = 16
 _HASH_BYTES: Final = 32
 _UUID_LETTERS: Final = 32
-_is_canonical: Final = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
 _ALIKE: Final = frozenset({str, int, bool, type(None)})
 """Types whose values read alike before they were written down as JSON and after."""
 _REMEMBERED: Final = 2048
@@ -145,7 +144,7 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     def canonical_id(self) -> str:
         """The id as text, however the record's sender spelled it."""
         record_id = self.record.record_id
-        if type(record_id) is str and _is_canonical(record_id):  # as ours are
+        if type(record_id) is str and record_id.islower() and is_uuid(record_id):  # as ours are
             return record_id
         digits = self.row_id.hex()
         return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"

@@ -93,8 +93,7 @@ CONFLICT: Final = "another record with this id is in the store"
 """Why a record is in quarantine whose id is taken, and every id that it could have instead."""
 
 _ID_CHECK: Final = "well_formed_id"
-"""Of an id of ours, the constraint refuses only a time more than a day ahead."""
-"""The store's check of a record's id."""
+"""The store's check of a record's id. Of an id of ours, it refuses only a time over a day ahead."""
 _TODAY: Final = "SELECT extract(epoch FROM date_trunc('day', now() AT TIME ZONE 'UTC'))::bigint"
 _MOST_CLAIMS: Final = 4
 """Ids that a record is tried under, its own included. Each follows from its content, so the next

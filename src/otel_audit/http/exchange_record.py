@@ -249,10 +249,10 @@ class ExchangeRecordBuilder(ExchangeFacts):
     def redact_span(self) -> None:
         """Take out of the URLs on the application's own span what the record would not show.
 
-        Never raises.
+        For where `CaptureOptions.span_urls` asks for it. Never raises.
         """
         span = self.audit.server_span
-        if not self._options.span_urls or span is None:
+        if span is None:
             return
         try:
             if span.is_recording():
