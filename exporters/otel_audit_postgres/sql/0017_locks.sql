@@ -20,7 +20,7 @@ $$;
 CREATE TRIGGER add_stream_lock AFTER INSERT ON audit.streams
     FOR EACH ROW EXECUTE FUNCTION audit.add_stream_lock();
 
--- A row lock is written, so it is taken only by who has something to send, and then writes anyhow.
+-- A row lock is a write. So a process takes it only if it has something to send: then it writes in any case.
 CREATE FUNCTION audit.hold_stream(stream text) RETURNS audit.streams
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
