@@ -39,7 +39,13 @@ from otel_audit.delivery.spool.leases import Lease
 from otel_audit.delivery.spool.locks import LOCK, is_still, release
 from otel_audit.delivery.spool.ownership import OwnDirectory
 from otel_audit.delivery.spool.quota import Quota
-from otel_audit.delivery.spool.read_back import ReadFrame, UnreadableFrames, read_closed
+from otel_audit.delivery.spool.read_back import (
+    Beginnings,
+    ReadFrame,
+    UnreadableFrames,
+    last_known,
+    read_closed,
+)
 from otel_audit.delivery.spool.segments import OpenActions, Segment, Segments, UnackedFrames
 from otel_audit.delivery.spool.settings import SpoolSettings
 from otel_audit.delivery.spool.watermarks import Watermark, Watermarks
@@ -584,17 +590,22 @@ class Spool:
         since = self._unreadable_since.get(segment.number)
         # a disk that fails for a moment costs no record; one that stays broken holds up no other
         patient = since is None or time.monotonic() - since < _READ_PATIENCE
+        beginnings = Beginnings(segment, self._before(segment), self._open)
         for found in read_closed(segment, start=start, patient=patient):
             if isinstance(found, UnreadableFrames):
                 self._give_up(found)
             elif self._is_outstanding(found.position):
-                yield from self._record(found)
+                yield from self._record(found, beginnings)
+
+    def _before(self, segment: Segment) -> list[Segment]:
+        with self._lock:
+            return [one for one in self._segments.extents(START) if one.base < segment.base]
 
     def _is_outstanding(self, position: int) -> bool:
         with self._lock:
             return position in self._outstanding
 
-    def _record(self, found: ReadFrame) -> Iterator[SpooledRecord]:
+    def _record(self, found: ReadFrame, beginnings: Beginnings) -> Iterator[SpooledRecord]:
         position, frame, before = found
         name = record_name(frame.record_id)
         try:
@@ -605,13 +616,12 @@ class Spool:
         if frame.kind is not FrameKind.ENDED:
             yield SpooledRecord(position, name, payload)
             return
-        if before is None or before.kind is not FrameKind.ANSWERED:
+        kind, known = last_known(before, self._open)
+        if kind is not FrameKind.ANSWERED:
             self._note_undescribed(position)
-        try:
-            known = b"" if before is None else self._open(before)
-        except EncryptionError:
-            known = b""
-            self._note_undescribed(position)
+        if kind is None:
+            # the file with its beginning is kept until this is acknowledged
+            _, known = last_known(beginnings.of(frame.record_id), self._open)
         yield SpooledRecord(position, name, known, payload)
 
     def _open(self, frame: Frame) -> bytes:

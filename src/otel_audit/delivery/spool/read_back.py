@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from errno import EIO
-from typing import Final, NamedTuple
+from typing import BinaryIO, Final, NamedTuple
 
 from otel_audit.delivery.spool.directory import LARGEST_FILE
-from otel_audit.delivery.spool.errors import SpoolReadError
+from otel_audit.delivery.spool.errors import EncryptionError, SpoolReadError
 from otel_audit.delivery.spool.format import BUFFER_BYTES, Damage, Frame, FrameKind, scan
 from otel_audit.delivery.spool.ownership import ForeignError, report_foreign
 from otel_audit.delivery.spool.segments import Segment
@@ -19,26 +20,31 @@ class ReadFrame(NamedTuple):
     Attributes:
         position: Of its end.
         frame: The frame.
-        before: Of an action that was closed by what had changed: its frame before that, the
-            answered one, or the opened one where that is damaged; None if neither is there.
+        before: Of an action that was closed by what had changed: its frames before that in the same
+            segment, the latest one first, but for those that are damaged.
     """
 
     position: int
     frame: Frame
-    before: Frame | None = None
+    before: Sequence[Frame] = ()
 
 
-class LastFrames:
-    """The last frame of each action under way, as one segment is read from its beginning.
+UNDER_WAY: Final = frozenset({FrameKind.OPENED, FrameKind.ANSWERED})
+CLOSING: Final = frozenset({FrameKind.CLOSED, FrameKind.ENDED})
+"""Kinds of frames with which an action is over, and has its record."""
 
-    Held with its payload until the action is over, or the segment is read.
+
+class FramesUnderWay:
+    """The frames of each action under way, as one segment is read from its beginning.
+
+    Held with their payloads until the action is over, or the segment is read.
     """
 
     def __init__(self) -> None:
         """Start with none."""
-        self._last: dict[bytes, Frame] = {}
+        self._frames: dict[bytes, tuple[Frame, ...]] = {}
 
-    def note(self, frame: Frame) -> Frame | None:
+    def note(self, frame: Frame) -> Sequence[Frame]:
         """Take note of a frame.
 
         Returns:
@@ -46,15 +52,92 @@ class LastFrames:
         """
         key = frame.record_id
         if frame.kind in UNDER_WAY:
-            self._last[key] = frame
-            return None
-        before = self._last.pop(key, None)
-        return before if frame.kind is FrameKind.ENDED else None
+            self._frames[key] = (frame, *self._frames.get(key, ()))
+            return ()
+        before = self._frames.pop(key, ())
+        return before if frame.kind is FrameKind.ENDED else ()
 
 
-UNDER_WAY: Final = frozenset({FrameKind.OPENED, FrameKind.ANSWERED})
-CLOSING: Final = frozenset({FrameKind.CLOSED, FrameKind.ENDED})
-"""Kinds of frames with which an action is over, and has its record."""
+def last_known(
+    before: Iterable[Frame], decrypt: Callable[[Frame], bytes]
+) -> tuple[FrameKind | None, bytes]:
+    """Return what the first of some frames says that can be decrypted.
+
+    Args:
+        before: Frames of one action, the latest one first.
+        decrypt: Gives a frame's payload; raises `EncryptionError` where it cannot.
+
+    Returns:
+        Its kind and its payload; None and nothing where none can be decrypted.
+    """
+    for frame in before:
+        try:
+            return frame.kind, decrypt(frame)
+        except EncryptionError:
+            continue
+    return None, b""
+
+
+class Beginnings:
+    """Opened frames in earlier segments, of actions whose answer in one segment is damaged.
+
+    Nothing is read before the first one is asked for, and then all of them are found at once.
+    """
+
+    def __init__(
+        self, segment: Segment, earlier: Sequence[Segment], decrypt: Callable[[Frame], bytes]
+    ) -> None:
+        """Remember where to look.
+
+        Args:
+            segment: Where the actions end.
+            earlier: The segments before that, in order.
+            decrypt: As for `last_known`.
+        """
+        self._segment = segment
+        self._earlier = earlier
+        self._decrypt = decrypt
+        self._found: dict[bytes, Frame] | None = None
+
+    def of(self, record_id: bytes) -> Sequence[Frame]:
+        """Return an action's opened frame, if one is there.
+
+        Raises:
+            SpoolReadError: A segment cannot be read now; later it may.
+        """
+        if self._found is None:
+            self._found = self._read()
+        found = self._found.get(record_id)
+        return () if found is None else (found,)
+
+    def _read(self) -> dict[bytes, Frame]:
+        answered: set[bytes] = set()
+        wanted: set[bytes] = set()
+        for frame in _readable(self._segment):
+            if frame.kind is FrameKind.ENDED and frame.record_id not in answered:
+                wanted.add(frame.record_id)
+            elif frame.kind is FrameKind.ANSWERED and last_known((frame,), self._decrypt)[0]:
+                answered.add(frame.record_id)
+        return {
+            frame.record_id: frame
+            for segment in self._earlier
+            for frame in _readable(segment)
+            if frame.kind in UNDER_WAY and frame.record_id in wanted
+        }
+
+
+def _readable(segment: Segment) -> Iterator[Frame]:
+    """Read a segment's frames as far as they are there, and can be read."""
+    try:
+        with _reading(segment) as file:
+            for found in scan(file, end=segment.size):
+                if not isinstance(found, Damage):
+                    yield found
+    except (ForeignError, FileNotFoundError, EOFError):
+        return
+    except OSError as error:
+        if error.errno != EIO:
+            raise SpoolReadError(f"the spool cannot be read ({error.strerror})") from error
 
 
 class UnreadableFrames(NamedTuple):
@@ -83,11 +166,9 @@ def read_closed(
     """
     base, end = segment.base, segment.size
     done = start
-    under_way = LastFrames()
+    under_way = FramesUnderWay()
     try:
-        with segment.place.reading(
-            segment.name, at_most=LARGEST_FILE, buffering=BUFFER_BYTES
-        ) as file:
+        with _reading(segment) as file:
             # from its beginning: what an ended frame relies on may stand before `start`
             for found in scan(file, end=end):
                 done = max(found.end, start)
@@ -108,3 +189,7 @@ def read_closed(
         if error.errno != EIO or patient:
             raise SpoolReadError(f"the spool cannot be read ({error.strerror})") from error
         yield UnreadableFrames(base + done, base + end, "the disk cannot be read")
+
+
+def _reading(segment: Segment) -> AbstractContextManager[BinaryIO]:
+    return segment.place.reading(segment.name, at_most=LARGEST_FILE, buffering=BUFFER_BYTES)

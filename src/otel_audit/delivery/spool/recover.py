@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -55,7 +55,7 @@ from otel_audit.delivery.spool.manifest import (
     boot_id,
 )
 from otel_audit.delivery.spool.ownership import ForeignError, OwnDirectory, report_foreign
-from otel_audit.delivery.spool.read_back import CLOSING, UNDER_WAY, LastFrames
+from otel_audit.delivery.spool.read_back import CLOSING, UNDER_WAY, FramesUnderWay, last_known
 from otel_audit.delivery.spool.watermarks import (
     DamagedWatermarksError,
     forget_watermarks,
@@ -338,11 +338,13 @@ class AbandonedSpool:
         self, segment: str, file: BinaryIO, survey: _Survey, begun: dict[bytes, Frame]
     ) -> Iterator[Recovered]:
         number = survey.segments.index(segment)
-        under_way = LastFrames()
+        under_way = FramesUnderWay()
         for found in scan(file, end=_size(file)):
             if isinstance(found, Damage):
                 continue
-            before = under_way.note(found) or begun.pop(found.record_id, None)
+            before = [*under_way.note(found)]
+            if found.kind in CLOSING and found.record_id in begun:
+                before.append(begun.pop(found.record_id))
             if survey.begun.get(found.record_id) == (found.kind, number, found.start):
                 begun[found.record_id] = found
             if not _is_wanted(found, number, survey):
@@ -358,22 +360,16 @@ class AbandonedSpool:
             else:
                 yield Recovered(record_id, found.kind, payload, found.appended_at)
 
-    def _known(self, before: Frame | None) -> tuple[FrameKind, bytes]:
-        """What stands in an action's frame before its end, and what that makes of the two.
+    def _known(self, before: Sequence[Frame]) -> tuple[FrameKind, bytes]:
+        """What stands in an action's frames before its end, and what that makes of the two.
 
         Empty where nothing can be read.
         """
-        kind, known = FrameKind.ENDED, b""
-        try:
-            if before is not None:
-                known = self._open(before)
-                if before.kind is FrameKind.ANSWERED:
-                    kind = FrameKind.CLOSED
-        except EncryptionError:
-            pass
-        if kind is FrameKind.ENDED:
-            _warn_once(self.path, _UNDESCRIBED)
-        return kind, known
+        kind, known = last_known(before, self._open)
+        if kind is FrameKind.ANSWERED:
+            return FrameKind.CLOSED, known
+        _warn_once(self.path, _UNDESCRIBED)
+        return FrameKind.ENDED, known
 
     def _open(self, frame: Frame) -> bytes:
         if not frame.encrypted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -14,12 +15,15 @@ from otel_audit.delivery.spool import (
     Recovered,
     Spool,
     SpoolForkedError,
+    SpoolReadError,
     adopt,
     open_spool,
 )
-from otel_audit.delivery.spool.format import HEADER_BYTES, MAX_PAYLOAD_BYTES
+from otel_audit.delivery.spool.format import HEADER_BYTES, MAX_PAYLOAD_BYTES, encode
+from otel_audit.delivery.spool.ownership import OwnDirectory
 
 SEGMENT = 4096
+KEY = AesGcmEncryption(bytes(range(32)))
 KNOWN, CHANGED = b"what was known", b"what has changed"
 
 
@@ -51,7 +55,7 @@ def spoil(spool: Spool, payload: bytes) -> None:
 
 
 class TestEnd:
-    @pytest.mark.parametrize("encryption", [None, AesGcmEncryption(bytes(range(32)))])
+    @pytest.mark.parametrize("encryption", [None, KEY])
     def test_is_read_back_with_what_was_known(self, home, encryption):
         """The living spool and its adopter give the answered frame and what has changed since."""
         spool = a_spool(home, encryption=encryption)
@@ -177,22 +181,60 @@ class TestDamage:
         assert (adopted.report.damaged_frames, adopted.report.clean) == (1, False)
         adopted.release()
 
-    @pytest.mark.parametrize("encryption", [None, AesGcmEncryption(bytes(range(32)))])
-    def test_the_beginning_may_stand_in_an_earlier_segment(self, home, encryption):
-        """Where the answer is damaged, the adopter finds the opened frame in another file."""
+    @pytest.mark.parametrize(("encryption", "forged"), [(None, False), (KEY, False), (KEY, True)])
+    def test_the_beginning_may_stand_in_an_earlier_segment(self, home, encryption, forged, caplog):
+        """Where the answer is damaged, living spool and adopter find it in another file."""
         spool = a_spool(home, encryption=encryption)
+        record_id = uuid7()
+        spool.append(FrameKind.OPENED, record_id, b"begun")
+        room = SEGMENT - spool.bytes_used
+        filling = spool.append(FrameKind.CLOSED, uuid7(), b"x" * (room - 2 * HEADER_BYTES))
+        answered = spool.append(FrameKind.ANSWERED, record_id, KNOWN)
+        position = spool.end(record_id, CHANGED, answered)
+        _, second = sorted(spool.path.glob("*.frames"))
+        content = bytearray(second.read_bytes())
+        content[HEADER_BYTES] ^= 1
+        if forged:
+            size = int.from_bytes(content[8:12], "little")
+            payload = bytes(content[HEADER_BYTES : HEADER_BYTES + size])
+            key = bytes(content[20:36])
+            frame = encode(FrameKind.ANSWERED, key, payload, 1, encrypted=True)
+            content[: len(frame)] = frame
+        second.write_bytes(content)
+        spool.acknowledge([filling])
+        assert list(spool.read()) == [(position, record_id, b"begun", CHANGED)]
+        assert list(spool.read(filling)) == [(position, record_id, b"begun", CHANGED)]
+        assert "description of a record was damaged" in caplog.text
+        assert [one.damaged for one in spool._segments.extents(0)] == [False, True]
+        *_, found = abandoned(spool)
+        assert found[:3] == (record_id, FrameKind.ENDED, b"begun")
+        assert found.changed == CHANGED
+
+    def test_a_beginning_that_cannot_be_read_now_is_read_later(self, home, monkeypatch):
+        """Too many open files cost no description; a file that is gone costs it at once."""
+        spool = a_spool(home)
         record_id = uuid7()
         spool.append(FrameKind.OPENED, record_id, b"begun")
         spool.append(FrameKind.CLOSED, uuid7(), b"x" * (SEGMENT - 2 * HEADER_BYTES))
         answered = spool.append(FrameKind.ANSWERED, record_id, KNOWN)
-        spool.end(record_id, CHANGED, answered)
-        files = sorted(spool.path.glob("*.frames"))
-        content = bytearray(files[-1].read_bytes())
-        content[HEADER_BYTES] ^= 1
-        files[-1].write_bytes(content)
-        *_, found = abandoned(spool)
-        assert found[:3] == (record_id, FrameKind.ENDED, b"begun")
-        assert found.changed == CHANGED
+        position = spool.end(record_id, CHANGED, answered)
+        spoil(spool, KNOWN)
+        after = spool._segments.last.base
+        first = min(spool.path.glob("*.frames"))
+        reading = OwnDirectory.reading
+
+        def refuse(place: OwnDirectory, name: str, **how):
+            if name == first.name:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return reading(place, name, **how)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(OwnDirectory, "reading", refuse)
+            with pytest.raises(SpoolReadError, match="Too many open files"):
+                list(spool.read(after))
+        assert list(spool.read(after)) == [(position, record_id, b"begun", CHANGED)]
+        first.unlink()
+        assert list(spool.read(after)) == [(position, record_id, b"", CHANGED)]
 
     @pytest.mark.parametrize("notes", [True, False])
     @pytest.mark.parametrize("end", [FrameKind.ENDED, FrameKind.CLOSED])
