@@ -31,7 +31,7 @@ from otel_audit_postgres.ledger.keys import read_signing_key
 from otel_audit_postgres.query import queries
 from otel_audit_postgres.reports.evidence import Witnesses
 from otel_audit_postgres.reports.make_report import make_report
-from otel_audit_postgres.reports.model import Options
+from otel_audit_postgres.reports.options import Options
 from otel_audit_postgres.reports.registry import REPORTS
 from retention_trail import Trail
 

@@ -172,7 +172,7 @@ async def exported(dsn: str, form: Any) -> int:
 async def reported(dsn: str, name: str) -> int:
     from otel_audit_postgres.query import queries
     from otel_audit_postgres.reports.make_report import make_report
-    from otel_audit_postgres.reports.model import Options
+    from otel_audit_postgres.reports.options import Options
     from otel_audit_postgres.reports.registry import find_report
     from otel_audit_postgres.reports.render import pieces
 

@@ -42,13 +42,13 @@ from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.checkpoints import NoteError, read_note
 from otel_audit_postgres.ledger.keys import PublicKey
 from otel_audit_postgres.ledger.malformed import read_flaws
+from otel_audit_postgres.ledger.row_check import altered_columns, is_no_record
 from otel_audit_postgres.ledger.verify.findings import (
     Findings,
     ProblemKind,
     VerificationReport,
     in_order,
 )
-from otel_audit_postgres.ledger.verify.row_check import altered_columns, is_no_record
 from otel_audit_postgres.rows import COLUMNS
 
 ReadProgress = Callable[[int], None]

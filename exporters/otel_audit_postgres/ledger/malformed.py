@@ -1,4 +1,4 @@
-"""The sealer's note about rows that were inserted malformed, so that they do not count as changed.
+"""Rows that were inserted malformed, and the sealer's note by which they do not count as changed.
 
 A leaf covers a row's text, id and time, not its columns. Whether a column that does not follow from
 the text was inserted so or changed since shows by a hash of the columns that the database takes
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from otel_audit_postgres.ledger.checkpoints import NoteError, read_note, signed_text
@@ -24,6 +25,23 @@ _LINE: Final = re.compile(r"([0-9a-f]{32}) ([0-9a-f]{64})")
 
 Flaw = tuple[bytes, bytes]
 """A row's id, and the hash of its columns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Malformed:
+    """A row that never was well-formed: it is as it was inserted, and was not changed since.
+
+    Attributes:
+        detail: What is wrong with it, without values of the record.
+        record_id: The record.
+        leaf: Its place in the log, from 0; None while it waits for its seal.
+        producer: The producer in its column, which the writer chose.
+    """
+
+    detail: str
+    record_id: str
+    leaf: int | None = None
+    producer: str | None = None
 
 
 def write_flaws(origin: str, first: int, flaws: Iterable[Flaw], signers: Sequence[Signer]) -> str:

@@ -17,8 +17,8 @@ from otel_audit_postgres.ledger.checkpoints import Checkpoint, NoteError, read_c
 from otel_audit_postgres.ledger.keys import PublicKey
 from otel_audit_postgres.ledger.leaves import Pruned
 from otel_audit_postgres.ledger.merkle import HASH_SIZE, Tree
+from otel_audit_postgres.ledger.row_check import leaf_of
 from otel_audit_postgres.ledger.sealed_rows import find_leaf
-from otel_audit_postgres.ledger.verify.row_check import leaf_of
 
 EVIDENCE: Final = "otel-audit evidence 1"
 CONSISTENCY: Final = "otel-audit consistency 1"

@@ -10,9 +10,8 @@ from typing import Any, Final
 
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import store
-from otel_audit_postgres.ledger.malformed import Flaw
-from otel_audit_postgres.ledger.verify.findings import Malformed
-from otel_audit_postgres.ledger.verify.row_check import altered_columns, is_no_record, leaf_of
+from otel_audit_postgres.ledger.malformed import Flaw, Malformed
+from otel_audit_postgres.ledger.row_check import altered_columns, is_no_record, leaf_of
 
 _FIRST_PART: Final = 8
 """Places that are judged before it is known how large the rows are."""

@@ -16,8 +16,8 @@ from otel_audit_postgres.ledger.leaves import Block
 from otel_audit_postgres.ledger.malformed import read_flaws
 from otel_audit_postgres.ledger.merkle import HASH_SIZE, verify_inclusion
 from otel_audit_postgres.ledger.prove import EVIDENCE, Bundle
+from otel_audit_postgres.ledger.row_check import altered_columns, is_no_record, leaf_of
 from otel_audit_postgres.ledger.tree_cache import DamagedLedgerError, TreeCache
-from otel_audit_postgres.ledger.verify.row_check import altered_columns, is_no_record, leaf_of
 
 State = Literal["verified", "sealed", "waiting", "unsealed", "tampered"]
 

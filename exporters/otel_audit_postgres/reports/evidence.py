@@ -39,6 +39,7 @@ from otel_audit_postgres.ledger.verify.verify import judge_readings
 from otel_audit_postgres.pseudonyms import MARK, SEARCHABLE_LENGTH
 from otel_audit_postgres.query.conditions import READABLE, Conditions
 from otel_audit_postgres.query.pagination import ASTRAY, lowest_id
+from otel_audit_postgres.reports.found_evidence import NO_ANCHOR, Evidence, PeriodEvidence
 from otel_audit_postgres.reports.snapshot import LEAF, LEAVES, Snapshot, selected
 from otel_audit_postgres.rows import ADDED_IN, versions_with
 
@@ -51,7 +52,6 @@ _MOST_SUSPECTS: Final = 10_000
 _PAUSES_AFTER: Final = 500
 """Leaves after whose hashing the event loop has a turn."""
 _SUM_DIGITS: Final = 15  # of hex: as many as a bigint holds
-NO_ANCHOR: Final = "no anchor was asked: an old copy of the whole store would pass for the original"
 _KINDS: Final = {
     "changed": "records are not as they were sealed",
     "inserted": "records were never sealed, and do not wait for it",
@@ -196,28 +196,6 @@ AND NOT EXISTS (SELECT FROM audit.audit_logs l WHERE l.id = s.id)
 """  # noqa: S608 - constants
 
 
-@dataclass(slots=True)
-class PeriodEvidence:
-    """The evidence for one part of the period.
-
-    Attributes:
-        begin, end: Its bounds.
-        records: Records of that time, as far as they belong to the report; if that was asked.
-        unknown: Those of them whose outcome is not known.
-        odd: Those of them that are not as they were sealed.
-        malformed: Those that were inserted so that columns do not follow from the text.
-        problems: What is not as it was sealed, in words.
-    """
-
-    begin: datetime
-    end: datetime
-    records: int = 0
-    unknown: int = 0
-    odd: int = 0
-    malformed: int = 0
-    problems: list[str] = field(default_factory=list)
-
-
 @dataclass(frozen=True, slots=True)
 class Witnesses:
     """The keys and anchors outside the store.
@@ -238,31 +216,6 @@ def witnesses_of(config: AuditConfig) -> Witnesses:
         ConfigurationError: One is unfit.
     """
     return Witnesses(tuple(chosen_public_keys(config)), tuple(anchors_from(config.anchor)))
-
-
-@dataclass(slots=True)
-class Evidence:
-    """The result: records, tree, signature and anchors.
-
-    Attributes:
-        parts: The stretches of the period.
-        against: What speaks against the tree: its root, a signature, an anchor.
-        is_collapsed: Whether the checkpoint lies within leaves whose records were all dropped, so
-            that its root cannot be built again.
-        anchors: What the anchors say.
-        signed: Who has signed the checkpoint.
-    """
-
-    parts: list[PeriodEvidence]
-    against: list[str] = field(default_factory=list)
-    is_collapsed: bool = False
-    anchors: str = NO_ANCHOR
-    signed: str = ""
-
-    @property
-    def problems(self) -> list[str]:
-        """All that is not as it was sealed."""
-        return self.against + [problem for part in self.parts for problem in part.problems]
 
 
 async def gather(

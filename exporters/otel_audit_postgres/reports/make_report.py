@@ -19,8 +19,10 @@ from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.query.grammar import parse
 from otel_audit_postgres.query.trail import ReaderScope, Trail, look_as
-from otel_audit_postgres.reports.evidence import Evidence, Witnesses, gather
-from otel_audit_postgres.reports.model import Definition, Options, ReportRow
+from otel_audit_postgres.reports.evidence import Witnesses, gather
+from otel_audit_postgres.reports.found_evidence import Evidence
+from otel_audit_postgres.reports.model import Definition, ReportRow
+from otel_audit_postgres.reports.options import Options
 from otel_audit_postgres.reports.retention_policy import months
 from otel_audit_postgres.reports.snapshot import TAMPERED, Snapshot, taken, utc_text
 

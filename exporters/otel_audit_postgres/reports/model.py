@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    from otel_audit_postgres.reports.snapshot import Snapshot
+from otel_audit_postgres.reports.snapshot import Snapshot
 
 ReportValue = str | int | None
 ReportRow = tuple[ReportValue, ...]
@@ -27,31 +25,6 @@ class Control:
     name: str
     strength: Literal["strong", "partial"]
     why: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """Options of a report.
-
-    Attributes:
-        begin: The first moment of the period, aware.
-        end: The moment after the period, aware.
-        tenant: Only records of this tenant; None: of all.
-        query: Only records that it finds, in the language of the search; empty: all.
-        subject: The person that a report is about, by id.
-        sample: How many records a sample has.
-        seed: What a sample is drawn by.
-        checkpoint: The size of the checkpoint; None: the latest.
-    """
-
-    begin: datetime
-    end: datetime
-    tenant: str | None = None
-    query: str = ""
-    subject: str | None = None
-    sample: int = 25
-    seed: str = "1"
-    checkpoint: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import msgspec
 
@@ -21,10 +21,8 @@ from otel_audit_postgres.query.conditions import Conditions, conditions_of
 from otel_audit_postgres.query.grammar import Query, parse
 from otel_audit_postgres.query.queries import resolved
 from otel_audit_postgres.query.trail import ReaderScope
-from otel_audit_postgres.reports.model import Options
-
-if TYPE_CHECKING:
-    from otel_audit_postgres.reports.evidence import Evidence
+from otel_audit_postgres.reports.found_evidence import Evidence
+from otel_audit_postgres.reports.options import Options
 
 _CHECKPOINT: Final = (
     "SELECT size, note, recorded_at FROM audit.ledger_checkpoints "

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from otel_audit_postgres.reports import controls
-from otel_audit_postgres.reports.evidence import Evidence, PeriodEvidence
+from otel_audit_postgres.reports.found_evidence import Evidence, PeriodEvidence
 from otel_audit_postgres.reports.model import Definition, ReportRow
 from otel_audit_postgres.reports.payload_parts import part
 from otel_audit_postgres.reports.retention_policy import month_end, months, policy_in_force

@@ -20,7 +20,8 @@ from otel_audit.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from otel_audit_postgres.reports.make_report import Report
-    from otel_audit_postgres.reports.model import Definition, Options
+    from otel_audit_postgres.reports.model import Definition
+    from otel_audit_postgres.reports.options import Options
 
 _FORMATS: Final = ("html", "csv", "json")
 
@@ -111,7 +112,7 @@ def report(  # noqa: PLR0913, PLR0917 - one for each option
 
 
 def _options(begin: datetime | None, end: datetime | None, **more: object) -> Options:
-    from otel_audit_postgres.reports.model import Options
+    from otel_audit_postgres.reports.options import Options
 
     if begin is None:
         raise click.UsageError("--from is needed: when the period begins; --to is now by default")

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from otel_audit.action.compose import as_intent, as_started, ended
 from otel_audit.action.lifecycle import Lifecycle, WatchedAction
 from otel_audit.errors import StoreUnavailableError
-from otel_audit.http.deferred import DeferredRequest
 from otel_audit.http.exchange_record import ExchangeRecordBuilder
 from otel_audit.http.options import CaptureOptions
 from otel_audit.http.request_metadata import with_request_id
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from otel_audit._util.spill import SpilledChanges
     from otel_audit.action.ports import Close
     from otel_audit.http.body_capture import BodyCopy
+    from otel_audit.http.exchange_facts import RequestUnderWay
     from otel_audit.policy import HeadAssessment, PolicyDecision
     from otel_audit.record import AuditRecord
     from otel_audit.scope import AuditScope
@@ -48,7 +48,7 @@ class Exchange(Lifecycle):
         self,
         options: CaptureOptions,
         scope: MutableMapping[str, Any],
-        begun: DeferredRequest | None = None,
+        begun: RequestUnderWay | None = None,
         path: str | None = None,
     ) -> None:
         """Start to observe a request.
@@ -86,7 +86,7 @@ class Exchange(Lifecycle):
         """The known facts of the action."""
         return self._audit
 
-    def _take_over(self, begun: DeferredRequest) -> None:
+    def _take_over(self, begun: RequestUnderWay) -> None:
         """Go on where a request is under way: it has been routed, or answered."""
         builder = self._builder
         if begun.inner_scope is not None:

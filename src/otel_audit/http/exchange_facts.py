@@ -7,7 +7,7 @@ answer errors with status 200.
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import msgspec
 from opentelemetry import trace
@@ -16,7 +16,6 @@ from otel_audit._util.ids import public_id
 from otel_audit.action.arguments import parse_event, parse_name
 from otel_audit.action.failed_parts import FailedParts
 from otel_audit.http.body_capture import BodyCapture
-from otel_audit.http.deferred import DeferredRequest
 from otel_audit.http.options import CaptureOptions
 from otel_audit.http.request_metadata import (
     RequestHead,
@@ -50,6 +49,8 @@ from otel_audit.redaction.budget import Budget
 from otel_audit.scope import AuditScope, Origin
 
 if TYPE_CHECKING:
+    import asyncio
+
     from otel_audit.identity.tenant import Claims
     from otel_audit.policy import PolicyDecision
     from otel_audit.redaction import Redactor
@@ -63,6 +64,31 @@ _Served: TypeAlias = "tuple[Mapping[str, Any], object, object, str | None] | Non
 """A scope, its route and endpoint, and the template that was found for them."""
 
 UNREADABLE_BEARER = Bearer(problem="bearer_failed")
+
+
+class RequestUnderWay(Protocol):
+    """A request that was seen before it became an exchange: a deferred one.
+
+    Attributes:
+        id: The request's public id.
+        inner_scope: The ASGI scope as the router has it; None before the request gets there.
+        loop: The event loop that serves it.
+        occurred_at, started: When it began, as in `AuditScope`.
+        start: The response's head as it was sent.
+        ended: Whether the response's last chunk was sent.
+    """
+
+    id: str
+    inner_scope: MutableMapping[str, Any] | None
+    loop: asyncio.AbstractEventLoop
+    occurred_at: int
+    started: int
+    start: MutableMapping[str, Any] | None
+    ended: bool
+
+    @property
+    def span(self) -> trace.Span:
+        """The application's span of the request."""
 
 
 class ExchangeFacts:
@@ -91,7 +117,7 @@ class ExchangeFacts:
         self,
         options: CaptureOptions,
         scope: MutableMapping[str, Any],
-        begun: DeferredRequest | None = None,
+        begun: RequestUnderWay | None = None,
         path: str | None = None,
     ) -> None:
         """Start with what the server says.

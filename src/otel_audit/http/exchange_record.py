@@ -19,8 +19,7 @@ from otel_audit.action.compose import (
     with_scope_facts,
 )
 from otel_audit.action.error_info import describe_error
-from otel_audit.http.deferred import DeferredRequest
-from otel_audit.http.exchange_facts import ExchangeFacts
+from otel_audit.http.exchange_facts import ExchangeFacts, RequestUnderWay
 from otel_audit.http.options import CaptureOptions
 from otel_audit.http.request_metadata import (
     bare_path,
@@ -79,7 +78,7 @@ class ExchangeRecordBuilder(ExchangeFacts):
         self,
         options: CaptureOptions,
         scope: MutableMapping[str, Any],
-        begun: DeferredRequest | None = None,
+        begun: RequestUnderWay | None = None,
         path: str | None = None,
     ) -> None:
         """Start with what the server says.

@@ -16,7 +16,7 @@ from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.config import PREFIX, AuditConfig, check_words
 from otel_audit.errors import ConfigurationError
 from otel_audit.identity.certificate import certificate_subject, check_readable
-from otel_audit.identity.jwt import JwtVerifier, TokenError, TokenReader, VerifiedToken
+from otel_audit.identity.jwt import TokenError, TokenReader, VerifiedToken
 from otel_audit.identity.safe_access import (
     AsgiScope,
     claim,
@@ -156,7 +156,7 @@ class ActorOptions:
             raise ConfigurationError(
                 f"{PREFIX}ACTOR_SESSION_KEY: set, and {PREFIX}ACTOR_ORDER does not name session"
             )
-        verifier = JwtVerifier.from_config(config)
+        verifier = _verifier_from(config)
         if config.jwt_cookie and verifier is None:
             raise ConfigurationError(
                 f"{PREFIX}JWT_COOKIE: set, and nothing says how tokens are verified: set "
@@ -179,6 +179,15 @@ class ActorOptions:
             hash=KeyedHash.from_config(config),
             resolver=load_hook(config.actor_resolver, "actor_resolver"),
         )
+
+
+def _verifier_from(config: AuditConfig) -> TokenReader | None:
+    if not any(getattr(config, name) for name in config.model_fields_set if "jwt" in name):
+        return None
+    # only now: what fetches keys (urllib, TLS) takes time to import, and most need none of it
+    from otel_audit.identity.jwt.settings import verifier_from_config
+
+    return verifier_from_config(config)
 
 
 class Bearer(msgspec.Struct, frozen=True):

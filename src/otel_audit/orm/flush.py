@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import msgspec
 from sqlalchemy import Table, select
 
+from otel_audit.orm.connection_facts import Flush, FlushPart
 from otel_audit.orm.executed import (
     compiled_element,
     is_short,
@@ -40,12 +41,13 @@ if TYPE_CHECKING:
 
     from otel_audit.orm.association_rows import Relations
     from otel_audit.orm.column_redaction import ColumnRedaction
+    from otel_audit.orm.connection_facts import ConnectionFacts
     from otel_audit.orm.guard import ErrorGuard
     from otel_audit.orm.mapper_info import ColumnInfo, MapperInfo, MapperInfoCache
     from otel_audit.orm.options import OrmOptions
     from otel_audit.orm.schema_qualifier import SchemaQualifiers
     from otel_audit.orm.selection import Selection
-    from otel_audit.orm.transactions import ConnectionFacts, TransactionTracker
+    from otel_audit.orm.transactions import TransactionTracker
 
 
 _Short: TypeAlias = "set[tuple[Operation, str]]"
@@ -66,70 +68,6 @@ _LOOKED_AT = 2_000
 
 _FEW_ROWS = 4
 """Rows whose texts and documents are looked at in one go: their JSON text must stay short."""
-
-
-class Flush(msgspec.Struct, eq=False):
-    """One flush of one session.
-
-    Attributes:
-        context: SQLAlchemy's unit of work.
-        session_id: SQLAlchemy's number of the session, which the states of its objects bear.
-        taken: Whether what the session does is captured.
-        number: Counts the flushes of the process.
-        parts: What was written, by connection.
-        before: Values about to be overwritten, by state.
-        mapper_infos: The plans of the mappers that have written.
-        short: Operations and tables of which fewer rows were inserted or deleted than requested.
-        last_context: The execution context of the statement whose values were noted last.
-    """
-
-    context: weakref.ref[UOWTransaction]
-    session_id: int
-    taken: bool
-    number: int
-    parts: list[FlushPart] = msgspec.field(default_factory=list)
-    before: dict[InstanceState[Any], dict[str, Any]] = msgspec.field(default_factory=dict)
-    mapper_infos: dict[Mapper[Any], MapperInfo] = msgspec.field(default_factory=dict)
-    short: _Short = msgspec.field(default_factory=set)
-    last_context: Any = None
-
-    @property
-    def writing(self) -> bool:
-        """Whether it has come to write: a flush that finds nothing to do ends without a word."""
-        return getattr(self.context(), "transaction", None) is not None
-
-
-class FlushPart(msgspec.Struct, eq=False):
-    """What a flush has written on one connection.
-
-    Attributes:
-        connection: The connection.
-        facts: What is known of it.
-        taken: Whether what happens there is captured, as far as the flush's session is.
-        rows: The rows of mapped objects.
-        others: Rows of association tables, and what could not be read.
-        sent: What was written, or may have been, to tables of captured classes; with the number of
-            `rows` before it.
-        committed: Whether each statement is committed at once; None: nothing was sent yet.
-        values: What was sent for values of the application's own types.
-    """
-
-    connection: Connection
-    facts: ConnectionFacts
-    taken: bool
-    rows: list[WrittenRow] = msgspec.field(default_factory=list)
-    others: list[Change] = msgspec.field(default_factory=list)
-    sent: dict[tuple[Operation, Table], int] = msgspec.field(default_factory=dict)
-    committed: bool | None = None
-    values: SentValues | None = None
-
-    def note_fate(self) -> None:
-        """See, at the first statement, whether a transaction is around it.
-
-        When the flush has failed it is too late: its rollback has ended what there was.
-        """
-        if self.committed is None:
-            self.committed = is_committed(self.connection)
 
 
 class _OwnStatement(msgspec.Struct, frozen=True, eq=False):

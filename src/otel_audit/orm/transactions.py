@@ -9,6 +9,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Protocol
 
 from otel_audit._util.spill import SpilledChanges, SpillOptions
+from otel_audit.orm.connection_facts import ConnectionFacts
 from otel_audit.orm.transaction_state import (
     Owner,
     TransactionState,
@@ -20,13 +21,11 @@ from otel_audit.orm.transaction_state import (
     reset_outcome,
 )
 from otel_audit.record import Change, TransactionOutcome
-from otel_audit.scope import AuditScope, PendingScope, action_under_way, current_scope
+from otel_audit.scope import PendingScope, action_under_way, current_scope
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
-    from sqlalchemy.orm import Session
 
-    from otel_audit.orm.flush import Flush, FlushPart
     from otel_audit.orm.guard import ErrorGuard
     from otel_audit.orm.options import OrmOptions
 
@@ -47,34 +46,6 @@ class OrphanRecorder(Protocol):
             changes: What it changed.
             begun_in: Id of the action that began what has written; given only if there is one.
         """
-
-
-class ConnectionFacts:
-    """What is known of one connection; found in its own dictionary, all of it with one look.
-
-    Attributes:
-        state: Its open transaction, if that has written.
-        began_in: The action in which its transaction began.
-        taken: Whether what happens there is captured; None: nobody has asked yet.
-        sessions: The sessions that use it; they are not kept alive.
-        flush: The flush that writes there, as far as its rows are captured.
-        part: The part of that flush on this connection.
-    """
-
-    __slots__ = ("began_in", "flush", "part", "sessions", "state", "taken")
-
-    def __init__(self) -> None:
-        """Start with nothing known: the connection has only been made."""
-        self.state: TransactionState | None = None
-        self.began_in: AuditScope | PendingScope | None = None
-        self.taken: bool | None = None
-        self.sessions: tuple[weakref.ref[Session], ...] = ()
-        self.flush: Flush | None = None
-        self.part: FlushPart | None = None
-
-    def used_by(self) -> list[Session]:
-        """The sessions that use it, as far as they are still there."""
-        return [session for one in self.sessions if (session := one()) is not None]
 
 
 class TransactionTracker:

@@ -1,4 +1,4 @@
-"""Work budgets: bounds on the work of describing one action, whatever a client sends.
+"""Limits and work budgets: bounds on the work of describing one action, whatever a client sends.
 
 Work is counted in units, not in time: the same input has the same result on every machine. One unit
 is at most about a microsecond on a machine of 2020.
@@ -6,6 +6,7 @@ is at most about a microsecond on a machine of 2020.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -32,6 +33,21 @@ _BODY_LIMIT: Final = 10_000
 _LONGEST_BODY: Final = 32_768
 _VALUE_LENGTH: Final = 32
 """Characters that a value of a changed row has in a text of JSON, with its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of a walk; what lies beyond is withheld.
+
+    Attributes:
+        depth: Levels of containers, also across JSON inside strings.
+        nodes: Values in all.
+        length: Characters of text in all, and bytes of a JSON text.
+    """
+
+    depth: int = 64
+    nodes: int = 100_000
+    length: int = 1_000_000
 
 
 class WorkBudgetError(Exception):

@@ -17,8 +17,9 @@ from otel_audit._util.text import storable
 from otel_audit.config import PREFIX, AuditConfig
 from otel_audit.errors import ConfigurationError
 from otel_audit.redaction.annotations import Mark, Marked
-from otel_audit.redaction.budget import WorkBudget
+from otel_audit.redaction.budget import Limits, WorkBudget
 from otel_audit.redaction.hashing import KeyedHash
+from otel_audit.redaction.json_prefilter import is_clean, is_clean_json
 from otel_audit.redaction.json_values import NotUnderstoodError
 from otel_audit.redaction.names import CLEAR, HEADERS, NameRules
 from otel_audit.redaction.number_spelling import encode, parse_exact
@@ -26,8 +27,6 @@ from otel_audit.redaction.path_rules import path_rules
 from otel_audit.redaction.placeholders import REDACTED, WITHHELD, WITHHELD_FOR_WORK
 from otel_audit.redaction.prefilter import (
     Prefilter,
-    is_clean,
-    is_clean_json,
     is_plain,
     is_plain_path,
     prefilter,
@@ -38,7 +37,6 @@ from otel_audit.redaction.urls import redact_login, redact_path, redact_query
 from otel_audit.redaction.walker import (
     OMITTED,
     Finding,
-    Limits,
     Mode,
     RedactionRules,
     Walk,

@@ -13,7 +13,7 @@ import msgspec
 from otel_audit._util.ids import is_uuid
 from otel_audit._util.text import storable
 from otel_audit.redaction.annotations import Marked
-from otel_audit.redaction.budget import WorkBudget, WorkBudgetError
+from otel_audit.redaction.budget import Limits, WorkBudget, WorkBudgetError
 from otel_audit.redaction.json_values import (
     NotUnderstoodError,
     describe_type,
@@ -77,21 +77,6 @@ class Finding:
 
     path: str
     rule: str
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Bounds of a walk; what lies beyond is withheld.
-
-    Attributes:
-        depth: Levels of containers, also across JSON inside strings.
-        nodes: Values in all.
-        length: Characters of text in all, and bytes of a JSON text.
-    """
-
-    depth: int = 64
-    nodes: int = 100_000
-    length: int = 1_000_000
 
 
 @dataclass(frozen=True)

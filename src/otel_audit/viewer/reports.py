@@ -12,7 +12,8 @@ from otel_audit_postgres.query.pool import TookTooLongError
 from otel_audit_postgres.query.times import parse_time
 from otel_audit_postgres.reports.evidence import Witnesses
 from otel_audit_postgres.reports.make_report import Report, looked_at, make_report
-from otel_audit_postgres.reports.model import Definition, Options
+from otel_audit_postgres.reports.model import Definition
+from otel_audit_postgres.reports.options import Options
 from otel_audit_postgres.reports.registry import REPORTS, find_report
 from otel_audit_postgres.reports.render import html_body, pieces
 from starlette.requests import Request

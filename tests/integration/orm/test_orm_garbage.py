@@ -84,12 +84,12 @@ async def test_transaction_leaves_no_circle(store, work: Callable[[Session], Non
 @pytest.mark.usefixtures("uncollected")
 def test_circle_is_found():
     """The test above would find one."""
-    from otel_audit.orm.transactions import ConnectionFacts
+    from otel_audit.orm.connection_facts import ConnectionFacts
 
     facts = ConnectionFacts()
     facts.flush = facts  # type: ignore[assignment]
     del facts
-    assert _ours() == ["otel_audit.orm.transactions.ConnectionFacts"]
+    assert _ours() == ["otel_audit.orm.connection_facts.ConnectionFacts"]
 
 
 def test_sessions_on_one_connection(capture, sqlite):

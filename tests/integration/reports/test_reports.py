@@ -35,7 +35,7 @@ from otel_audit_postgres.pseudonyms import EncryptedValue
 from otel_audit_postgres.query import queries
 from otel_audit_postgres.reports.evidence import Witnesses
 from otel_audit_postgres.reports.make_report import NOBODY, checked, make_report
-from otel_audit_postgres.reports.model import Options
+from otel_audit_postgres.reports.options import Options
 from otel_audit_postgres.reports.registry import REPORTS, find_report
 from otel_audit_postgres.reports.render import pieces
 from otel_audit_postgres.reports.snapshot import utc_text

@@ -8,7 +8,7 @@ import pytest
 from otel_audit_postgres.query import queries
 from otel_audit_postgres.reports.evidence import Witnesses
 from otel_audit_postgres.reports.make_report import make_report
-from otel_audit_postgres.reports.model import Options
+from otel_audit_postgres.reports.options import Options
 from otel_audit_postgres.reports.registry import REPORTS
 from retention_trail import JANUARY, Trail
 

@@ -29,7 +29,7 @@ from otel_audit.errors import ConfigurationError
 from otel_audit.identity.jwt import JwtVerifier, TokenError
 from otel_audit.identity.jwt.jwks import KEPT, UNKNOWN_KEY_INTERVAL, KeySet
 from otel_audit.identity.jwt.keys import VerificationKey, read_key_set
-from otel_audit.identity.jwt.settings import FetchedKeys
+from otel_audit.identity.jwt.settings import FetchedKeys, verifier_from_config
 from otel_audit.identity.jwt.verifier import Issuer, token_hash
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def reason(verifier: Any, token: str) -> str:
 
 
 def verifier(**settings: Any) -> JwtVerifier:
-    found = JwtVerifier.from_config(AuditConfig(**settings))
+    found = verifier_from_config(AuditConfig(**settings))
     assert found is not None
     return found  # type: ignore[return-value]
 
@@ -430,7 +430,7 @@ class TestClaims:
         """A remembered token is refused from the second it expires."""
         now = [1000.0]
         config = AuditConfig(jwt_key=SECRET, jwt_algorithms="HS256")
-        checks = JwtVerifier.from_config(config)
+        checks = verifier_from_config(config)
         assert isinstance(checks, JwtVerifier)
         checks._clock = lambda: now[0]
         token = jwt.encode({"sub": "u1", "exp": 1010}, SECRET)
@@ -836,7 +836,7 @@ class TestUnverified:
 class TestSettings:
     def test_none(self) -> None:
         """Without a setting there is no verifier."""
-        assert JwtVerifier.from_config(AuditConfig()) is None
+        assert verifier_from_config(AuditConfig()) is None
 
     def test_refused(self, keys: Keys, tmp_path: Path) -> None:
         """What contradicts itself or is unsafe is refused, and the setting is named."""
@@ -867,7 +867,7 @@ class TestSettings:
             ({"jwt_issuers": [good, good]}, "JWT_ISSUERS"),
         ):  # fmt: skip
             with pytest.raises(ConfigurationError, match=named) as caught:
-                JwtVerifier.from_config(AuditConfig(**settings))
+                verifier_from_config(AuditConfig(**settings))
             assert SECRET not in str(caught.value)
 
 

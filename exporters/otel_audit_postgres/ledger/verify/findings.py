@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
+from otel_audit_postgres.ledger.malformed import Malformed
 from otel_audit_postgres.ledger.store import ConflictingRecord
 
 WRITTEN_OUT: Final = 100_000
@@ -43,23 +44,6 @@ class Problem:
     detail: str
     record_id: str | None = None
     leaf: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Malformed:
-    """A row that never was well-formed: it is as it was inserted, and was not changed since.
-
-    Attributes:
-        detail: What is wrong with it, without values of the record.
-        record_id: The record.
-        leaf: Its place in the log, from 0; None while it waits for its seal.
-        producer: The producer in its column, which the writer chose.
-    """
-
-    detail: str
-    record_id: str
-    leaf: int | None = None
-    producer: str | None = None
 
 
 @dataclass(slots=True)

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger.row_check import leaf_of
 from otel_audit_postgres.ledger.verify.findings import Findings, ProblemKind
-from otel_audit_postgres.ledger.verify.row_check import leaf_of
 
 RETIRED: Final = "audit.partition.retired"
 

@@ -25,14 +25,14 @@ from otel_audit_postgres.errors import sqlstate
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.keys import PublicKey
 from otel_audit_postgres.ledger.leaves import Block, Leaf
-from otel_audit_postgres.ledger.malformed import Flaw, read_flaws
-from otel_audit_postgres.ledger.verify.findings import Findings, Malformed, ProblemKind
-from otel_audit_postgres.ledger.verify.row_check import (
+from otel_audit_postgres.ledger.malformed import Flaw, Malformed, read_flaws
+from otel_audit_postgres.ledger.row_check import (
     altered_columns,
     is_hashed_otherwise,
     is_no_record,
     leaf_of,
 )
+from otel_audit_postgres.ledger.verify.findings import Findings, ProblemKind
 from otel_audit_postgres.ledger.verify.tree_pass import BlockRange
 
 ROWS_AT_ONCE: Final = 1000

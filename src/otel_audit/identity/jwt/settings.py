@@ -59,7 +59,16 @@ class FetchedKeys:
 
 
 def verifier_from_config(config: AuditConfig) -> TokenReader | None:
-    """Make the verifier; see `JwtVerifier.from_config`."""
+    """Read the settings.
+
+    Returns:
+        None when no setting says how tokens are verified.
+
+    Raises:
+        ConfigurationError: A setting is wrong, or two exclude each other; the message names
+            them.
+        MissingExtraError: python-jose is not installed.
+    """
     issuers = _entries(config)
     if config.jwt_unverified_behind_gateway:
         if issuers:

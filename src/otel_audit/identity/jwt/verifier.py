@@ -11,7 +11,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from otel_audit._util.cache import BoundedCache
-from otel_audit.config import AuditConfig
 from otel_audit.identity.jwt.token import (
     LONGEST,
     Header,
@@ -136,24 +135,6 @@ class JwtVerifier:
         self._clock = clock
         self._cache: BoundedCache[bytes, _Remembered] = BoundedCache(CACHED // 2)
         self._cached_lately = self._cache.recent
-
-    @classmethod
-    def from_config(cls, config: AuditConfig) -> TokenReader | None:
-        """Read the settings.
-
-        Returns:
-            None when no setting says how tokens are verified.
-
-        Raises:
-            ConfigurationError: A setting is wrong, or two exclude each other; the message names
-                them.
-            MissingExtraError: python-jose is not installed.
-        """
-        if not any(getattr(config, name) for name in config.model_fields_set if "jwt" in name):
-            return None  # without what it takes to fetch keys
-        from otel_audit.identity.jwt.settings import verifier_from_config
-
-        return verifier_from_config(config)
 
     def verify(self, token: str) -> VerifiedToken:
         """Verify a token, without waiting for anything.

@@ -1,6 +1,6 @@
 """What a row's leaf is now, and whether its columns follow from its payload.
 
-`row_pass.py` compares the leaf with the ledger.
+`verify/row_pass.py` compares the leaf with the ledger.
 """
 
 from __future__ import annotations
