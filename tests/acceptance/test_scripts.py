@@ -322,13 +322,15 @@ class TestChildren:
         done = run_script("""
             import os, signal, time
             otel_audit.instrument()
+            reading, writing = os.pipe()
             child = os.fork()
             if child == 0:
                 signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-                started = time.monotonic()
-                print("ready", flush=True)
+                otel_audit.emit("child.done")
+                os.write(writing, b"at work")
                 while True:
                     otel_audit.emit("child.done")
+            assert os.read(reading, 10) == b"at work"
             time.sleep(0.5)
             os.kill(child, signal.SIGTERM)
             started = time.monotonic()

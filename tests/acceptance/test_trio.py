@@ -37,16 +37,18 @@ async def slow() -> None:
 """
 
 
-async def rows(store: str, *, until: int) -> list[Any]:
-    """Read the store until it has so many rows."""
+async def rows(store: str, *, until: set[tuple[str, str]]) -> list[Any]:
+    """Read the store until it has records of these events and phases."""
     connection = await asyncpg.connect(store)
     try:
-        for _ in range(1_200):
-            found = await connection.fetch("SELECT * FROM audit.audit_logs ORDER BY recorded_at")
-            if len(found) >= until:
-                break
-            await asyncio.sleep(0.05)
-        return found
+        async with asyncio.timeout(60):
+            while True:
+                found = await connection.fetch(
+                    "SELECT * FROM audit.audit_logs ORDER BY recorded_at"
+                )
+                if until <= {(row["event_name"], row["phase"]) for row in found}:
+                    return found
+                await asyncio.sleep(0.05)
     finally:
         await connection.close()
 
@@ -70,15 +72,19 @@ async def test_a_server_on_trio_is_audited(tmp_path: Path, audit_store: str) -> 
         server.wait_until_up()
         slowly = asyncio.to_thread(httpx.post, f"{server.url}/slow", timeout=60)
         answer = asyncio.create_task(slowly)
-        # its intent, and that it takes long
-        await rows(audit_store, until=2)
+        takes_long = {("slow.created", "intent"), ("slow.created", "started")}
+        await rows(audit_store, until=takes_long)
         assert httpx.post(f"{server.url}/enough", timeout=60).status_code == 200
         assert (await answer).status_code == 200
-        found = await rows(audit_store, until=6)
+        ended = {(f"{name}.created", "completed") for name in ("slow", "enough")}
+        found = await rows(audit_store, until=ended | {("report.written", "completed")})
         assert "otel_audit" not in server.output, server.output
     slow = [row for row in found if row["event_name"] == "slow.created"]
     assert {row["phase"] for row in slow} == {"intent", "started", "completed"}
     assert slow[0]["phase"] == "intent"
     assert len({row["action_id"] for row in slow}) == 1
     assert [row["outcome"] for row in slow if row["phase"] == "completed"] == ["success"]
-    assert [row["phase"] for row in found if row["event_name"] == "report.written"] == ["completed"]
+    report = [row["phase"] for row in found if row["event_name"] == "report.written"]
+    assert report.count("completed") == 1
+    # on a busy machine it takes long, too
+    assert set(report) <= {"started", "completed"}

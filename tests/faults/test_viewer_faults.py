@@ -64,7 +64,8 @@ async def test_a_password_that_is_refused(client, own_store):
     assert (await client.get("/")).status_code == 200
     await connection.execute("ALTER ROLE looker PASSWORD 'new'")
     await connection.execute(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'looker'"
+        # until it has ended: it would answer once more
+        "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE usename = 'looker'"
     )
     await connection.close()
     answer = await client.get("/")
