@@ -14,6 +14,7 @@ from typing import Any
 
 import asyncpg
 import httpx
+from collector.collectors import Process
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope, KeyValue
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
@@ -108,7 +109,7 @@ class Sender:
                     assert time.monotonic() < deadline, self.answers
                     time.sleep(0.1)
                 sent += ids
-        self.acknowledged += sent
+                self.acknowledged += ids
         return sent
 
 
@@ -138,6 +139,15 @@ async def eventually(
         assert asyncio.get_running_loop().time() < deadline, found
         await asyncio.sleep(0.2)
     return found
+
+
+def said(process: Process, words: str) -> Callable[[], Awaitable[bool]]:
+    """Whether a process has printed something by now: it does so after what it tells of."""
+
+    async def look() -> bool:
+        return words in process.output
+
+    return look
 
 
 async def all_stored_once(store: str, sent: Iterable[str], within: float = 60.0) -> None:
