@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from otel_audit._util.cache import BoundedCache
+from otel_audit._util.cache import BoundedCache, Memo
 from otel_audit_postgres.query.conditions import READABLE
 from otel_audit_postgres.reports import controls
-from otel_audit_postgres.reports.model import Definition, ReportRow
+from otel_audit_postgres.reports.model import AT_ONCE, Definition, ReportRow, in_batches
 from otel_audit_postgres.reports.payload_parts import (
     bare_noun,
     changes_of,
@@ -22,7 +22,7 @@ from otel_audit_postgres.reports.payload_parts import (
 )
 from otel_audit_postgres.reports.retention_policy import month_end, policy_in_force
 from otel_audit_postgres.reports.snapshot import (
-    CHANGES,
+    HAS_CHANGES,
     OF_THE_STORE,
     Snapshot,
     selected,
@@ -37,41 +37,57 @@ _PEOPLE: Final = frozenset({
 _KEY: Final = re.compile(r"~p1\.[\w-]{16}\.([\w-]{11})\.", re.ASCII)
 _MOST_CREATORS: Final = 200_000
 """Entities whose creators are remembered at least; of earlier ones the creator is not known."""
-_HAS_CHANGES: Final = f"{CHANGES} > 0"
+# the time as `utc_text` writes it: the server has time for that while rows are made of others
 _OF_CHANGES: Final = (
-    "id, occurred_at, actor_id, event_name, transaction_outcome, payload::text AS payload"
+    """to_char(occurred_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS at, id, """
+    "actor_id, event_name, transaction_outcome, payload::text AS payload"
 )
 
 
-async def _changes_rows(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
+async def _changes_rows(snapshot: Snapshot) -> AsyncIterator[Sequence[ReportRow]]:
     creators: BoundedCache[str, str] = BoundedCache(_MOST_CREATORS)
-    sql, values = snapshot.of_records(_HAS_CHANGES, columns=_OF_CHANGES)
-    async for row, changes in snapshot.changed(sql, values):
-        # once for all columns of a record: there may be many
-        at, actor, record = utc_text(row["occurred_at"]), row["actor_id"], str(row["id"])
-        for change in changes:
-            about, operation = reference_of(change), change.get("operation")
-            pairs = list(values_of(change)) or [(str(operation), (None, None))]
-            if operation == "insert":
-                creators.put(about, actor)
-            same = None
-            if operation == "update" and _is_approval(row["event_name"], pairs):
-                same = _same_actor(actor, creators.get(about))
-            for column, (before, after) in pairs:
-                yield (
-                    at, about, column, text(before), text(after), actor, same,
-                    row["transaction_outcome"], record,
-                )  # fmt: skip
+    sql, values = snapshot.of_records(HAS_CHANGES, columns=_OF_CHANGES)
+    rows: list[ReportRow] = []
+    async for records in snapshot.fetched(sql, values, along_index=True):
+        for record in records:
+            # once for all columns of a record: there may be many
+            at, found, actor, event, outcome, payload = record.values()
+            record_id = str(found)
+            for change in snapshot.changes_in(payload):
+                about, operation = reference_of(change), change.get("operation")
+                pairs = values_of(change) or [(str(operation), (None, None))]
+                if operation == "insert":
+                    creators.put(about, actor)
+                same = None
+                if operation == "update" and _is_approval(event, pairs):
+                    same = _same_actor(actor, creators.get(about))
+                for column, (before, after) in pairs:
+                    rows.append((
+                        at, about, column, text(before), text(after), actor, same, outcome,
+                        record_id,
+                    ))  # fmt: skip
+                if len(rows) >= AT_ONCE:
+                    yield rows
+                    rows = []
+    yield rows
+
+
+def _approves(word: str) -> bool:
+    return _APPROVAL.search(word.lower()) is not None
+
+
+# names of events and columns, and words such as "approved", come again and again
+_APPROVING: Final = Memo(_approves, 4_096, lambda word: len(word) <= 64)  # noqa: PLR2004 - a word
 
 
 def _is_approval(event: str, pairs: Sequence[tuple[str, tuple[Any, Any]]]) -> bool:
     """Whether a change approves something, by the event, the columns, or their new values."""
-    words = [event]
+    if _APPROVING[event]:
+        return True
     for column, (_, after) in pairs:
-        words.append(column)
-        if isinstance(after, str):
-            words.append(after)
-    return _APPROVAL.search(" ".join(words).lower()) is not None
+        if _APPROVING[column] or (isinstance(after, str) and _APPROVING[after]):
+            return True
+    return False
 
 
 def _same_actor(actor: str, creator: str | None) -> str:
@@ -81,6 +97,7 @@ def _same_actor(actor: str, creator: str | None) -> str:
     return "YES" if creator == actor else "no"
 
 
+@in_batches
 async def _subject(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
     subject = snapshot.options.subject or ""
     asked = snapshot.asked(in_period=True)
@@ -147,6 +164,7 @@ _SEEN: Final = "min(occurred_at) OVER who AS first_seen, max(occurred_at) OVER w
 _WHO: Final = "WINDOW who AS (PARTITION BY actor_id, coalesce(source_address, ''))"
 
 
+@in_batches
 async def _incident(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
     asked = snapshot.asked()
     sql = selected(
@@ -165,6 +183,7 @@ async def _incident(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
         )  # fmt: skip
 
 
+@in_batches
 async def _coverage(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
     level = f"CASE WHEN {READABLE} THEN payload ->> 'level' END"
     async for row in snapshot.rows(
@@ -179,6 +198,7 @@ async def _coverage(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
         )  # fmt: skip
 
 
+@in_batches
 async def _review(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
     options = snapshot.options
     signed = await _sign_offs(snapshot)

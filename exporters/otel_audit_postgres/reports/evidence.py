@@ -52,6 +52,7 @@ _MOST_SUSPECTS: Final = 10_000
 _PAUSES_AFTER: Final = 500
 """Leaves after whose hashing the event loop has a turn."""
 _SUM_DIGITS: Final = 15  # of hex: as many as a bigint holds
+_KEY_SIZE: Final = 16  # bytes: with a leaf hash behind it, that is one block of SHA-256
 _KINDS: Final = {
     "changed": "records are not as they were sealed",
     "inserted": "records were never sealed, and do not wait for it",
@@ -271,12 +272,14 @@ class _Comparison:
     def add(self, ids: Sequence[bytes], leaves: Sequence[bytes]) -> None:
         """Add leaves of this period that have a record."""
         low, high, keyed, total, count = self.low.bytes, self.high.bytes, self.key, 0, 0
+        sha256 = hashlib.sha256
         dropped = [(one.lowest.bytes, one.above.bytes) for one in self.dropped]
         for record_id, leaf in zip(ids, leaves, strict=False):
-            if low <= record_id < high and not any(
-                lowest <= record_id < above for lowest, above in dropped
+            if low <= record_id < high and not (
+                dropped and any(lowest <= record_id < above for lowest, above in dropped)
             ):
-                total += int(hashlib.sha256(keyed + leaf).hexdigest()[:_SUM_DIGITS], 16)
+                # the first digits, as in SQL
+                total += int.from_bytes(sha256(keyed + leaf).digest()[:8], "big") >> 4
                 count += 1
         self.total += total
         self.leaves += count
@@ -307,7 +310,7 @@ async def _account(
 def _comparison(part: PeriodEvidence, dropped: Sequence[store.Pruning]) -> _Comparison:
     low, high = lowest_id(part.begin - _SLACK), lowest_id(part.end + _SLACK)
     within = [one for one in dropped if one.lowest < high and one.above > low]
-    return _Comparison(part, low, high, within, secrets.token_bytes(32))
+    return _Comparison(part, low, high, within, secrets.token_bytes(_KEY_SIZE))
 
 
 async def _rebuild_tree(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shlex
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -21,7 +21,7 @@ from otel_audit_postgres.query.grammar import parse
 from otel_audit_postgres.query.trail import ReaderScope, Trail, look_as
 from otel_audit_postgres.reports.evidence import Witnesses, gather
 from otel_audit_postgres.reports.found_evidence import Evidence
-from otel_audit_postgres.reports.model import Definition, ReportRow
+from otel_audit_postgres.reports.model import AT_ONCE, Definition, ReportRow
 from otel_audit_postgres.reports.options import Options
 from otel_audit_postgres.reports.retention_policy import months
 from otel_audit_postgres.reports.snapshot import TAMPERED, Snapshot, taken, utc_text
@@ -33,8 +33,6 @@ _IN_MEMORY: Final = 4_000_000
 _FOR_MANY_ROWS: Final = "SET LOCAL work_mem = '64MB'"
 _EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
 """Some reports have a row for each month of their period."""
-AT_ONCE: Final = 500
-"""Rows that are written together: each piece of output costs as much as several rows."""
 _encode: Final = msgspec.json.Encoder().encode_lines
 _decode: Final = msgspec.json.Decoder().decode
 
@@ -189,12 +187,10 @@ async def _evidence(snapshot: Snapshot, definition: Definition, witnesses: Witne
     return await gather(snapshot, whole, Witnesses(witnesses.keys), is_deep=False)
 
 
-async def _keep(rows: AsyncIterator[ReportRow], kept: IO[bytes]) -> tuple[int, str]:
+async def _keep(batches: AsyncIterator[Sequence[ReportRow]], kept: IO[bytes]) -> tuple[int, str]:
     """Write rows as JSON lines. Returns their number and the SHA-256 of the lines."""
     count, digest = 0, hashlib.sha256()
-    batch: list[ReportRow] = []
-
-    def put() -> None:
+    async for batch in batches:
         # jq, by which the hash is checked, has no other form of this character
         lines = _encode(batch).replace(b"\x7f", b"\\u007f")
         try:
@@ -205,14 +201,7 @@ async def _keep(rows: AsyncIterator[ReportRow], kept: IO[bytes]) -> tuple[int, s
                 "TMPDIR names another place"
             ) from None
         digest.update(lines)
-        batch.clear()
-
-    async for row in rows:
-        batch.append(row)
-        count += 1
-        if len(batch) == AT_ONCE:
-            put()
-    put()
+        count += len(batch)
     return count, digest.hexdigest()
 
 

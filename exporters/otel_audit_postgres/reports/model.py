@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import wraps
+from typing import Final, Literal
 
 from otel_audit_postgres.reports.snapshot import Snapshot
 
 ReportValue = str | int | None
 ReportRow = tuple[ReportValue, ...]
+Rows = Callable[[Snapshot], AsyncIterator[Sequence[ReportRow]]]
+"""Reads the rows of a report, some at a time."""
+AT_ONCE: Final = 500
+"""Rows that are passed on, and written, together: each piece of output costs as much as several."""
+
+
+def in_batches(rows: Callable[[Snapshot], AsyncIterator[ReportRow]]) -> Rows:
+    """Pass on some rows at a time, where a function yields one after the other."""
+
+    @wraps(rows)
+    async def batches(snapshot: Snapshot) -> AsyncIterator[Sequence[ReportRow]]:
+        batch: list[ReportRow] = []
+        async for row in rows(snapshot):
+            batch.append(row)
+            if len(batch) == AT_ONCE:
+                yield batch
+                batch = []
+        yield batch
+
+    return batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +69,7 @@ class Definition:
     title: str
     about: str
     columns: tuple[str, ...]
-    rows: Callable[[Snapshot], AsyncIterator[ReportRow]]
+    rows: Rows
     controls: tuple[Control, ...]
     nothing: str
     needs: tuple[Literal["subject", "query"], ...] = field(default=())

@@ -32,13 +32,16 @@ def changes_of(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from (one for one in found if isinstance(one, dict))
 
 
-def values_of(change: dict[str, Any]) -> Iterator[tuple[str, tuple[Any, Any]]]:
-    """Each column of a change, with its value before and after."""
+def values_of(change: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Each column of a change, with a list of its value before and after."""
     values = change.get("values")
-    if isinstance(values, dict):
-        for column, pair in values.items():
-            if isinstance(pair, list) and len(pair) == 2:  # noqa: PLR2004 - before, after
-                yield column, (pair[0], pair[1])
+    if not isinstance(values, dict):
+        return []
+    return [
+        (column, pair)
+        for column, pair in values.items()
+        if isinstance(pair, list) and len(pair) == 2  # noqa: PLR2004 - before, after
+    ]
 
 
 def noun_of(change: dict[str, Any]) -> str:
@@ -57,4 +60,4 @@ def reference_of(change: dict[str, Any]) -> str:
     """The entity of a change: ``order:7``."""
     key = change.get("key")
     values = key.values() if isinstance(key, dict) else ()
-    return f"{noun_of(change)}:{','.join(str(text(value, 100)) for value in values)}"
+    return f"{noun_of(change)}:{','.join([str(text(value, 100)) for value in values])}"

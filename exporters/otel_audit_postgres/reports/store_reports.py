@@ -9,7 +9,7 @@ from typing import Final
 
 from otel_audit_postgres.reports import controls
 from otel_audit_postgres.reports.found_evidence import Evidence, PeriodEvidence
-from otel_audit_postgres.reports.model import Definition, ReportRow
+from otel_audit_postgres.reports.model import Definition, ReportRow, in_batches
 from otel_audit_postgres.reports.payload_parts import part
 from otel_audit_postgres.reports.retention_policy import month_end, months, policy_in_force
 from otel_audit_postgres.reports.snapshot import OF_THE_STORE, Snapshot, selected, utc_text
@@ -28,6 +28,7 @@ _LOSSES: Final = (
 _WHOLE_STORE_ONLY: Final = "not shown: counts the whole store"
 
 
+@in_batches
 async def _integrity(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
     evidence = snapshot.evidence
     if evidence is None:
@@ -118,6 +119,7 @@ async def _counted(snapshot: Snapshot, condition: str) -> Counter[str]:
     return Counter({row["month"]: row["found"] async for row in rows})
 
 
+@in_batches
 async def _disposal(snapshot: Snapshot) -> AsyncIterator[ReportRow]:
     hot = await _hot(snapshot)
     archived, dropped = await _gone(snapshot)
