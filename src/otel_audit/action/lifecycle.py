@@ -21,7 +21,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import Token
 from itertools import chain
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from otel_audit import scope as scopes
 from otel_audit._util.aio import Timer, call_after, in_slices, running_trio
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from otel_audit.record import AuditRecord, TransactionOutcome
 
 _logger = logging.getLogger("otel_audit.action")
+
+_Known = TypeVar("_Known")
 
 
 class Lifecycle(ABC):
@@ -68,17 +70,17 @@ class Lifecycle(ABC):
         """
 
     def _write_opened(
-        self, begin: Callable[[AuditRecord], bool], record: AuditRecord, *, refuse: bool
+        self, begin: Callable[[_Known], bool], known: _Known, *, refuse: bool
     ) -> bool:
         """Open: write down that the action has begun, so that a crash leaves a trace of it.
 
         Args:
             begin: Writes it down; False where the action must be refused.
-            record: Of phase ``started``.
+            known: What it is made of, such as a record of phase ``started``.
             refuse: Whether an error of ours refuses it, too.
         """
         try:
-            return begin(record)
+            return begin(known)
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._count_failure(error)
             return not refuse

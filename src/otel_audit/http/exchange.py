@@ -139,14 +139,13 @@ class Exchange(Lifecycle):
         if self._spooled:
             return True
         self._spooled = True
-        audit = self._audit
-        try:
-            if options.place is not None:
-                audit.place = options.place(audit.server_span)
-            return options.recorder.opened(builder.opened(decision), audit.server_span)
-        except Exception as error:  # noqa: BLE001 - must not reach the application
-            self._count_failure(error)
-            return not options.refuses
+        return self._write_opened(self._begin, decision, refuse=options.refuses)
+
+    def _begin(self, decision: PolicyDecision) -> bool:
+        audit, options = self._audit, self._options
+        if options.place is not None:
+            audit.place = options.place(audit.server_span)
+        return options.recorder.opened(self._builder.opened(decision), audit.server_span)
 
     def _observe_bodies(self) -> HeadAssessment:
         """Judge by the head what any answer could lead to; begin to copy what that may need."""
