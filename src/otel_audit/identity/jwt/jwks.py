@@ -137,19 +137,6 @@ class KeySet:
             self._text = text
             self.generation += 1
 
-    def ready(self, timeout: float) -> bool:
-        """Wait until keys are there; not for an event loop's thread.
-
-        Args:
-            timeout: Seconds.
-        """
-        if self._current is None:
-            self._read_soon(RETRY_INTERVAL)
-        thread = self._thread
-        if thread is not None:
-            thread.join(timeout)
-        return self._current is not None
-
     def _read_soon(self, interval: float, wanted: str | None = None) -> bool:
         """Begin to read; return whether it was begun."""
         # after a fork the parent's thread counts as dead here, and a new one may start

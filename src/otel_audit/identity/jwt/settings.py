@@ -53,10 +53,6 @@ class FetchedKeys:
                 self.keys.ask_again(header.key_id)
             raise
 
-    def ready(self, timeout: float) -> bool:
-        """Wait for the first read."""
-        return self.keys.ready(timeout)
-
 
 def verifier_from_config(config: AuditConfig) -> TokenReader | None:
     """Read the settings.

@@ -64,9 +64,6 @@ class TokenReader(Protocol):
             TokenError: It is not valid.
         """
 
-    def ready(self, timeout: float) -> bool:
-        """Wait until keys are there."""
-
 
 class KeySource(Protocol):
     """The source of an issuer's keys."""
@@ -84,9 +81,6 @@ class KeySource(Protocol):
         Raises:
             TokenError: There is none.
         """
-
-    def ready(self, timeout: float) -> bool:
-        """Wait until there are keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,15 +160,6 @@ class JwtVerifier:
         self._cache.put(digest, _Remembered(found, issuer.keys, generation))
         return found
 
-    def ready(self, timeout: float) -> bool:
-        """Wait until every issuer's keys are there; not for an event loop's thread.
-
-        Args:
-            timeout: Seconds, for each issuer.
-        """
-        waited = [issuer.keys.ready(timeout) for issuer in self._issuers.values()]
-        return all(waited)
-
     def _issuer(self, token: str) -> Issuer:
         named = None
         if len(self._issuers) > 1 or None not in self._issuers:
@@ -248,10 +233,6 @@ class UnverifiedReader:
         )
         return VerifiedToken(MappingProxyType(claims), self._issuer, end, verified=False)
 
-    def ready(self, timeout: float) -> bool:  # noqa: ARG002 - as JwtVerifier.ready
-        """There is nothing to wait for."""
-        return True
-
 
 @dataclass(frozen=True, slots=True)
 class FixedKey:
@@ -268,10 +249,6 @@ class FixedKey:
         from otel_audit.identity.jwt.keys import choose_key
 
         return choose_key((self.key,), Header(header.algorithm, None))
-
-    def ready(self, timeout: float) -> bool:  # noqa: ARG002 - as all key sources
-        """It is always there."""
-        return True
 
 
 def without_padding(token: str) -> str:
