@@ -8,7 +8,8 @@ import logging
 import queue
 import selectors
 import threading
-from collections.abc import Callable, Collection, Coroutine, Iterable
+import types
+from collections.abc import Callable, Collection, Coroutine, Generator, Iterable
 from concurrent.futures import Executor, Future, InvalidStateError
 from typing import Any, Final, NamedTuple, TypeVar, TypeVarTuple
 
@@ -28,6 +29,9 @@ _BACKOFF: Final = Backoff(first=0.1, longest=5.0)
 
 _LONGEST_END: Final = 5.0
 """Seconds that the tasks of a loop have which is given up."""
+
+_MOST_WAITS: Final = 100
+"""Times that a coroutine is cancelled which waits again each time, before it is closed."""
 
 _MOST_THREADS: Final = 8
 """Threads for blocking calls of one loop."""
@@ -304,8 +308,9 @@ class LoopThread:
                 tasks = asyncio.all_tasks(loop)
                 try:
                     _end_tasks(loop, tasks)
+                    _end_tasks(loop, _taken_over(loop, tasks))
                 finally:
-                    _close_forgotten(tasks)
+                    _close_unfinished({*asyncio.all_tasks(loop), *tasks})
 
     def _note(self, what: str, error: BaseException | None) -> None:
         self.restarts += 1
@@ -344,8 +349,56 @@ def _end_tasks(loop: asyncio.AbstractEventLoop, tasks: Collection[asyncio.Task[A
     loop.run_until_complete(loop.shutdown_asyncgens())
 
 
-def _close_forgotten(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """End the coroutines of the tasks that the loop has forgotten.
+def _taken_over(
+    loop: asyncio.AbstractEventLoop, tasks: Iterable[asyncio.Task[Any]]
+) -> list[asyncio.Task[Any]]:
+    """Let new tasks go on with the coroutines of those that the loop has forgotten.
+
+    What they have open is closed in their ``finally`` blocks, which may wait for it.
+    """
+    found = [
+        loop.create_task(_go_on(coroutine))
+        for task in tasks
+        if _is_forgotten(task) and isinstance(coroutine := task.get_coro(), Coroutine)
+    ]
+    # cancelled before its first step, a task does not even begin
+    loop.run_until_complete(asyncio.sleep(0))
+    return found
+
+
+def _is_forgotten(task: asyncio.Task[Any]) -> bool:
+    """Return whether nothing will turn to a task again: what it has waited for is there."""
+    waits_for: asyncio.Future[Any] | None = getattr(task, "_fut_waiter", None)
+    return not task.done() and (waits_for is None or waits_for.done())
+
+
+async def _go_on(coroutine: Coroutine[Any, Any, object]) -> None:
+    """Wait to be cancelled, and then cancel a coroutine where it waits."""
+    try:
+        await asyncio.get_running_loop().create_future()
+    except asyncio.CancelledError as error:
+        await _rest_of(coroutine, error)
+
+
+@types.coroutine
+def _rest_of(coroutine: Coroutine[Any, Any, T], error: BaseException) -> Generator[Any, Any, T]:
+    """Raise an error in a coroutine where it waits, and go on with it to its end."""
+    try:
+        waits_for = coroutine.throw(error)
+        while True:
+            try:
+                sent = yield waits_for
+            except BaseException as another:  # noqa: BLE001 - it is the coroutine's
+                waits_for = coroutine.throw(another)
+            else:
+                waits_for = coroutine.send(sent)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+
+
+def _close_unfinished(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """End the coroutines of the tasks that could not be ended in time.
 
     CPython 3.11 crashes if the garbage collector comes upon such a task: it ends one of the inner
     coroutines first, and the outer ones while that one runs.
@@ -353,13 +406,24 @@ def _close_forgotten(tasks: Iterable[asyncio.Task[Any]]) -> None:
     for task in tasks:
         coroutine = task.get_coro()
         if not task.done() and isinstance(coroutine, Coroutine):
-            try:
-                coroutine.close()
-            except BaseException as error:  # noqa: BLE001 - a block within it that waits, or fails
-                log_limited(
-                    _logger, "forgotten task", "A task that was cut off did not end by itself",
-                    level=logging.DEBUG, error=error,
-                )  # fmt: skip
+            _close(coroutine)
+
+
+def _close(coroutine: Coroutine[Any, Any, object]) -> None:
+    """End a coroutine without a loop; what it waits for in its ``finally`` blocks is left out.
+
+    It is cancelled at each place where it waits, before it is closed: an inner coroutine that waits
+    again when it is closed would be left behind by the outer ones.
+    """
+    try:
+        for _ in range(_MOST_WAITS):
+            coroutine.throw(asyncio.CancelledError())
+        coroutine.close()
+    except BaseException as error:  # noqa: BLE001 - its end: cancelled, or failed
+        log_limited(
+            _logger, "forgotten task", "A task that was cut off did not end by itself",
+            level=logging.DEBUG, error=error,
+        )  # fmt: skip
 
 
 def _reason(error: BaseException) -> str:

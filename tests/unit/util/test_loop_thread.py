@@ -145,7 +145,69 @@ def test_a_task_that_the_loop_has_forgotten_is_ended_at_once(
     try:
         forgotten.worker.start()
         forgotten.worker.join(60)
-        assert forgotten.ended_within == [True]
+        assert forgotten.ended_within == [False]
+    finally:
+        gc.enable()
+
+
+class Cleaning(Forgotten):
+    """The same, with something open: it takes several turns of the loop to close that."""
+
+    turns = 3
+
+    async def work(self) -> None:
+        try:
+            await super().work()
+        finally:
+            await self.close()
+
+    async def close(self) -> None:
+        self.closed: list[str] = getattr(self, "closed", [])
+        for turn in range(self.turns):
+            await asyncio.sleep(0.001)
+            self.closed.append(f"turn {turn}")
+
+
+@pytest.mark.allow_errors
+def test_what_a_forgotten_task_has_open_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its ``finally`` blocks are waited for on the loop, as those of any other task are."""
+    monkeypatch.setattr(loop_thread, "_BACKOFF", Backoff(first=0.01))
+    monkeypatch.setattr(loop_thread, "_LONGEST_END", 1.0)
+    cleaning = Cleaning()
+    cleaning.worker.start()
+    cleaning.worker.join(60)
+    # of the first work, and of the second one, which begins and ends in order
+    assert cleaning.closed == [f"turn {turn}" for turn in range(3)] * 2
+    # within a running loop
+    assert cleaning.ended_within == [False]
+
+
+class Endless(Cleaning):
+    """It closes longer than anybody waits."""
+
+    async def close(self) -> None:
+        if not self.ended_within or hasattr(self, "closed"):
+            return
+        self.closed = []
+        loop = asyncio.get_running_loop()
+        while len(self.closed) < 5:
+            try:
+                await loop.create_future()
+            except asyncio.CancelledError:
+                self.closed.append("once more")
+
+
+@pytest.mark.allow_errors
+def test_a_task_that_waits_again_and_again_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of it is left to the garbage collector, however often it waits."""
+    monkeypatch.setattr(loop_thread, "_BACKOFF", Backoff(first=0.01))
+    monkeypatch.setattr(loop_thread, "_LONGEST_END", 0.05)
+    endless = Endless()
+    gc.disable()
+    try:
+        endless.worker.start()
+        endless.worker.join(60)
+        assert endless.closed == ["once more"] * 5
     finally:
         gc.enable()
 
