@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -38,6 +39,9 @@ from otel_audit.streams.local_position import LocalPosition, SentPosition
 _logger = logging.getLogger(__name__)
 
 _BACKOFF: Final = Backoff(first=0.2, longest=30.0)
+_RECORD_EVERY: Final = 60.0
+"""Seconds between two records by one process that it sends with settings of its own."""
+
 _AT_A_TIME: Final = 32
 """Events that are made ready before the event loop has a turn."""
 
@@ -144,6 +148,7 @@ class Stream:
         self._local_position = local_position
         self._interval = interval
         self._ahead: _Batch | None = None
+        self._next_record = 0.0
         self.progress = StreamProgress()
 
     @property
@@ -232,6 +237,8 @@ class Stream:
             if held != at:
                 # another process moved it, or it was paused, since it was looked at
                 return True
+            if held.settings != self._plan.settings:
+                await self._record_settings()
             self.progress.lag = await store.waiting_for(connection, at.next_leaf, sealed)
             batch, self._ahead = self._ahead, None
             if batch is None or (batch.page.first, batch.turn) != (at.next_leaf, at.turn):
@@ -243,6 +250,26 @@ class Stream:
         if stopped is not None:
             raise stopped
         return True
+
+    async def _record_settings(self) -> None:
+        """Say under which settings it goes on from here: others were recorded since it was opened.
+
+        Two processes with different settings send in turn. Each says so now and then, not with each
+        batch: what is recorded is sealed, and is a batch itself.
+        """
+        now = time.monotonic()
+        if now < self._next_record:
+            return
+        # on a connection of its own: the record stands before the first event goes out, and the
+        # stream's row is not locked for as long as the destination takes
+        async with opened(self._dsn) as connection:
+            await store.open_stream(connection, self.name, self._plan.settings, self._plan.start)
+        self._next_record = now + _RECORD_EVERY
+        log_limited(
+            _logger, f"settings {self.name}", "Stream %s: another process has opened it with other "
+            "settings; this one sends with its own, which is recorded", self.name,
+            level=logging.WARNING,
+        )  # fmt: skip
 
     async def _prepare(self, connection: Connection[Any], start: int, turn: int) -> _Batch:
         page = await read_page(connection, start, limit=self._plan.batch, query=self._plan.query)

@@ -455,6 +455,49 @@ async def test_who_stands_by_opens_its_stream_once(log, stream_to, receiver, con
     assert await connection.fetchval(changes) == 2
 
 
+async def test_who_takes_over_records_its_settings(log, stream_to, receiver, connection):
+    """Which settings were used when is told by the trail: also of a process that stood by."""
+    await log.write(3)
+    await log.seal()
+    first, second = stream_to(*to(receiver)), stream_to(*to(receiver), 'shape = "ecs"')
+    await store.open_stream(connection, "siem", {}, 0)
+    holder = await asyncpg.connect(log.dsn)
+    holding = holder.transaction()
+    await holding.start()
+    assert await store.hold(holder, "siem") is not None
+    # the last one that opened it is the second, and the first one sends
+    async with running(first):
+        await until(lambda: first.progress.state == "standby")
+        async with running(second):
+            await until(lambda: second.progress.state == "standby")
+        await holding.rollback()
+        await holder.close()
+        await until(lambda: len(receiver.stored) >= 3)
+    rows = await connection.fetch(
+        "SELECT payload::json #>> '{metadata,settings,shape}' FROM audit.audit_logs "
+        "WHERE event_name = 'audit.destination.changed' ORDER BY recorded_at, id"
+    )
+    assert [row[0] for row in rows] == ["native", "ecs", "native"]
+    at = await store.position(connection, "siem")
+    assert at.settings["shape"] == "native"
+
+
+async def test_two_of_other_settings_do_not_fill_the_trail(log, stream_to, receiver, connection):
+    """Each that sends in turn with another says so once, not with each batch."""
+    await log.write(1)
+    await log.seal()
+    first, second = stream_to(*to(receiver)), stream_to(*to(receiver), 'shape = "ecs"')
+    await store.open_stream(connection, "siem", {}, 0)
+    for _ in range(4):
+        for stream in (first, second):
+            await log.write(1)
+            await log.seal()
+            await stream._step(connection)
+    changes = "SELECT count(*) FROM audit.audit_logs WHERE event_name = 'audit.destination.changed'"
+    assert await connection.fetchval(changes) == 2
+    assert len(receiver.stored) >= 9
+
+
 async def test_once_beside_another_says_so(log, stream_to, receiver, connection):
     """--once does not wait: another process sends it."""
     await log.write(1)
