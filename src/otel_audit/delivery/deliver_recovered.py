@@ -7,13 +7,16 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from otel_audit.delivery.metrics import Counters
 from otel_audit.delivery.queue_entries import Entry, read_back
-from otel_audit.delivery.spool import AbandonedSpool, FrameKind
+from otel_audit.delivery.spool import AbandonedSpool, FrameKind, RecoveryReport
 
 _logger = logging.getLogger(__name__)
+
+_MOST_NAMED: Final = 10
+"""Records that a line of the log names."""
 
 Adopt = Callable[[], list[AbandonedSpool]]
 WriteBatch = Callable[[Sequence[Entry]], Awaitable[bool]]
@@ -51,9 +54,18 @@ def batches_of(
         _logger.critical(
             "The spool of a dead process is damaged: %s: %d places altered or gone, %d files "
             "unreadable; %d records there are lost, as far as can be said, and the damaged files "
-            "are kept (otel-audit quarantine)",
-            spool.path, report.damaged_frames, len(report.unreadable), report.lost,
+            "are kept (otel-audit quarantine)%s",
+            spool.path, report.damaged_frames, len(report.unreadable), report.lost, _named(report),
         )  # fmt: skip
+
+
+def _named(report: RecoveryReport) -> str:
+    """Name the lost records whose ids can still be read, the first ones."""
+    names = sorted({damage.record_id for damage in report.damages if damage.record_id})
+    if not names:
+        return ""
+    further = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return f"; damaged and not said again: record {', '.join(names[:_MOST_NAMED])}{further}"
 
 
 def _entries(spool: AbandonedSpool) -> Iterator[RecoveredEntry]:

@@ -142,6 +142,25 @@ class TestRecovery:
         assert recovery._counters.dropped == 1
         assert caplog.text.count("is damaged") == 1
 
+    def test_lost_records_are_named_as_far_as_they_are_known(self, home, caplog):
+        """An action that had only begun has no number that would be missing: the log names it."""
+        begun, ended = a_record(event_name="no.1"), a_record(event_name="no.2")
+        path = leave(
+            home,
+            (FrameKind.OPENED, begun),
+            (FrameKind.OPENED, ended),
+            (FrameKind.CLOSED, ended),
+        )
+        (segment,) = path.glob("*.frames")
+        content = segment.read_bytes().replace(b"no.1", b"no.X")
+        segment.write_bytes(content.replace(b"no.2", b"no.X", 1))
+        recovery, store = a_recovery(home), Store()
+        deliver(recovery, store)
+        assert [record.event_name for record in store.got] == ["no.2"]
+        assert recovery._counters.dropped == 1
+        assert f"not said again: record {begun.record_id}\n" in caplog.text
+        assert ended.record_id not in caplog.text
+
     def test_what_cannot_be_removed_is_not_delivered_for_ever(self, home, monkeypatch):
         """A spool that stays, because a file of it cannot be read, is delivered once."""
         leave(home, (FrameKind.CLOSED, a_record()))

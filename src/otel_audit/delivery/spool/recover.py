@@ -100,12 +100,14 @@ class DamagedBytes(NamedTuple):
         offset: Of the first such byte.
         size: How many.
         reason: See `Damage`; ``torn`` is the ordinary trace of a kill, all others are losses.
+        record_id: Of the record that is lost by it, where its header can be read; else empty.
     """
 
     file: str
     offset: int
     size: int
     reason: Reason
+    record_id: str = ""
 
 
 @dataclass(slots=True)
@@ -136,15 +138,16 @@ class RecoveryReport:
         """Whether nothing was lost, as far as can be seen."""
         return not (self.damaged_frames or self.unreadable or self.foreign)
 
-    def note(self, file: str, damage: Damage) -> None:
-        """Count damage."""
+    def note(self, file: str, damage: Damage, *, costs_record: bool = True) -> None:
+        """Count damage, and name the record that it costs."""
         size = damage.end - damage.start
         if damage.reason != "torn":
             self.damaged_frames += 1
             if file not in self.damaged_files:
                 self.damaged_files.append(file)
         if len(self.damages) < _DAMAGES_LISTED:
-            self.damages.append(DamagedBytes(file, damage.start, size, damage.reason))
+            name = record_name(damage.record_id) if costs_record and damage.record_id else ""
+            self.damages.append(DamagedBytes(file, damage.start, size, damage.reason, name))
 
 
 class AbandonedSpool:
@@ -279,7 +282,8 @@ class AbandonedSpool:
         for one in survey.found:
             named, lost = self._expected.judge(one)
             for damage in named:
-                report.note(survey.segments[one.place], damage)
+                outlived = (one.place, damage.start) in survey.outlived
+                report.note(survey.segments[one.place], damage, costs_record=not outlived)
             report.lost += lost
         there = {segment_number(name) for name in survey.segments}
         for gone in self._expected.gone(there, survey.unexpected):
