@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONSTRAINTS := .ci/constraints.txt
 READY := $(VENV)/.ready
+# set in some containers: each of hundreds of processes would then compile each module anew
+unexport PYTHONDONTWRITEBYTECODE
 # a dot for some lines, so that one sees that it is alive; all lines if it fails
 DOTS := '/^SETUP-FAILED$$/ { failed = 1; next } { said = said $$0 "\n" } NR % 5 == 0 { printf "."; fflush() } END { print ""; if (failed) { printf "%s", said; exit 1 } }'
 
