@@ -493,7 +493,7 @@ class PostgresSink:
                 continue
             became.has_taken_any = True
             if new != len(made):
-                await self._store_beside(connection, made, became)
+                await self._store_conflicts(connection, made, became)
         became.refused += feed.refused
         return rows
 
@@ -511,7 +511,7 @@ class PostgresSink:
         """Insert rows; if another record has a row's id, the row is stored beside it."""
         sound, new = await self._put(connection, rows, became)
         if new != len(sound):
-            await self._store_beside(connection, sound, became)
+            await self._store_conflicts(connection, sound, became)
 
     async def _put(
         self, connection: Connection[Any], rows: Sequence[Row], became: _BatchResult
@@ -648,9 +648,9 @@ class PostgresSink:
         if fresh:
             await self._store(connection, fresh, became)
         if others:
-            await self._store_beside(connection, others, became)
+            await self._store_conflicts(connection, others, became)
 
-    async def _store_beside(
+    async def _store_conflicts(
         self, connection: Connection[Any], rows: Sequence[Row], became: _BatchResult
     ) -> None:
         """Store records whose ids other records have, each under a new id."""

@@ -247,7 +247,7 @@ class AuditScope(msgspec.Struct, eq=False, weakref=True):
             if self.further is None:
                 recent, kept = changes.recent, self.changes
                 if (
-                    not (changes.full or changes.unkept)
+                    not (changes.full or changes.unspilled)
                     and len(kept) + len(recent) <= changes.room.page
                 ):
                     kept += recent

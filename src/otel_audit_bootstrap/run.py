@@ -66,8 +66,8 @@ def main(arguments: Sequence[str], prog: str = "otel-audit run") -> NoReturn:
     if given.service:
         os.environ["OTEL_SERVICE_NAME"] = given.service
     # where the environment is not activated, what is installed beside this is meant
-    beside = str(Path(sys.executable).parent)
-    executable = shutil.which(command[0]) or shutil.which(command[0], path=beside)
+    same_directory = str(Path(sys.executable).parent)
+    executable = shutil.which(command[0]) or shutil.which(command[0], path=same_directory)
     if executable is None:
         sys.stderr.write(f"{prog}: there is no command {command[0]!a}\n")
         sys.exit(NO_COMMAND)

@@ -522,11 +522,11 @@ def _check_unlisted_objects(
             named.add(manifest_key(manifest.month, one.note))
             if manifest.tree is not None:
                 named.add(manifest.tree[0])
-    strangers = [key for key in archive.list_keys() if key not in named]
-    if strangers:
+    unlisted = [key for key in archive.list_keys() if key not in named]
+    if unlisted:
         findings.warnings.append(
-            f"{len(strangers)} objects of {archive.name} are in no manifest, the first: "
-            f"{strangers[0]} (what a run that was cut off left, or what somebody put there)"
+            f"{len(unlisted)} objects of {archive.name} are in no manifest, the first: "
+            f"{unlisted[0]} (what a run that was cut off left, or what somebody put there)"
         )
     left = [key for key in archive.list_keys() if key in removed]
     if left:

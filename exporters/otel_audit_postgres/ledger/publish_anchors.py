@@ -133,7 +133,7 @@ class Publishing:
             task = self._under_way.pop(id(one), None)
             if task is not None and not task.done():
                 task.cancel()
-                self._complain(one, f"{one.name} does not answer")
+                self._warn(one, f"{one.name} does not answer")
 
     def forget_running(self) -> None:
         """Forget what is under way: its event loop is gone."""
@@ -148,7 +148,7 @@ class Publishing:
         """Begin something with an anchor, unless something is under way there already."""
         before = self._under_way.get(id(anchor))
         if before is not None and not before.done():
-            self._complain(anchor, f"{anchor.name} does not answer")
+            self._warn(anchor, f"{anchor.name} does not answer")
             return None
         task = asyncio.ensure_future(self._guarded(anchor, work, size))
         self._under_way[id(anchor)] = task
@@ -161,9 +161,9 @@ class Publishing:
             # an anchor may be anybody's, and one that blocks its loop must not hold up this one
             answer = await asyncio.wrap_future(run_in_thread("otel-audit-anchor", work))
         except AnchorError as error:
-            self._complain(anchor, str(error))
+            self._warn(anchor, str(error))
         except Exception as error:  # noqa: BLE001 - the same
-            self._complain(anchor, f"{anchor.name} failed ({type(error).__name__})")
+            self._warn(anchor, f"{anchor.name} failed ({type(error).__name__})")
         else:
             if size is not None:
                 self._published[id(anchor)] = size
@@ -177,13 +177,13 @@ class Publishing:
 
     def _is_done(self, anchor: Anchor, task: asyncio.Task[Any]) -> bool:
         if not task.done():
-            self._complain(anchor, f"{anchor.name} does not answer")
+            self._warn(anchor, f"{anchor.name} does not answer")
             return False
         self._asking.discard(id(task))
         self._under_way.pop(id(anchor), None)
         return task.result() is not _FAILED
 
-    def _complain(self, anchor: Anchor, why: str) -> None:
+    def _warn(self, anchor: Anchor, why: str) -> None:
         self.failures += 1
         log_limited(
             _logger, anchor.name,

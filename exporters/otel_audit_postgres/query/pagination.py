@@ -15,14 +15,14 @@ WINDOW: Final = 10_000
 """Records that one question reads whole, for free text and what has no column: about 0.1 s."""
 
 # word for word the condition of the index audit_logs_astray, or the index is of no use
-ASTRAY: Final = (
+ID_TIME_DIFFERS: Final = (
     "CASE WHEN isfinite(occurred_at) THEN "
     "abs(('x' || left(id::text, 8) || substr(id::text, 10, 4))::bit(48)::bigint"
     " - (extract(epoch FROM occurred_at - '1970-01-01 00:00:00+00'::timestamptz) * 1000)::bigint"
     ") > 1000 ELSE true END"
 )
-_ASTRAY_FROM: Final = 1002
-"""Milliseconds that an id may be from its record's time and not be astray, with rounding."""
+_LARGEST_ID_OFFSET: Final = 1002
+"""Milliseconds that an id may be from its record's time and still count as equal, with rounding."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST_ID: Final = (1 << 128) - 1
 # a row of when nothing was checked may be of any time; no datetime is before 1 or after 9999
@@ -136,17 +136,17 @@ def _with_payloads(walked: str) -> str:
 
 def _by_time(asked: Conditions, names: Sequence[str], order: str, *, payloads: bool) -> str:
     """Scan the ids of the time span, and the index of records whose ids have another time."""
-    between = [*asked.columns, f"NOT ({ASTRAY})"]
+    between = [*asked.columns, f"NOT ({ID_TIME_DIFFERS})"]
     if asked.since is not None:
-        between.append(f"id >= {asked.bind(_id_at(asked.since, -_ASTRAY_FROM))}::uuid")
+        between.append(f"id >= {asked.bind(_id_at(asked.since, -_LARGEST_ID_OFFSET))}::uuid")
     if asked.until is not None:
-        between.append(f"id <= {asked.bind(_id_at(asked.until, _ASTRAY_FROM))}::uuid")
+        between.append(f"id <= {asked.bind(_id_at(asked.until, _LARGEST_ID_OFFSET))}::uuid")
     columns = (*names, "payload") if payloads else names
-    astray = f"SELECT {selected(names)} FROM astray {order}"  # noqa: S608 - constants
+    mismatched = f"SELECT {selected(names)} FROM mismatched {order}"  # noqa: S608 - constants
     return (
-        f"WITH astray AS MATERIALIZED ({_selecting(names, [*asked.columns, ASTRAY])}) "  # noqa: S608
+        f"WITH mismatched AS MATERIALIZED ({_selecting(names, [*asked.columns, ID_TIME_DIFFERS])}) "  # noqa: S608
         f"SELECT {selected(columns)} FROM (({_selecting(columns, between)} {order}) "
-        f"UNION ALL ({_with_payloads(astray) if payloads else astray})) AS found {order}"
+        f"UNION ALL ({_with_payloads(mismatched) if payloads else mismatched})) AS found {order}"
     )
 
 

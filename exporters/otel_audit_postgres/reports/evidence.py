@@ -38,7 +38,7 @@ from otel_audit_postgres.ledger.verify.tree_pass import BlockRange, TreePassStat
 from otel_audit_postgres.ledger.verify.verify import judge_readings
 from otel_audit_postgres.pseudonyms import MARK, SEARCHABLE_LENGTH
 from otel_audit_postgres.query.conditions import READABLE, Conditions
-from otel_audit_postgres.query.pagination import ASTRAY, lowest_id
+from otel_audit_postgres.query.pagination import ID_TIME_DIFFERS, lowest_id
 from otel_audit_postgres.reports.found_evidence import NO_ANCHOR, Evidence, PeriodEvidence
 from otel_audit_postgres.reports.snapshot import LEAF, LEAVES, Snapshot, selected
 from otel_audit_postgres.rows import ADDED_IN, versions_with
@@ -487,7 +487,7 @@ def _after_dropping(snapshot: Snapshot, one: _Comparison) -> Conditions:
 def _with_other_ids(snapshot: Snapshot, one: _Comparison) -> Conditions:
     """Records of that time whose ids are of another one."""
     asked = _of_part(snapshot, one.part)
-    asked.columns += [ASTRAY, f"NOT ({_within(one, asked)})"]
+    asked.columns += [ID_TIME_DIFFERS, f"NOT ({_within(one, asked)})"]
     return asked
 
 

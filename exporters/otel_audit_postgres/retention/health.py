@@ -121,7 +121,7 @@ async def _keys(config: AuditConfig, dsn: str) -> CheckResult:
         assert keys is not None  # noqa: S101 - asked before
         try:
             await keys.check()
-            is_beside = await keys.server() == await _server(dsn)
+            is_same_server = await keys.server() == await _server(dsn)
             _, back = await plan_replay(dsn, keys)
         finally:
             await keys.close()
@@ -134,7 +134,7 @@ async def _keys(config: AuditConfig, dsn: str) -> CheckResult:
             "keys was restored, and erased values can be read again",
             remedy="otel-audit subject replay",
         )  # fmt: skip
-    if is_beside:
+    if is_same_server:
         return CheckResult(
             "keys", ok=None,
             detail="the database of keys is on the same server as the trail: a copy of the server, "

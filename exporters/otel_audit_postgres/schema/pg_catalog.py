@@ -128,7 +128,7 @@ WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a
 ORDER BY 1
 """
 # a BEFORE INSERT trigger or a rule could make records vanish
-_STRANGERS: Final = f"""
+_FOREIGN_TRIGGERS: Final = f"""
 WITH {_GUARDED}, {_GUARDS}
 SELECT 'trigger ' || t.tgname || ' on ' || name
 FROM guarded JOIN pg_catalog.pg_trigger t ON t.tgrelid = guarded.oid
@@ -272,7 +272,7 @@ async def unguarded(connection: Connection[Any]) -> list[str]:
 async def foreign_triggers(connection: Connection[Any]) -> list[str]:
     """Name triggers and rules on the store's tables that are not ours."""
     trigger_source = function_sources()["queue_for_recording"]
-    return await _texts(connection, _STRANGERS, *_sources(), trigger_source)
+    return await _texts(connection, _FOREIGN_TRIGGERS, *_sources(), trigger_source)
 
 
 async def additions(connection: Connection[Any]) -> list[str]:

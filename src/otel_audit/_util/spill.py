@@ -52,7 +52,7 @@ class SpillOptions:
     Attributes:
         page: Changes in memory, and in a page.
         directory: Where the file is made; None: where the system has such files.
-        cipher: Encrypts what is set aside; None: nothing does.
+        cipher: Encrypts what is spilled; None: nothing does.
         on_error: Called for each page that is lost.
     """
 
@@ -103,7 +103,7 @@ class SpilledPage:
         except Exception as error:  # noqa: BLE001 - what is lost is said, not raised
             self._room.on_error()
             log_limited(
-                _logger, "page", "%d changes that were put aside cannot be read back",
+                _logger, "page", "%d spilled changes cannot be read back",
                 self.count, error=error,
             )  # fmt: skip
             return [_summary(("update", "?", "?"), self.count, self.outcome)]
@@ -119,14 +119,14 @@ class SpilledChanges(msgspec.Struct):
         room: How much is kept in memory.
         full: Pages in the file, the earliest first.
         recent: What came after them.
-        unkept: What could not be set aside, counted by operation, entity and table.
+        unspilled: What could not be spilled, counted by operation, entity and table.
         outcome: What became of their transaction, once that is known.
     """
 
     room: SpillOptions = SpillOptions()
     full: list[SpilledPage] = msgspec.field(default_factory=list)
     recent: list[Change] = msgspec.field(default_factory=list)
-    unkept: dict[_Sort, int] = msgspec.field(default_factory=dict)
+    unspilled: dict[_Sort, int] = msgspec.field(default_factory=dict)
     outcome: TransactionOutcome | None = None
     _file: _File | None = None
     _owner: int = 0
@@ -138,24 +138,24 @@ class SpilledChanges(msgspec.Struct):
         number = len(self.recent)
         if self.full:
             number += sum(page.count for page in self.full)
-        return number + sum(self.unkept.values()) if self.unkept else number
+        return number + sum(self.unspilled.values()) if self.unspilled else number
 
     def add(self, change: Change) -> None:
         """Take one more. The last one taken is always in memory."""
         if len(self.recent) >= self.room.page:
-            self._put_aside()
+            self._spill()
         self.recent.append(change)
 
     def absorb(self, other: SpilledChanges) -> None:
         """Take over what another has, behind what is here."""
         if other.full and self.recent:
-            self._put_aside()
+            self._spill()
         self.full.extend(other.full)
         for change in other.recent:
             self.add(change)
         self.outcome = self.outcome or other.outcome
-        for sort, number in other.unkept.items():
-            self.unkept[sort] = self.unkept.get(sort, 0) + number
+        for sort, number in other.unspilled.items():
+            self.unspilled[sort] = self.unspilled.get(sort, 0) + number
 
     def split(self, number: int) -> tuple[list[Change], SpilledChanges]:
         """Take the first ones out.
@@ -167,7 +167,9 @@ class SpilledChanges(msgspec.Struct):
             The first ones, and the rest.
         """
         if not self.full and len(self.recent) <= number:
-            return self.recent, SpilledChanges(self.room, unkept=self.unkept, outcome=self.outcome)
+            return self.recent, SpilledChanges(
+                self.room, unspilled=self.unspilled, outcome=self.outcome
+            )
         first: list[Change] = []
         left: list[Change] = []
         pages = list(self.full)
@@ -180,7 +182,7 @@ class SpilledChanges(msgspec.Struct):
         first.extend(self.recent[:wanted])
         rest = SpilledChanges(self.room, recent=left)
         rest.absorb(
-            SpilledChanges(self.room, pages, self.recent[wanted:], self.unkept, self.outcome)
+            SpilledChanges(self.room, pages, self.recent[wanted:], self.unspilled, self.outcome)
         )
         return first, rest
 
@@ -207,12 +209,12 @@ class SpilledChanges(msgspec.Struct):
 
     def __bool__(self) -> bool:
         """Whether there is any."""
-        return bool(self.recent or self.full or self.unkept)
+        return bool(self.recent or self.full or self.unspilled)
 
     def _summaries(self) -> list[Change]:
-        return [_summary(sort, number, self.outcome) for sort, number in self.unkept.items()]
+        return [_summary(sort, number, self.outcome) for sort, number in self.unspilled.items()]
 
-    def _put_aside(self) -> None:
+    def _spill(self) -> None:
         changes, self.recent = self.recent, []
         try:
             data = _encode(changes)
@@ -221,7 +223,7 @@ class SpilledChanges(msgspec.Struct):
             file = self._own_file()
             _write(file.descriptor, data, self._end)
         except Exception as error:  # noqa: BLE001 - must not reach the application
-            self._count_unkept(changes, error)
+            self._count_unspilled(changes, error)
             return
         self.full.append(SpilledPage(len(changes), file, self._end, len(data), self.room))
         self._end += len(data)
@@ -236,14 +238,14 @@ class SpilledChanges(msgspec.Struct):
             self._owner, self._end = os.getpid(), 0
         return self._file
 
-    def _count_unkept(self, changes: list[Change], error: Exception) -> None:
+    def _count_unspilled(self, changes: list[Change], error: Exception) -> None:
         for change in changes:
             sort = (change.operation, change.entity, change.table)
-            self.unkept[sort] = self.unkept.get(sort, 0) + 1
+            self.unspilled[sort] = self.unspilled.get(sort, 0) + 1
         self.room.on_error()
         log_limited(
             _logger, "aside",
-            "%d changes of a large transaction are only counted: they could not be put aside",
+            "%d changes of a large transaction are only counted: they could not be written to disk",
             len(changes), error=error,
         )  # fmt: skip
 

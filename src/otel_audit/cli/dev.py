@@ -61,8 +61,8 @@ def dev(service: str | None, shows_viewer: bool, command: tuple[str, ...]) -> No
     For example: otel-audit dev uvicorn app:app. Its records are printed as they arrive. The store
     is an embedded PostgreSQL in .otel-audit/, kept between runs. Needs the extra dev.
     """
-    beside = str(Path(sys.executable).parent)
-    executable = shutil.which(command[0]) or shutil.which(command[0], path=beside)
+    same_directory = str(Path(sys.executable).parent)
+    executable = shutil.which(command[0]) or shutil.which(command[0], path=same_directory)
     if executable is None:
         echo(f"there is no command {command[0]}", err=True)
         sys.exit(NO_COMMAND)

@@ -62,31 +62,33 @@ def quarantine(  # noqa: PLR0913, PLR0917 - an option each
     config = AuditConfig() if spool_dir is None else AuditConfig(spool_dir=spool_dir)
     keeper = config.asyncpg_dsn if dsn is None else plain_dsn(dsn)
     found = list(_quarantines(config, service, asks_store=keeper is not None))
-    aside = [] if keeper is None else _aside(keeper, is_asked=dsn is not None or bool(release))
+    stored = (
+        [] if keeper is None else _stored_rows(keeper, is_asked=dsn is not None or bool(release))
+    )
     if release is not None:
-        _release(keeper, aside or [], release, because)
+        _release(keeper, stored or [], release, because)
     elif retry:
         for name, place in found:
             echo(f"{name}: {_put_back(config, name, place)} records put back into the spool")
-        if keeper is not None and aside is None:
+        if keeper is not None and stored is None:
             raise StoreError("audit.quarantine: this role may not read it, so nothing was retried")
-        if keeper is not None and aside:
-            _retry(config.asyncpg_dsn or keeper, keeper, aside)
+        if keeper is not None and stored:
+            _retry(config.asyncpg_dsn or keeper, keeper, stored)
     elif show is not None:
         kept = [item for _, place in found for item in place.read()]
         _show([item for item in kept if item.refused.record_id == show],
-              [row for row in aside or [] if show in _names(row)], show)  # fmt: skip
+              [row for row in stored or [] if show in _names(row)], show)  # fmt: skip
     elif as_json:
-        _list_as_json(config, found, aside)
+        _list_as_json(config, found, stored)
     else:
-        _list(config, found, keeper, aside)
+        _list(config, found, keeper, stored)
 
 
 def _list(
     config: AuditConfig,
     found: list[tuple[str, LocalQuarantine]],
     keeper: str | None,
-    aside: list[QuarantinedRow] | None,
+    stored: list[QuarantinedRow] | None,
 ) -> None:
     kept = [item for _, place in found for item in place.read()]
     for item in kept:
@@ -97,19 +99,19 @@ def _list(
     damaged = [file for name, _ in found for file in damaged_files(config.spool_path, name)]
     for file in damaged:
         echo(f"{file}: damaged spool file; its records are lost")
-    if keeper is None or aside is None:
+    if keeper is None or stored is None:
         return
-    for row in aside:
+    for row in stored:
         when = row.recorded_at.astimezone(UTC)
         echo(f"{when:%Y-%m-%d %H:%M:%S} UTC  {row.record_id or row.content_hash.hex()}  "
              f"{row.reason}")  # fmt: skip
-    echo(f"{len(aside)} refused records in audit.quarantine")
+    echo(f"{len(stored)} refused records in audit.quarantine")
 
 
 def _list_as_json(
     config: AuditConfig,
     found: list[tuple[str, LocalQuarantine]],
-    aside: list[QuarantinedRow] | None,
+    stored: list[QuarantinedRow] | None,
 ) -> None:
     damaged = [file for name, _ in found for file in damaged_files(config.spool_path, name)]
     echo_json({
@@ -119,15 +121,15 @@ def _list_as_json(
             for name, place in found for one in place.read()
         ],
         "damaged": [str(file) for file in damaged],
-        "store": None if aside is None else [
+        "store": None if stored is None else [
             {"recorded_at": row.recorded_at, "record_id": row.record_id,
              "content_hash": row.content_hash.hex(), "reason": row.reason}
-            for row in aside
+            for row in stored
         ],
     })  # fmt: skip
 
 
-def _aside(keeper: str, *, is_asked: bool) -> list[QuarantinedRow] | None:
+def _stored_rows(keeper: str, *, is_asked: bool) -> list[QuarantinedRow] | None:
     """The rows of audit.quarantine; None if they cannot be read, with a warning printed."""
     from otel_audit_postgres.quarantine_review import quarantined
 
@@ -146,7 +148,7 @@ def _names(row: QuarantinedRow) -> tuple[str, str]:
 
 
 def _release(
-    keeper: str | None, aside: list[QuarantinedRow], name: str, because: str | None
+    keeper: str | None, stored: list[QuarantinedRow], name: str, because: str | None
 ) -> None:
     from otel_audit_postgres.quarantine_review import release
 
@@ -154,20 +156,20 @@ def _release(
         raise ConfigurationError("no audit store: set OTEL_AUDIT_DSN, or give --dsn")
     if not because:
         raise ConfigurationError("quarantine: --release needs --because; the reason is recorded")
-    rows = [row for row in aside if name in _names(row)]
+    rows = [row for row in stored if name in _names(row)]
     if not rows:
         raise ConfigurationError(f"audit.quarantine: no record with the id {name}")
     run_lasting(release(keeper, rows, "dismissed", because))
     echo(f"{len(rows)} refused records released")
 
 
-def _retry(writer: str, keeper: str, aside: list[QuarantinedRow]) -> None:
+def _retry(writer: str, keeper: str, stored: list[QuarantinedRow]) -> None:
     from otel_audit_postgres.quarantine_review import release, retry
 
-    done = run_lasting(retry(writer, aside))
+    done = run_lasting(retry(writer, stored))
     if done:
         run_lasting(release(keeper, done, "stored", "otel-audit quarantine --retry"))
-    echo(f"audit.quarantine: {len(done)} records stored, {len(aside) - len(done)} refused again")
+    echo(f"audit.quarantine: {len(done)} records stored, {len(stored) - len(done)} refused again")
 
 
 def _quarantines(
@@ -206,10 +208,10 @@ def _put_back(config: AuditConfig, service: str, place: LocalQuarantine) -> int:
         spool.close()
 
 
-def _show(items: list[QuarantinedRecord], aside: list[QuarantinedRow], record_id: str) -> None:
-    if not items and not aside:
+def _show(items: list[QuarantinedRecord], stored: list[QuarantinedRow], record_id: str) -> None:
+    if not items and not stored:
         raise ConfigurationError(f"no refused record has the id {record_id}")
     for item in items:
         echo_document(item.refused.received.decode("utf-8", "replace"))
-    for row in aside:
+    for row in stored:
         echo_document(row.received)

@@ -104,7 +104,7 @@ class Delivery:
         self._periodic: list[tuple[float, Callable[[], None]]] = []
         self.observe: Callable[[float], None] = _forget
         self._reset()
-        renew_in_child(self, Delivery._begin_anew)
+        renew_in_child(self, Delivery._reset_in_child)
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
@@ -133,7 +133,7 @@ class Delivery:
             lambda: self._writer.schedule(self._replace_gone),
         )
 
-    def _begin_anew(self) -> None:
+    def _reset_in_child(self) -> None:
         self._reset()
         self.queue.after_fork()
 
@@ -351,7 +351,7 @@ class Delivery:
             self._changed.notify_all()
         if self.queue.spool is not None:
             self._group.start()
-        beside = [asyncio.create_task(_repeat(*wanted)) for wanted in self._periodic]
+        periodic = [asyncio.create_task(_repeat(*wanted)) for wanted in self._periodic]
         try:
             while not self._writer.ending:
                 try:
@@ -363,7 +363,7 @@ class Delivery:
                     self._writer.note_failure(error)
                     await self._writer.rest(self._options.longest_pause)
         finally:
-            for task in beside:
+            for task in periodic:
                 task.cancel()
             await sink.close()
 

@@ -47,9 +47,9 @@ class Counters:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __post_init__(self) -> None:
-        renew_in_child(self, Counters._begin_anew)
+        renew_in_child(self, Counters._reset_in_child)
 
-    def _begin_anew(self) -> None:
+    def _reset_in_child(self) -> None:
         # another thread of the parent may have held it
         self._lock = threading.Lock()
         for name in _COUNTED:

@@ -226,8 +226,8 @@ async def write_batch(
         await sink.quarantine([entry for entry in entries if isinstance(entry, Refused)])
     written = await _write_records(sink, records, bad)
     counters.add(stored_as, written.stored)
-    if aside := written.quarantined + refused:
-        counters.add("quarantined", aside)
+    if quarantined := written.quarantined + refused:
+        counters.add("quarantined", quarantined)
     if written.conflicts:
         counters.add("conflicts", written.conflicts)
     return written

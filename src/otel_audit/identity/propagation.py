@@ -159,7 +159,7 @@ def origin_from_context(context: Context | None = None) -> Origin:
             id=actor,
             type="service" if kind == "service" else "system" if kind == "system" else "user",
             source="baggage",
-            reason="told_by_caller",
+            reason="baggage_not_verified",
         ),
         tenant=None if tenant is None else Tenant(id=tenant),
     )

@@ -28,7 +28,7 @@ from otel_audit.orm.listeners import (
 )
 from otel_audit.orm.mapper_info import MapperInfoCache
 from otel_audit.orm.options import OrmOptions
-from otel_audit.orm.outbox import OutboxListeners, Transactional, complain_beside
+from otel_audit.orm.outbox import OutboxListeners, Transactional, warn_unrecorded
 from otel_audit.orm.parameters import Parameters
 from otel_audit.orm.row_diff import ValueReader
 from otel_audit.orm.schema_qualifier import SchemaQualifiers
@@ -166,8 +166,8 @@ def _build(
     guard: ErrorGuard,
 ) -> Attachment:
     on_recorded = (lambda: None) if transactional is None else transactional.committed
-    on_beside = None if transactional is None else complain_beside
-    tracker = TransactionTracker(options, guard, on_orphan, on_recorded, on_beside)
+    on_unrecorded = None if transactional is None else warn_unrecorded
+    tracker = TransactionTracker(options, guard, on_orphan, on_recorded, on_unrecorded)
     selection = Selection(options)
     column_redaction = ColumnRedaction(redactor, options.max_value)
     mapper_infos = MapperInfoCache(

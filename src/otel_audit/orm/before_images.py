@@ -175,7 +175,7 @@ class BeforeImageListeners:
             if not described:
                 return entries
             del self._before[connection]
-            note = "not told row by row: a listener has changed the statement"
+            note = "not recorded row by row: a listener changed the statement"
             return [_noted(one, note) if one is described[0] else one for one in entries]
         written, read = (described[0].rows if described else 0), len(before.rows)
         if written is None or written == read:
@@ -183,7 +183,7 @@ class BeforeImageListeners:
         del self._before[connection]
         if not described:
             return entries
-        note = f"not told row by row: {read} rows were read before it, {written} were affected"
+        note = f"not recorded row by row: {read} rows were read before it, {written} were affected"
         return [_noted(one, note) if one is described[0] else one for one in entries]
 
     def after_execute(

@@ -159,7 +159,7 @@ class OpenFlushes:
         known = session.__dict__
         left: Flush | None = known.get(_UNDER_WAY)
         if left is not None:
-            _parted(left)
+            _detach(left)
         known[_LAST] = reference
         known[_UNDER_WAY] = Flush(
             reference,
@@ -390,7 +390,7 @@ class OpenFlushes:
         found: list[Connection] = []
         if flush is None:
             return found
-        for part in _parted(flush):
+        for part in _detach(flush):
             if part.rows:
                 self._describe(part, session, flush.short)
             if part.others:
@@ -418,7 +418,7 @@ class OpenFlushes:
                 if change is None:
                     continue
                 if short and _is_short(row, short):
-                    change = _doubted(change)
+                    change = _unconfirmed(change)
             except Exception as error:  # noqa: BLE001 - must not reach the application
                 self._guard.note("describe", error)
                 change = untracked(row.operation, plan.entity, plan.table, type(error).__name__)
@@ -465,7 +465,7 @@ class OpenFlushes:
             return {}
         del session.__dict__[_UNDER_WAY]
         found: dict[Connection, list[Change]] = {}
-        for part in _parted(flush):
+        for part in _detach(flush):
             if flush.taken and part.committed:
                 left = list(self._left_by(part, session))
                 if left:
@@ -475,14 +475,14 @@ class OpenFlushes:
     def _left_by(self, part: FlushPart, session: Session) -> Iterator[Change]:
         placed = self._placed(part, session)
         for row in part.rows:
-            yield _untold(row.operation, placed.get(row.plan, row.plan))
+            yield _undescribed(row.operation, placed.get(row.plan, row.plan))
         for (operation, table), first in part.sent.items():
             plan = self._mapper_infos.of_table(table)
             # the mapper reports its rows when it has written all of them
             if plan is not None and not any(
                 _is_of(row, operation, table) for row in part.rows[first:]
             ):
-                yield _untold(operation, plan)
+                yield _undescribed(operation, plan)
         yield from part.others
 
     def _look_at(self, rows: list[WrittenRow], reader: ValueReader) -> None:
@@ -507,7 +507,7 @@ class OpenFlushes:
             self._guard.note("sent values", error)
 
 
-def _parted(flush: Flush) -> list[FlushPart]:
+def _detach(flush: Flush) -> list[FlushPart]:
     """Take what a flush has written; its connections know it no more."""
     for part in flush.parts:
         facts = part.facts
@@ -535,7 +535,7 @@ def untracked(operation: Operation, entity: str, table: str, reason: str) -> Cha
     )
 
 
-def _untold(operation: Operation, plan: MapperInfo) -> Change:
+def _undescribed(operation: Operation, plan: MapperInfo) -> Change:
     return untracked(operation, plan.entity, plan.table, "the flush failed")
 
 
@@ -556,9 +556,9 @@ def _is_short(row: WrittenRow, short: _Short) -> bool:
     return any((row.operation, getattr(table, "fullname", "")) in short for table in tables)
 
 
-def _doubted(change: Change) -> Change:
+def _unconfirmed(change: Change) -> Change:
     """The entry of a row that a trigger or a policy may have kept, or kept out."""
-    note = f"the database has told of fewer rows than it was asked to {change.operation}"
+    note = f"the database reported fewer rows than it was asked to {change.operation}"
     return msgspec.structs.replace(
         change,
         kind="untracked",

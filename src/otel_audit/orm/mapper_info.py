@@ -47,11 +47,11 @@ class ColumnInfo:
         mark: ``redact`` or ``hash``.
         same: Whether two values are equal, as the column's type compares them.
         filled: Whether the database may fill it on INSERT.
-        moving: Whether a flush may change it unasked (``onupdate``, a version counter).
+        auto_updated: Whether a flush may change it unasked (``onupdate``, a version counter).
         is_text: Whether its values are texts, mostly.
         is_json: Whether a patch makes sense.
-        innocent: Whether nothing is redacted for its name or mark alone, and what is stored is the
-            value, so that a number or a time in it need not be looked at.
+        not_sensitive: Whether nothing is redacted for its name or mark alone, and what is stored
+            is the value, so that a number or a time in it need not be looked at.
         type: The column's type.
         members: Finds what the type stores of members of enumerations; None: what they are.
         stored: Finds what an application's own type stores; None if that is the value.
@@ -67,10 +67,10 @@ class ColumnInfo:
     mark: str | None
     same: Callable[[Any, Any], Any]
     filled: bool
-    moving: bool
+    auto_updated: bool
     is_text: bool
     is_json: bool
-    innocent: bool
+    not_sensitive: bool
     type: TypeEngine[Any]
     members: StoredMembers | None
     stored: StoredValues | None
@@ -90,18 +90,18 @@ class MapperInfo:
         table: Its table, with its schema; of an inheriting class its own table.
         columns: What is captured of it.
         readings: The same, each with what is asked of it for each row: the attribute's name, the
-            column's, whether it is innocent.
-        documents: Those that hold JSON, and are innocent.
+            column's, whether it is not sensitive.
+        documents: Those that hold JSON, and are not sensitive.
         texts: Those that hold texts, which need a look only for what they say, not for their
             name.
         by_key: The same, by attribute name.
         key: The columns of the primary key.
-        moving: Attribute names whose value a flush may change unasked.
+        auto_updated: Attribute names whose value a flush may change unasked.
         post_updated: Attribute names that a flush sets by a statement of their own, after the row.
         wrapped: Columns whose values a SQL expression makes others of.
         deleting: What is to be said when a row is deleted: of which tables the database may have
             deleted or changed rows on its own.
-        moving_others: The same for a change of the columns that others refer to; by the
+        update_cascades: The same for a change of the columns that others refer to; by the
             attribute's name.
         captured: Whether it is captured at all.
     """
@@ -115,11 +115,11 @@ class MapperInfo:
     texts: tuple[ColumnInfo, ...]
     by_key: dict[str, ColumnInfo]
     key: tuple[ColumnInfo, ...]
-    moving: tuple[str, ...]
+    auto_updated: tuple[str, ...]
     post_updated: tuple[str, ...]
     wrapped: tuple[str, ...]
     deleting: str | None
-    moving_others: dict[str, str]
+    update_cascades: dict[str, str]
     captured: bool
 
     def attribute_of(self, column: str) -> str:
@@ -354,13 +354,13 @@ def plan_column(
         mark=mark,
         same=column.type.compare_values,
         filled=column.server_default is not None or database_value or column.default is not None,
-        moving=column.onupdate is not None
+        auto_updated=column.onupdate is not None
         or column.server_onupdate is not None
         or column.computed is not None,
         is_text=isinstance(column.type, String),
         is_json=_is_json(column.type),
         alias=further[0] if further else key,
-        innocent=plainly_named and stored is None and not wrapped,
+        not_sensitive=plainly_named and stored is None and not wrapped,
         plainly_named=plainly_named,
         type=column.type,
         members=members_of(column.type) if stored is None else None,
@@ -399,7 +399,7 @@ def _plan_mapper(
         hidden = column.info.get("audit") in ("omit", False)
         for one in mapped:
             if one in mapper.primary_key:
-                key[one] = replace(plan, mark="redact", innocent=False) if hidden else plan
+                key[one] = replace(plan, mark="redact", not_sensitive=False) if hidden else plan
         if all(selection.takes_column(one) for one in mapped):
             columns[attribute.key] = plan
     version = mapper.version_id_col
@@ -409,16 +409,18 @@ def _plan_mapper(
         naming=nouns.naming(mapper, _table_name(mapper)),
         table=_table_name(mapper),
         columns=tuple(columns.values()),
-        readings=tuple((one.key, one.name, one.innocent, one) for one in columns.values()),
-        documents=tuple(one for one in columns.values() if one.innocent and one.is_json),
-        texts=tuple(one for one in columns.values() if one.innocent and one.is_text),
+        readings=tuple((one.key, one.name, one.not_sensitive, one) for one in columns.values()),
+        documents=tuple(one for one in columns.values() if one.not_sensitive and one.is_json),
+        texts=tuple(one for one in columns.values() if one.not_sensitive and one.is_text),
         by_key=columns,
         key=tuple(key[column] for column in mapper.primary_key if column in key),
-        moving=tuple(one.key for one in columns.values() if one.moving or one.key == version_key),
+        auto_updated=tuple(
+            one.key for one in columns.values() if one.auto_updated or one.key == version_key
+        ),
         post_updated=_post_updated(mapper),
         wrapped=tuple(one.name for one in columns.values() if one.wrapped),
         deleting=_deleting(mapper, cascades),
-        moving_others=_moving_others(mapper, cascades),
+        update_cascades=_update_cascades(mapper, cascades),
         captured=_is_captured(mapper, selection),
     )
 
@@ -454,7 +456,7 @@ def _deleting(mapper: Mapper[Any], cascades: Cascades) -> str | None:
     return noted(list(dict.fromkeys((*left, *found))))
 
 
-def _moving_others(mapper: Mapper[Any], cascades: Cascades) -> dict[str, str]:
+def _update_cascades(mapper: Mapper[Any], cascades: Cascades) -> dict[str, str]:
     found: dict[str, str] = {}
     for attribute in mapper.column_attrs:
         tables: dict[str, None] = {}

@@ -41,8 +41,8 @@ class OrmOptions:
         exclude_columns: Not these columns' values; a change of nothing else is not a change.
         keep_rolled_back: Keep what was rolled back, marked so, rather than only count it.
         max_entries: Changes in one record, and in memory; more go into further records.
-        aside: Directory of the private files in which large transactions are kept until they
-            end; the system's own for such files by default.
+        spill_directory: Directory of the private files in which large transactions are kept until
+            they end; the system's own for such files by default.
         spill_cipher: Encrypts them.
         max_parameter_sets: Parameter sets of one bulk statement that are kept.
         max_value: Characters of one value's JSON text; a longer one is cut, with size and hash.
@@ -66,7 +66,7 @@ class OrmOptions:
     exclude_columns: tuple[str, ...] = ()
     keep_rolled_back: bool = False
     max_entries: int = 1_000
-    aside: Path | None = None
+    spill_directory: Path | None = None
     spill_cipher: Cipher | None = None
     max_parameter_sets: int = 20
     max_value: int = 4_096
@@ -96,7 +96,7 @@ class OrmOptions:
             before_images=config.orm_before_images,
             max_before_images=config.orm_max_before_images,
             max_entries=config.orm_max_entries,
-            aside=config.spool_path if config.has_spool else config.spool_dir,
+            spill_directory=config.spool_path if config.has_spool else config.spool_dir,
             entity_names=config.entity_names,
             **given,
         )

@@ -148,10 +148,10 @@ class OutboxListeners:
         if state is None or state.aborted or state.prepared or not state.has_changes:
             return
         if connection.dialect.name != DIALECT:
-            _complain_of_place(f"a database of type {connection.dialect.name}")
+            _warn_unsupported(f"a database of type {connection.dialect.name}")
             return
         if is_autocommit(connection):
-            _complain_of_place("a connection in autocommit mode")
+            _warn_unsupported("a connection in autocommit mode")
             return
         for owner, batch in list(state.gather().items()):
             if batch:
@@ -275,21 +275,21 @@ def _in_parts(encoded: Iterable[tuple[str, str]]) -> Iterator[list[dict[str, str
         yield rows
 
 
-def complain_beside(state: TransactionState) -> None:
+def warn_unrecorded(state: TransactionState) -> None:
     """Say that a transaction was committed without entries of what it has changed.
 
     Args:
         state: What it has written.
     """
     if state.engine is not None and state.engine.dialect.name != DIALECT:
-        _complain_of_place(f"a database of type {state.engine.dialect.name}")
+        _warn_unsupported(f"a database of type {state.engine.dialect.name}")
     elif state.committing:
-        _complain_of_place("a connection whose `commit` listener writes after ours")
+        _warn_unsupported("a connection whose `commit` listener writes after ours")
     else:
-        _complain_of_place("a connection in autocommit mode, or behind a COMMIT within a text,")
+        _warn_unsupported("a connection in autocommit mode, or behind a COMMIT within a text,")
 
 
-def _complain_of_place(where: str) -> None:
+def _warn_unsupported(where: str) -> None:
     log_limited(
         _logger, f"outbox {where}",
         "What changes on %s is recorded beside its transactions, not in them: "

@@ -178,8 +178,8 @@ class ValueReader:
         if value is None and column.stored is None:
             return None
         try:
-            if column.innocent:
-                found = self._read_innocent(value)
+            if column.not_sensitive:
+                found = self._read_not_sensitive(value)
                 if found is not MISSING:
                     return found
             if column.stored is not None:
@@ -201,7 +201,7 @@ class ValueReader:
             self.unread.append(f"{column.name} ({type(error).__name__})")
             return describe_type(type(value))
 
-    def _read_innocent(self, value: Any) -> Any:
+    def _read_not_sensitive(self, value: Any) -> Any:
         """The form of a value that surely is not redacted; `MISSING` where that is not sure."""
         kind = type(value)
         if (kind is str and value in self.clean) or (kind is int and -SMALL < value < SMALL):
@@ -284,7 +284,7 @@ def overwritten(state: InstanceState[Any], plan: MapperInfo) -> dict[str, Any]:
         Attribute names to the earlier values, as far as they are loaded.
     """
     loaded = state.dict
-    before = {key: loaded[key] for key in plan.moving if key in loaded}
+    before = {key: loaded[key] for key in plan.auto_updated if key in loaded}
     before.update(state.committed_state)
     return before
 
@@ -316,7 +316,7 @@ def missing_before(
         column
         for column in plan.columns
         if (column.key in committed and committed[column.key] is _UNKNOWN)
-        or (column.moving and column.key not in committed and column.key not in state.dict)
+        or (column.auto_updated and column.key not in committed and column.key not in state.dict)
     ]
 
 
@@ -374,15 +374,15 @@ def describe_insert(row: WrittenRow, plan: MapperInfo, reader: ValueReader) -> C
     values: dict[str, list[Any]] = {}
     unknown: list[str] = []
     get, read, clean, copies = row.loaded.get, reader.read, reader.clean, reader.copies
-    for attribute, name, innocent, column in plan.readings:
+    for attribute, name, not_sensitive, column in plan.readings:
         value = get(attribute, _UNKNOWN)
         kind = type(value)
-        if innocent and (
+        if not_sensitive and (
             (kind is str and value in clean) or (kind is int and -SMALL < value < SMALL)
         ):
             # what `read` would find, without the call
             values[name] = [None, value]
-        elif innocent and copies and (kind is list or kind is dict) and id(value) in copies:
+        elif not_sensitive and copies and (kind is list or kind is dict) and id(value) in copies:
             values[name] = [None, copies.pop(id(value))]
         elif value is None or (value is _UNKNOWN and not column.filled):
             # a TypeDecorator may store a value that is not NULL for None
@@ -435,7 +435,7 @@ def describe_update(row: WrittenRow, plan: MapperInfo, reader: ValueReader) -> C
         new = loaded.get(name, _UNKNOWN)
         kind = type(new)
         if (
-            column.innocent
+            column.not_sensitive
             and type(old) is kind
             and (
                 (kind is str and new in clean and old in clean)
@@ -450,7 +450,7 @@ def describe_update(row: WrittenRow, plan: MapperInfo, reader: ValueReader) -> C
             found.add(column, old, new)
     if not found.values:
         return None
-    for name in plan.moving:
+    for name in plan.auto_updated:
         # what the flush has set unasked though it was not loaded before
         if name not in before and name not in committed:
             found.add(plan.by_key[name], _UNKNOWN, loaded.get(name, _UNKNOWN))
@@ -467,7 +467,7 @@ def describe_update(row: WrittenRow, plan: MapperInfo, reader: ValueReader) -> C
         unknown_after=tuple(found.unknown_after),
         patches=found.patches,
         related=(*naming.references(key), *_earlier_key(plan, key, before, reader)),
-        note=_note(reader, _moving_others(plan, found.values) if plan.moving_others else None),
+        note=_note(reader, _update_cascades(plan, found.values) if plan.update_cascades else None),
     )
 
 
@@ -477,10 +477,10 @@ def describe_delete(row: WrittenRow, plan: MapperInfo, reader: ValueReader) -> C
     unknown: list[str] = []
     current = {**row.live, **row.state.committed_state, **row.before}
     get, read, clean = current.get, reader.read, reader.clean
-    for attribute, name, innocent, column in plan.readings:
+    for attribute, name, not_sensitive, column in plan.readings:
         value = get(attribute, _UNKNOWN)
         kind = type(value)
-        if innocent and (
+        if not_sensitive and (
             (kind is str and value in clean) or (kind is int and -SMALL < value < SMALL)
         ):
             # what `read` would find, without the call
@@ -589,10 +589,10 @@ def _earlier_key(
     return tuple(f"{name}:{text}" for name in (plan.naming.own, *plan.naming.also))
 
 
-def _moving_others(plan: MapperInfo, changed: Mapping[str, Any]) -> str | None:
+def _update_cascades(plan: MapperInfo, changed: Mapping[str, Any]) -> str | None:
     notes = {
         note: None
-        for key, note in plan.moving_others.items()
+        for key, note in plan.update_cascades.items()
         if key in plan.by_key and plan.by_key[key].name in changed
     }
     return "; ".join(notes) or None

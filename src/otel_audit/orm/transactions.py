@@ -57,7 +57,7 @@ class TransactionTracker:
         guard: ErrorGuard,
         on_orphan: OrphanRecorder | None,
         on_recorded: Callable[[], None] = lambda: None,
-        on_beside: Callable[[TransactionState], None] | None = None,
+        on_unrecorded: Callable[[TransactionState], None] | None = None,
     ) -> None:
         """Start with no transaction.
 
@@ -66,19 +66,19 @@ class TransactionTracker:
             guard: Where errors of our own are counted.
             on_orphan: Takes the changes of no action.
             on_recorded: Called when a transaction is over that holds records itself.
-            on_beside: Called when one was committed without records of all its changes.
+            on_unrecorded: Called when one was committed without records of all its changes.
         """
         self._options = options
         self._guard = guard
         self._room = SpillOptions(
             page=max(options.max_entries, 1),
-            directory=options.aside,
+            directory=options.spill_directory,
             cipher=options.spill_cipher,
             on_error=guard.tally,
         )
         self._on_orphan = on_orphan
         self._on_recorded = on_recorded
-        self._on_beside = on_beside
+        self._on_unrecorded = on_unrecorded
         # of its own: another attachment's facts about a connection are not this one's
         self._key = f"_otel_audit_{next(_numbers)}"
         self._open: dict[int, TransactionState] = {}
@@ -350,15 +350,15 @@ class TransactionTracker:
             for owner, batch in state.undone.items():
                 batch.settle("rolled_back")
                 self._report_undone(owner, batch)
-        if not state.recorded and self._on_beside is None:  # as nearly always
+        if not state.recorded and self._on_unrecorded is None:  # as nearly always
             for owner, batch in state.finish():
                 batch.settle(outcome)
                 self._report(owner, outcome, batch, state, None)
             return
-        on_beside = self._on_beside if outcome == "committed" else None
-        recorded, beside = state.recorded.copy(), False
+        on_unrecorded = self._on_unrecorded if outcome == "committed" else None
+        recorded, has_unrecorded = state.recorded.copy(), False
         for owner, batch in state.finish():
-            beside = beside or bool(batch)
+            has_unrecorded = has_unrecorded or bool(batch)
             if outcome == "rolled_back" and owner in recorded:
                 # it was undone with the rest
                 whole = recorded.pop(owner).changes
@@ -366,8 +366,8 @@ class TransactionTracker:
                 batch = whole  # noqa: PLW2901 - the same batch, complete
             batch.settle(outcome)
             self._report(owner, outcome, batch, state, recorded.pop(owner, None))
-        if beside and on_beside is not None:
-            on_beside(state)
+        if has_unrecorded and on_unrecorded is not None:
+            on_unrecorded(state)
 
     def _report(
         self,

@@ -110,7 +110,7 @@ def redact_assignments(
             continue
         start, stop = _indented(lines) if lines else _inside(raw, *value.span())
         work.spend(_VALUE_READ + (stop - start) * _VALUE_CHARACTER)
-        if stop <= start or _is_innocent(match.group(2), raw[start:stop]):
+        if stop <= start or _is_no_secret(match.group(2), raw[start:stop]):
             continue
         kept += (raw[end:start], replace(raw[start:stop].decode()).encode())
         # the value may be read as the first word of the next name
@@ -194,7 +194,7 @@ def _inside(raw: bytes, start: int, stop: int) -> tuple[int, int]:
     return start + opening + 1, start + opening + 1 + len(inner)
 
 
-def _is_innocent(between: bytes, value: bytes) -> bool:
+def _is_no_secret(between: bytes, value: bytes) -> bool:
     text = value.decode()
     if is_token(text) or is_token(text.rstrip("'\")}")):
         return True

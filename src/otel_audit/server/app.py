@@ -87,16 +87,16 @@ def create_app(
     """
     config = config or AuditConfig()
     service = Service(config, _access(config, any_certificate), make_store or _store_maker(config))
-    beside = _Beside(_sealing(config), _grpc_server(service, grpc))
+    background = _BackgroundServices(_sealing(config), _grpc_server(service, grpc))
     app = Starlette(
         routes=[
             Route("/v1/traces", functools.partial(_export, service), methods=["POST"]),
             Route("/v1/audit", functools.partial(_export, service), methods=["POST"]),
-            Route("/health", functools.partial(_health, service, beside), methods=["GET"]),
+            Route("/health", functools.partial(_health, service, background), methods=["GET"]),
             Route("/ready", functools.partial(_ready, service), methods=["GET"]),
         ],
         exception_handlers={HTTPException: _no_such_thing},
-        lifespan=functools.partial(_lifespan, service, beside),
+        lifespan=functools.partial(_lifespan, service, background),
     )
     app.state.service = service
     return app
@@ -151,7 +151,7 @@ def _grpc_server(service: Service, listening: GrpcListening | None) -> GrpcServe
 
 
 @dataclass(frozen=True)
-class _Beside:
+class _BackgroundServices:
     """Everything that runs in parallel to the application, as long as it does."""
 
     sealing: SealingThread | None
@@ -182,7 +182,9 @@ class _Beside:
 
 
 @contextlib.asynccontextmanager
-async def _lifespan(service: Service, beside: _Beside, _: Starlette) -> AsyncIterator[None]:
+async def _lifespan(
+    service: Service, background: _BackgroundServices, _: Starlette
+) -> AsyncIterator[None]:
     patience = service.config.shutdown_timeout
     service.intake.start()
     service.meters.publish(
@@ -190,15 +192,15 @@ async def _lifespan(service: Service, beside: _Beside, _: Starlette) -> AsyncIte
         lambda: service.budget.taken,
         lambda: service.intake.depth,
     )
-    await beside.start()
-    watching = asyncio.create_task(beside.watch())
+    await background.start()
+    watching = asyncio.create_task(background.watch())
     with _reloading(service):
         yield
     watching.cancel()
-    if beside.grpc is not None:
-        await beside.grpc.stop(patience)
+    if background.grpc is not None:
+        await background.grpc.stop(patience)
     await service.intake.stop(patience)
-    await beside.stop(patience)
+    await background.stop(patience)
 
 
 @contextlib.contextmanager
@@ -219,12 +221,12 @@ def _reloading(service: Service) -> Iterator[None]:
         signal.signal(signal.SIGHUP, before)
 
 
-async def _health(service: Service, beside: _Beside, _: Request) -> Response:
+async def _health(service: Service, background: _BackgroundServices, _: Request) -> Response:
     """Whether the process lives, and the state of its background threads."""
     logged = {
         "status": "ending" if service.intake.ending else "up",
         **service.meters.snapshot(),
-        "threads": beside.threads,
+        "threads": background.threads,
     }
     return Response(msgspec.json.encode(logged), media_type=JSON)
 

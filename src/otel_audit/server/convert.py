@@ -328,9 +328,9 @@ def with_own_place(item: ReceivedItem) -> ReceivedItem:
         The same item, or one whose `notes` lists what was left out.
     """
     signal = exact_values(item.attributes, item.origin.attributes)
-    anew = with_stream_id(item.attributes, names.PRODUCER_ID)
-    if signal or anew is not None:
-        item = replace(item, signal=signal, attributes=anew or item.attributes)
+    renamed = with_stream_id(item.attributes, names.PRODUCER_ID)
+    if signal or renamed is not None:
+        item = replace(item, signal=signal, attributes=renamed or item.attributes)
     attributes, notes = item.attributes, []
     number, producer = attributes.get(names.SEQUENCE_NUMBER), attributes.get(names.PRODUCER_ID)
     if type(number) is int and not 1 <= number <= _LARGEST_NUMBER:

@@ -80,7 +80,7 @@ class FileDestination:
 
     def _opened(self, leaf: int) -> int:
         if self._open is not None and not _is_at(self._path, self._open):
-            # somebody else has set it aside
+            # somebody else has rotated it
             self._close()
         if self._open is not None and os.fstat(self._open).st_size >= self._rotate_bytes:
             self._rotate(leaf)
@@ -106,15 +106,15 @@ class FileDestination:
         moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
         for number in range(1_000):
             more = f".{number}" if number else ""
-            aside = self._path.with_name(
+            rotated = self._path.with_name(
                 f"{self._path.stem}.{leaf:012d}.{moment}{more}{self._path.suffix}"
             )
             with contextlib.suppress(FileExistsError):
-                os.link(self._path, aside)  # unlike a rename it replaces nothing
+                os.link(self._path, rotated)  # unlike a rename it replaces nothing
                 self._path.unlink()
                 sync_directory(self._path.parent)
                 return
-        raise FileExistsError(17, "File exists", str(aside))
+        raise FileExistsError(17, "File exists", str(rotated))
 
     def _close(self) -> None:
         opened, self._open = self._open, None

@@ -104,7 +104,7 @@ async def test_a_statement_that_a_listener_changes(sqlite):
 
     (told,) = await recorded(sqlite, work)
     assert (told.kind, told.rows) == ("bulk", 1)
-    assert told.note == "not told row by row: a listener has changed the statement"
+    assert told.note == "not recorded row by row: a listener changed the statement"
 
 
 class TestCriteriaThatWrite:

@@ -323,7 +323,7 @@ class TestImages:
         with capturing(IMAGES) as capture:
             (change,) = await three.changes(lambda s: s.execute(statement))
         assert (change.kind, change.rows) == ("bulk", 2)
-        assert change.note == "not told row by row: 3 rows were read before it, 2 were affected"
+        assert change.note == "not recorded row by row: 3 rows were read before it, 2 were affected"
         assert capture.errors == 0
 
     async def test_a_trigger_that_puts_a_row_back(self, three):

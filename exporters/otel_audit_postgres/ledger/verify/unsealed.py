@@ -35,7 +35,7 @@ async def check_unsealed(
     rows = await store.row_count(connection)
     if matched is not None:
         if rows > matched + present:
-            await _name_strangers(connection, findings)
+            await _name_unqueued_rows(connection, findings)
     elif rows != sealed + waiting:
         findings.add(
             ProblemKind.INSERTED if rows > sealed + waiting else ProblemKind.DELETED,
@@ -58,7 +58,7 @@ async def _check_queued(
     return len(queued) - len(judged.deleted)
 
 
-async def _name_strangers(connection: Connection[Any], findings: Findings) -> None:
+async def _name_unqueued_rows(connection: Connection[Any], findings: Findings) -> None:
     """Find the rows that no leaf and no place in the queue knows."""
     known: set[bytes] = set()
     async for block in store.blocks(connection):

@@ -352,12 +352,12 @@ def _is_damaged(found: bytes, name: bytes, directory: str) -> bool:
 
 
 def _move_aside(home: OwnDirectory, name: str) -> None:
-    aside = f".{name}-{time.time_ns()}"
-    home.rename(name, aside)
+    new_name = f".{name}-{time.time_ns()}"
+    home.rename(name, new_name)
     log_limited(
         _log, f"aside {home.path}",
         "audit spool %s: %s is a directory, and should be a file; it is called %s now, look who "
-        "made it", ascii(str(home.path)), name, aside, level=logging.WARNING,
+        "made it", ascii(str(home.path)), name, new_name, level=logging.WARNING,
     )  # fmt: skip
 
 
