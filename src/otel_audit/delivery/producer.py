@@ -410,12 +410,26 @@ def application_resource() -> Resource:
 def resource_attributes() -> dict[str, Any]:
     """The attributes of `application_resource`, as plain values; not to be changed."""
     global _known  # noqa: PLW0603 - read several times for each action
-    provider = trace.get_tracer_provider()
     of_provider, known = _known
+    provider = of_provider()
+    if _is_stand_in(provider):
+        return known
+    provider = trace.get_tracer_provider()
     if of_provider() is not provider:
         known = plain_values(application_resource().attributes)
         _known = weakref.ref(provider), known
     return known
+
+
+def _is_stand_in(provider: trace.TracerProvider | None) -> bool:
+    """Return whether a provider stands in for one that the application has not set yet.
+
+    It says so itself by the tracers that it gives. `trace.get_tracer_provider` costs several times
+    as much as long as none is set: it looks for an environment variable each time.
+    """
+    return type(provider) is trace.ProxyTracerProvider and (
+        type(provider.get_tracer(SCOPE_NAME)) is trace.ProxyTracer
+    )
 
 
 _own: Resource | None = None

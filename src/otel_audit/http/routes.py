@@ -48,6 +48,8 @@ def _template_of_endpoint(scope: Mapping[str, Any], app: object) -> str | None:
 def _included_path(scope: Mapping[str, Any], route: object) -> str | None:
     # FastAPI >= 0.137 leaves the prefix of an included router out of the route itself
     fastapi_scope = scope.get("fastapi")
+    if fastapi_scope is None:
+        return None
     if type(fastapi_scope) is not dict and not isinstance(fastapi_scope, Mapping):
         return None
     context = fastapi_scope.get("effective_route_context")

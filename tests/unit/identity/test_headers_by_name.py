@@ -46,3 +46,26 @@ def test_a_header_is_there_in_any_case() -> None:
     assert has_header([(b"x-id", b"1")], b"x-id")
     assert not has_header([(b"Host", b"a")], b"x-id")
     assert not has_header((), b"x-id")
+
+
+def test_the_headers_of_an_equal_request_are_compared_once() -> None:
+    """Later looks meet the same pairs, so no pair's bytes are compared again."""
+    headers_by_name([(b"host", b"shop"), (b"accept", b"*/*")])
+    of_next = [_Counted((b"host", b"shop")), _Counted((b"accept", b"*/*"))]
+    assert headers_by_name(of_next)[b"host"] == b"shop"
+    compared = _Counted.compared
+    assert compared > 0
+    assert headers_by_name(of_next)[b"accept"] == b"*/*"
+    assert _Counted.compared == compared
+
+
+class _Counted(tuple[bytes, bytes]):
+    """A header's line that counts how often it is compared with another one."""
+
+    __slots__ = ()
+    __hash__ = tuple.__hash__
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        _Counted.compared += 1
+        return tuple.__eq__(self, other)
