@@ -91,14 +91,17 @@ def headers_by_name(headers: Iterable[tuple[bytes, bytes]]) -> Mapping[bytes, by
     """
     global _indexes  # noqa: PLW0603 - replaced as a whole: any thread may
     given = tuple(headers)
-    (first, found), second = _indexes
+    (first, found), (second, other) = _indexes
+    # of an equal request the very pairs are kept: the next look at it meets the same objects, and
+    # none of their bytes is compared again
     if first == given:
         if given and given[-1] is not first[-1]:
-            # an equal request: asked for again, its pairs are the same objects, compared at once
-            _indexes = (given, found), second
+            _indexes = (given, found), (second, other)
         return found
-    if second[0] == given:
-        return second[1]
+    if second == given:
+        if given and given[-1] is not second[-1]:
+            _indexes = (given, other), (first, found)
+        return other
     found = dict(given[::-1])
     if not b"".join(found).islower():
         # ASGI has names in lower case; not every server and test client does
