@@ -286,12 +286,7 @@ class PostgresSink:
             StoreUnavailableError: As for `write`.
             StoreError: As for `write`.
         """
-        became = _BatchResult([])
-        async with self._session("read receipts from the audit store", became) as connection:
-            rows = await connection.fetch(
-                _RECEIPTS, list(record_ids), timeout=self._statement_timeout
-            )
-            became.relies_on_what_is_seen = bool(rows)
+        rows = await self._look_up(_RECEIPTS, record_ids, "read receipts from the audit store")
         return {one.record_id: one for one in map(_receipt, rows)}
 
     async def receiving_key(self) -> bytes:
@@ -314,12 +309,7 @@ class PostgresSink:
             StoreUnavailableError: As for `write`.
             StoreError: As for `write`.
         """
-        became = _BatchResult([])
-        async with self._session("look into the audit store", became) as connection:
-            found = await connection.fetch(
-                _KNOWN, list(record_ids), timeout=self._statement_timeout
-            )
-            became.relies_on_what_is_seen = bool(found)
+        found = await self._look_up(_KNOWN, record_ids, "look into the audit store")
         return {str(row["id"]) for row in found}
 
     async def receipt(self, record_id: str, content_hash: str | None = None) -> Receipt | None:
@@ -337,17 +327,22 @@ class PostgresSink:
             StoreUnavailableError: As for `write`.
             StoreError: As for `write`.
         """
-        became = _BatchResult([])
-        async with self._session("read receipts from the audit store", became) as connection:
-            rows = await connection.fetch(
-                _OWN_RECEIPTS, [record_id], timeout=self._statement_timeout
-            )
-            became.relies_on_what_is_seen = bool(rows)
+        rows = await self._look_up(_OWN_RECEIPTS, [record_id], "read receipts from the audit store")
         found = map(_receipt, rows)
         return next(
             (one for one in found if content_hash is None or one.content_hash == content_hash),
             None,
         )
+
+    async def _look_up(self, query: str, record_ids: Sequence[str], doing: str) -> Sequence[Any]:
+        """Ask for rows by their ids; what is found is durable when this returns."""
+        became = _BatchResult([])
+        async with self._session(doing, became) as connection:
+            found: Sequence[Any] = await connection.fetch(
+                query, list(record_ids), timeout=self._statement_timeout
+            )
+            became.relies_on_what_is_seen = bool(found)
+        return found
 
     async def close(self) -> None:
         """Give back the connection. Never raises."""

@@ -65,9 +65,7 @@ def main(arguments: Sequence[str], prog: str = "otel-audit run") -> NoReturn:
         os.environ[REQUIRED] = "true"
     if given.service:
         os.environ["OTEL_SERVICE_NAME"] = given.service
-    # where the environment is not activated, what is installed beside this is meant
-    same_directory = str(Path(sys.executable).parent)
-    executable = shutil.which(command[0]) or shutil.which(command[0], path=same_directory)
+    executable = find_command(command[0])
     if executable is None:
         sys.stderr.write(f"{prog}: there is no command {command[0]!a}\n")
         sys.exit(NO_COMMAND)
@@ -77,6 +75,15 @@ def main(arguments: Sequence[str], prog: str = "otel-audit run") -> NoReturn:
     _refuse_deaf(command)
     sys.stderr.flush()
     os.execv(executable, [executable, *command[1:]])  # noqa: S606 - the user's own command
+
+
+def find_command(name: str) -> str | None:
+    """Find a program, on the path or in this environment, which may not be activated.
+
+    Args:
+        name: As it is typed.
+    """
+    return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
 
 
 def prepare(environment: MutableMapping[str, str]) -> str:

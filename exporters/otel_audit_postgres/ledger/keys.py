@@ -132,8 +132,7 @@ def read_signing_key(text: str, setting: str) -> SigningKey:
         raise ConfigurationError(f"{setting}: not a private key; make one: `otel-audit keygen`")
     name, key_id, seed = _parts(text.removeprefix(_PRIVATE), setting)
     key = _signing_key(name, seed)
-    if key.key_id.hex() != key_id:
-        raise ConfigurationError(f"{setting}: the key's name, id and bytes do not belong together")
+    _refuse_other_id(key.key_id, key_id, setting)
     return key
 
 
@@ -152,9 +151,13 @@ def read_public_key(text: str, setting: str) -> PublicKey:
         raise ConfigurationError(f"{setting}: this is a private key; give the public one")
     name, key_id, raw = _parts(text, setting)
     key = PublicKey(name, raw)
-    if key.key_id.hex() != key_id:
-        raise ConfigurationError(f"{setting}: the key's name, id and bytes do not belong together")
+    _refuse_other_id(key.key_id, key_id, setting)
     return key
+
+
+def _refuse_other_id(made: bytes, stated: str, setting: str) -> None:
+    if made.hex() != stated:
+        raise ConfigurationError(f"{setting}: the key's name, id and bytes do not belong together")
 
 
 def read_key_file(path: Path, setting: str) -> SigningKey:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -35,7 +34,7 @@ from otel_audit.cli.terminal import echo
 from otel_audit.cli.web import viewer_app, viewer_server
 from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
-from otel_audit_bootstrap.run import NO_COMMAND, prepare
+from otel_audit_bootstrap.run import NO_COMMAND, find_command, prepare
 
 if TYPE_CHECKING:
     from otel_audit_postgres.connection import Connection
@@ -61,8 +60,7 @@ def dev(service: str | None, shows_viewer: bool, command: tuple[str, ...]) -> No
     For example: otel-audit dev uvicorn app:app. Its records are printed as they arrive. The store
     is an embedded PostgreSQL in .otel-audit/, kept between runs. Needs the extra dev.
     """
-    same_directory = str(Path(sys.executable).parent)
-    executable = shutil.which(command[0]) or shutil.which(command[0], path=same_directory)
+    executable = find_command(command[0])
     if executable is None:
         echo(f"there is no command {command[0]}", err=True)
         sys.exit(NO_COMMAND)
