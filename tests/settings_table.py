@@ -10,7 +10,8 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from otel_audit.config import PREFIX, AuditConfig
+from otel_audit.config import AuditConfig
+from otel_audit.setting_values import PREFIX
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 _BEGIN = "<!-- settings: begin, made by tests/settings_table.py -->\n"

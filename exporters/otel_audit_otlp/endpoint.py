@@ -19,8 +19,9 @@ from pydantic import SecretStr
 
 from otel_audit._util.loopback import is_loopback
 from otel_audit._util.ratelimited_log import log_limited
-from otel_audit.config import PREFIX, AuditConfig
+from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
+from otel_audit.setting_values import PREFIX
 
 _logger = logging.getLogger(__name__)
 

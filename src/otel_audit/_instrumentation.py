@@ -25,7 +25,7 @@ from otel_audit._util.unconfigured_log import name_unconfigured_messages
 from otel_audit.action import current_runtime
 from otel_audit.action.current_runtime import made_last
 from otel_audit.action.ports import Recorder
-from otel_audit.config import PREFIX, AuditConfig
+from otel_audit.config import AuditConfig
 from otel_audit.delivery.hard_exit import deliver_before_exit
 from otel_audit.delivery.sink import Receipt
 from otel_audit.errors import (
@@ -38,6 +38,7 @@ from otel_audit.http import install
 from otel_audit.record import AuditRecord
 from otel_audit.runtime import Runtime
 from otel_audit.scope import warn_outside
+from otel_audit.setting_values import PREFIX
 from otel_audit.startup_line import startup_line
 from otel_audit_bootstrap import (
     announce,

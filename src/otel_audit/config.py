@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import getpass
 import os
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import unquote
 
-import msgspec
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -23,117 +18,43 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
-    EnvSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
 
-from otel_audit._util.postgres_dsn import plain_dsn, read_dsn, role_of
+from otel_audit._util.postgres_dsn import plain_dsn
 from otel_audit._util.printable import visible
 from otel_audit.errors import ConfigurationError
-
-PREFIX = "OTEL_AUDIT_"
-CONFIG_FILE = f"{PREFIX}CONFIG_FILE"
-
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]*")
-"""A header's name, by RFC 9110; or none."""
-
-_SHOWN = 200
-"""Characters of a name that a message shows at most."""
-
-_LONGEST_PATH = 4096
-
-_EMPTY_IS_A_VALUE = frozenset({"request_id_header"})
-"""Settings of which an empty value in the environment has a meaning of its own: none."""
-
-_LISTS_OF_PATHS = ("anchor", "verify_keys")
-_TEXTS_WITH_PATHS = frozenset({"archive", *_LISTS_OF_PATHS})
-"""Settings that are no `Path`, and may name one all the same: ``~`` is expanded there, too."""
-_BEFORE_PATH = re.compile(r"(?:file:|dir:)?(?=~)")
-
-_OF_ORCHESTRATOR = re.compile(
-    r"OTEL_AUDIT(?:_[A-Z0-9]+)*_(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?"
-    r"|PORT(?:_[0-9]+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?)"
+from otel_audit.setting_values import (
+    CONFIG_FILE,
+    PREFIX,
+    SHOWN,
+    TEXTS_WITH_PATHS,
+    Aliases,
+    EntityNames,
+    EnvironmentSource,
+    HeaderName,
+    Names,
+    at_home,
+    expanded,
+    explain,
+    header_names,
+    listed,
+    mapped,
+    mapped_percent_decoded,
+    no_path,
+    path_at_home,
+    refuse_unfit_dsn,
+    refuse_unknown_variables,
+    unreadable,
+    user_state_directory,
 )
-"""What Kubernetes sets in every pod where a Service's name is, or begins with, otel-audit."""
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-_NOUN = re.compile("[a-z][a-z0-9_]*")
 
 Level = Literal["none", "metadata", "changes", "request", "request_response"]
-
-
-def _listed(value: object) -> object:
-    """Read a list from JSON or from comma-separated words."""
-    if not isinstance(value, str):
-        return value
-    text = value.strip()
-    if text.startswith("["):
-        return _json(text)
-    return tuple(word.strip() for word in text.split(",") if word.strip())
-
-
-def _mapped(value: object) -> object:
-    """Read a map from JSON or from comma-separated ``key=value`` pairs."""
-    if not isinstance(value, str):
-        return value
-    text = value.strip()
-    if text.startswith("{"):
-        return _json(text)
-    pairs = [pair.partition("=") for pair in text.split(",") if pair.strip()]
-    if any(not middle for _, middle, _ in pairs):
-        raise ValueError("expected a JSON object or comma-separated key=value pairs")
-    return {key.strip(): word.strip() for key, _, word in pairs}
-
-
-def _mapped_percent_decoded(value: object) -> object:
-    """Read a map as OpenTelemetry writes headers: JSON, or pairs that are percent-encoded."""
-    found = _mapped(value)
-    if not isinstance(value, str) or not isinstance(found, dict) or value.strip().startswith("{"):
-        return found
-    return {unquote(name): unquote(word) for name, word in found.items()}
-
-
-def _json(text: str) -> object:
-    try:
-        return msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
-        raise ValueError(f"not valid JSON: {error}") from error
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-def _header_name(name: str) -> str:
-    if not _TOKEN.fullmatch(name):
-        raise ValueError("not a header's name: letters, digits and -")
-    return name
-
-
-def _header_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(map(_header_name, names))
-
-
-Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
-HeaderName = Annotated[str, AfterValidator(_header_name)]
-
-
-def _nouns(value: object) -> object:
-    """Read a map to nouns: what stands in an entity's reference before its key."""
-    found = _mapped(value)
-    if isinstance(found, Mapping):
-        for place, noun in enumerate(found.values(), 1):
-            if not _NOUN.fullmatch(str(noun)):
-                raise ValueError(f"entry {place}: expected a noun such as order or order_line")
-    return found
-
-
-EntityNames = Annotated[dict[str, str], NoDecode, BeforeValidator(_nouns)]
-Aliases = Annotated[dict[str, str], NoDecode, BeforeValidator(_mapped)]
 
 
 class JwtIssuer(BaseModel):
@@ -156,12 +77,12 @@ class JwtIssuer(BaseModel):
     key: SecretStr | None = None
     jwks_url: str | None = None
     jwks_file: Annotated[
-        Path | None, BeforeValidator(lambda given: _path_at_home("jwks_file", given))
+        Path | None, BeforeValidator(lambda given: path_at_home("jwks_file", given))
     ] = None
 
 
-Issuers = Annotated[tuple[JwtIssuer, ...], NoDecode, BeforeValidator(_listed)]
-PolicyRules = Annotated[tuple[Any, ...], NoDecode, BeforeValidator(_listed)]
+Issuers = Annotated[tuple[JwtIssuer, ...], NoDecode, BeforeValidator(listed)]
+PolicyRules = Annotated[tuple[Any, ...], NoDecode, BeforeValidator(listed)]
 Hook = Callable[..., Any] | str
 """A callable, or where it is found: ``module:name``."""
 
@@ -207,7 +128,7 @@ class AuditConfig(BaseSettings):
         "is used.",
     )
     otlp_headers: Annotated[
-        dict[str, SecretStr], NoDecode, BeforeValidator(_mapped_percent_decoded)
+        dict[str, SecretStr], NoDecode, BeforeValidator(mapped_percent_decoded)
     ] = Field(
         {},
         description="Headers for the receiver, such as Authorization=Bearer%20TOKEN; "
@@ -260,7 +181,7 @@ class AuditConfig(BaseSettings):
         default=False,
         description="Copy the messages of WebSockets, too: `body_limit` bytes in each direction.",
     )
-    capture_headers: Annotated[Names, AfterValidator(_header_names)] = Field(
+    capture_headers: Annotated[Names, AfterValidator(header_names)] = Field(
         ("content-type", "content-length", "accept", "origin", "referer"),
         description="Request and response headers to record, in lower case.",
     )
@@ -272,7 +193,7 @@ class AuditConfig(BaseSettings):
         (), description="Paths within a document to redact, such as customer.*.iban."
     )
     redact_rules_off: Annotated[
-        tuple[Literal["card", "ssn", "iban"], ...], NoDecode, BeforeValidator(_listed)
+        tuple[Literal["card", "ssn", "iban"], ...], NoDecode, BeforeValidator(listed)
     ] = Field((), description="Rules for values that are not applied.")
     redact_emails: bool = Field(default=False, description="Redact e-mail addresses in values.")
     redact_spans: bool = Field(
@@ -293,7 +214,7 @@ class AuditConfig(BaseSettings):
         pattern=r"^[A-Za-z0-9_-]{1,32}$",
         description="Name of the hashing key in each hash; change it together with the key.",
     )
-    hmac_previous_keys: Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_mapped)] = Field(
+    hmac_previous_keys: Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(mapped)] = Field(
         {}, description="Earlier hashing keys by id, to find values that were hashed with them."
     )
     jwt_key: SecretStr | None = Field(
@@ -320,7 +241,7 @@ class AuditConfig(BaseSettings):
     jwt_cookie: str | None = Field(
         None, description="Cookie with a token, where no Authorization header has one."
     )
-    jwt_schemes: Annotated[Names, AfterValidator(_header_names)] = Field(
+    jwt_schemes: Annotated[Names, AfterValidator(header_names)] = Field(
         ("Bearer",), description="Schemes of the Authorization header that carry tokens."
     )
     jwt_algorithms: Names = Field((), description="Accepted signature algorithms.")
@@ -666,11 +587,11 @@ class AuditConfig(BaseSettings):
         Args:
             **values: Settings by name; they win over environment and file.
         """
-        _refuse_unknown_variables(os.environ)
+        refuse_unknown_variables(os.environ, AuditConfig.model_fields)
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise ConfigurationError(visible(_explain(error))) from None
+            raise ConfigurationError(visible(explain(error, AuditConfig.model_fields))) from None
         except OSError as error:
             raise ConfigurationError(f"{CONFIG_FILE}: {error.strerror}") from None
         except ValueError as error:
@@ -684,14 +605,14 @@ class AuditConfig(BaseSettings):
         if not isinstance(values, dict):
             return values
         for name, value in values.items():
-            why = _unreadable(value, secret=name in _named("SecretStr"))
+            why = unreadable(value, secret=name in _named("SecretStr"))
             if why is None and name in _named("Path"):
-                why = _no_path(str(value))
+                why = no_path(str(value))
             if why is not None:
                 raise ValueError(f"{PREFIX}{str(name).upper()}: {why}")
-        with_home = _named("Path") | _TEXTS_WITH_PATHS
+        with_home = _named("Path") | TEXTS_WITH_PATHS
         return {
-            name: _at_home(str(name), value) if name in with_home else value
+            name: at_home(str(name), value) if name in with_home else value
             for name, value in values.items()
         }
 
@@ -705,9 +626,9 @@ class AuditConfig(BaseSettings):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.dsn is not None and self.exporter == "postgres":
-            _refuse_unfit_dsn("DSN", self.dsn)
+            refuse_unfit_dsn("DSN", self.dsn)
         if self.outbox_dsn is not None:
-            _refuse_unfit_dsn("OUTBOX_DSN", self.outbox_dsn)
+            refuse_unfit_dsn("OUTBOX_DSN", self.outbox_dsn)
         if self.jwt_key is not None and not self.jwt_algorithms:
             raise ValueError(
                 f"{PREFIX}JWT_ALGORITHMS: name the accepted algorithms of {PREFIX}JWT_KEY: "
@@ -786,64 +707,17 @@ class AuditConfig(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Take arguments, then the environment, then the TOML file."""
-        environment = _EnvironmentSource(settings_cls)
+        environment = EnvironmentSource(settings_cls)
         named = os.environ.get(CONFIG_FILE, "").strip()
         if not named:
             return init_settings, environment
         try:
-            file = _expanded(CONFIG_FILE, named)
+            file = expanded(CONFIG_FILE, named)
         except ValueError as error:
             raise ConfigurationError(str(error)) from None
         if not file.is_file():
-            raise ConfigurationError(f"{CONFIG_FILE}: there is no file {visible(named[:_SHOWN])}")
+            raise ConfigurationError(f"{CONFIG_FILE}: there is no file {visible(named[:SHOWN])}")
         return init_settings, environment, TomlConfigSettingsSource(settings_cls, file)
-
-
-def check_words(setting: str, words: Sequence[str], known: Sequence[str]) -> None:
-    """See whether a list holds none but known words; what it holds instead is not shown.
-
-    Args:
-        setting: The variable's name, or where else the list is from.
-        words: The list.
-        known: What may be in it.
-
-    Raises:
-        ConfigurationError: It holds another word.
-    """
-    for place, word in enumerate(words, 1):
-        if word not in known:
-            near = _near(word[:_SHOWN], known)
-            raise ConfigurationError(f"{setting}: word {place} is none of {', '.join(known)}{near}")
-
-
-class _EnvironmentSource(EnvSettingsSource):
-    """The environment, where an empty value says nothing, as with OpenTelemetry's own variables."""
-
-    def __call__(self) -> dict[str, Any]:
-        """Return what is said."""
-        return {
-            name: value
-            for name, value in super().__call__().items()
-            if name in _EMPTY_IS_A_VALUE or not (isinstance(value, str) and not value.strip())
-        }
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        """Look for a variable; most are not set, and to find that out must cost little."""
-        if f"{self.env_prefix}{field_name}".lower() not in self.env_vars:
-            return None, field_name, False
-        return super().get_field_value(field, field_name)
-
-    def prepare_field_value(
-        self,
-        field_name: str,
-        field: FieldInfo,
-        value: Any,
-        value_is_complex: bool,  # noqa: FBT001 - the library calls it so
-    ) -> Any:
-        """Read a variable's text, if there is one."""
-        if value is None:
-            return None
-        return super().prepare_field_value(field_name, field, value, value_is_complex)
 
 
 @functools.cache
@@ -851,159 +725,3 @@ def _named(kind: str) -> frozenset[str]:
     """Settings of a type; secrets may hold any character there is."""
     fields = AuditConfig.model_fields.items()
     return frozenset(name for name, field in fields if kind in repr(field.annotation))
-
-
-def _no_path(text: str) -> str | None:
-    if len(text) > _LONGEST_PATH:
-        return "longer than any path"
-    # else a directory of that name would be made, with the password in it
-    return "a URL, and a path is needed" if "://" in text else None
-
-
-def _at_home(name: str, value: object) -> object:
-    """Put the user's home directory where ``~`` stands at the beginning of a path."""
-    if name in _LISTS_OF_PATHS:
-        with contextlib.suppress(ValueError):  # the setting's own reading says what is wrong
-            value = _listed(value)
-    setting = f"{PREFIX}{name.upper()}"
-    if isinstance(value, tuple | list):
-        return tuple(_path_at_home(setting, one) for one in value)
-    return _path_at_home(setting, value)
-
-
-def _path_at_home(setting: str, value: object) -> object:
-    if not isinstance(value, str | Path):
-        return value
-    text = str(value)
-    found = _BEFORE_PATH.match(text)
-    if found is None:
-        return value
-    return found[0] + str(_expanded(setting, text[found.end() :]))
-
-
-def _expanded(setting: str, path: str) -> Path:
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        raise ValueError(
-            f"{setting}: begins with ~, and there is no such user, or none with a home directory; "
-            "write the path in full"
-        ) from None
-
-
-def _unreadable(value: object, *, secret: bool) -> str | None:
-    """Say what no setting may hold: what is not Unicode, and control characters."""
-    if isinstance(value, Mapping):
-        both = (*value.keys(), *value.values())
-        return next((why for one in both if (why := _unreadable(one, secret=secret))), None)
-    if isinstance(value, list | tuple | set | frozenset):
-        return next((why for one in value if (why := _unreadable(one, secret=secret))), None)
-    if isinstance(value, Path):
-        value = str(value)
-    if not isinstance(value, str):
-        return None
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return "holds bytes that are not UTF-8"
-    return "holds a control character" if not secret and _CONTROL.search(value) else None
-
-
-def user_state_directory(setting: str) -> Path:
-    """Find where this user's programs keep what must outlive them.
-
-    Args:
-        setting: What to set where there is no such place.
-
-    Raises:
-        ConfigurationError: This user has no home directory.
-    """
-    # not needed where the directory is named
-    from platformdirs import user_state_path
-
-    try:
-        return user_state_path("otel-audit")
-    except RuntimeError:
-        # a container's uid without an entry in passwd, and no HOME
-        raise ConfigurationError(
-            f"{setting}: missing, and user {os.getuid()} has no home directory to put it in; name "
-            "a directory that only this user may write"
-        ) from None
-
-
-def is_set_true(setting: str) -> bool:
-    """Return whether a variable of the environment is true, whatever else may be wrong there.
-
-    Args:
-        setting: The field's name, such as ``required``.
-    """
-    word = os.environ.get(f"{PREFIX}{setting.upper()}", "")
-    return word.strip().lower() in ("1", "true", "yes", "on", "y", "t")
-
-
-def is_set_false(setting: str) -> bool:
-    """Return whether a variable of the environment is false; see `is_set_true`."""
-    word = os.environ.get(f"{PREFIX}{setting.upper()}", "")
-    return word.strip().lower() in ("0", "false", "no", "off", "n", "f")
-
-
-def _refuse_unfit_dsn(name: str, dsn: SecretStr) -> None:
-    try:
-        read = read_dsn(dsn.get_secret_value())
-    except ValueError as error:
-        raise ValueError(f"{PREFIX}{name}: {error}") from None
-    if role_of(read.url) is None and "service=" not in read.url and not _has_name():
-        raise ValueError(
-            f"{PREFIX}{name}: names no user, and user {os.getuid()} of this system has no name to "
-            "log in by; write postgresql://USER@…"
-        )
-
-
-def _has_name() -> bool:
-    try:
-        getpass.getuser()
-    except (KeyError, OSError):  # a uid of a container that nobody has entered into passwd
-        return False
-    return True
-
-
-def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
-    known = {f"{PREFIX}{name.upper()}" for name in AuditConfig.model_fields} | {CONFIG_FILE}
-    unknown = sorted(
-        name
-        for name in environment
-        if name.upper().startswith(PREFIX)
-        and name not in known
-        and not _OF_ORCHESTRATOR.fullmatch(name)
-    )
-    if unknown:
-        errors = (_unknown(name[:_SHOWN], known) for name in unknown)
-        raise ConfigurationError(visible("; ".join(errors)))
-
-
-def _unknown(name: str, known: set[str]) -> str:
-    return f"{name}: there is no such setting{_near(name.upper(), sorted(known))}"
-
-
-def _near(word: str, known: Sequence[str]) -> str:
-    # no process that serves needs it
-    from difflib import get_close_matches
-
-    near = get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
-def _explain(error: ValidationError) -> str:
-    lines = []
-    for problem in error.errors(include_input=False, include_url=False):
-        text = problem["msg"].removeprefix("Value error, ")
-        if not problem["loc"]:
-            lines.append(text)
-            continue
-        name = f"{PREFIX}{str(problem['loc'][0]).upper()}"
-        if problem["type"] == "extra_forbidden":
-            known = {f"{PREFIX}{field.upper()}" for field in AuditConfig.model_fields}
-            lines.append(_unknown(name, known))
-        else:
-            lines.append(f"{name}: {text}")
-    return "; ".join(lines)

@@ -27,7 +27,7 @@ from otel_audit.action.current_runtime import CurrentRuntime
 from otel_audit.action.lifecycle import Watchdog, record_outside
 from otel_audit.action.ports import NoRecorder, Recorder
 from otel_audit.action.record_limit import OTLP_LIMIT
-from otel_audit.config import PREFIX, AuditConfig
+from otel_audit.config import AuditConfig
 from otel_audit.delivery.console import ConsoleSink
 from otel_audit.delivery.delivery import Delivery
 from otel_audit.delivery.factory import (
@@ -87,6 +87,7 @@ from otel_audit.record import (
 )
 from otel_audit.redaction import Redactor
 from otel_audit.scope import AuditScope, Origin
+from otel_audit.setting_values import PREFIX
 
 if TYPE_CHECKING:
     from otel_audit_postgres.ledger.sealer_thread import SealingThread

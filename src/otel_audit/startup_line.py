@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from typing import Final
 
 from otel_audit._util.printable import visible
-from otel_audit.config import PREFIX, AuditConfig
+from otel_audit.config import AuditConfig
 from otel_audit.delivery.factory import is_unnamed, service_of_spool
 from otel_audit.delivery.fingerprint import destination_shown
 from otel_audit.delivery.heartbeat import VERSION
+from otel_audit.setting_values import PREFIX
 
 _ALWAYS: Final = {"app": "set_actor()", "state": "request.state.user", "user": "request.user"}
 

@@ -12,9 +12,9 @@ from otel_audit_postgres.ledger.anchors import anchors_from
 from otel_audit_postgres.ledger.settings import chosen_public_keys, chosen_signer
 
 from otel_audit import AuditConfig, OtelAuditError
-from otel_audit.config import PREFIX
 from otel_audit.runtime import Runtime
 from otel_audit.server.credentials import read_entries
+from otel_audit.setting_values import PREFIX
 
 CANARY = "S3cretCanary"
 ODD = (

@@ -8,8 +8,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from otel_audit.config import PREFIX, is_set_false, is_set_true
 from otel_audit.errors import ConfigurationError
+from otel_audit.setting_values import PREFIX, is_set_false, is_set_true
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from otel_audit.cli.listing import iso, result_of
 from otel_audit.cli.terminal import Colour, Piece
-from otel_audit.config import PREFIX
 from otel_audit.record import AuditRecord, Body
+from otel_audit.setting_values import PREFIX
 
 if TYPE_CHECKING:
     from otel_audit_postgres.query.display import Cell, EntityChange

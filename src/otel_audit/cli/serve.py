@@ -12,8 +12,9 @@ import click
 from otel_audit._util.loopback import is_loopback
 from otel_audit.cli.options import dsn_option, json_option
 from otel_audit.cli.terminal import echo, echo_json
-from otel_audit.config import PREFIX, AuditConfig
+from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError, MissingExtraError
+from otel_audit.setting_values import PREFIX
 
 _IN_CLEAR = (
     "Tokens and records travel in clear to {host}: give --tls-cert and --tls-key, or put a proxy "

@@ -28,8 +28,9 @@ from otel_audit.cli.archive import note_verification
 from otel_audit.cli.options import chosen_dsn, dsn_option, read_time
 from otel_audit.cli.retention import bar as rows_bar
 from otel_audit.cli.terminal import Colour, echo, echo_json
-from otel_audit.config import AuditConfig, user_state_directory
+from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
+from otel_audit.setting_values import user_state_directory
 
 if TYPE_CHECKING:
     from otel_audit_postgres.archive.check import ArchiveReport

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from otel_audit._util.ratelimited_log import log_limited
-from otel_audit.config import PREFIX, AuditConfig
+from otel_audit.config import AuditConfig
 from otel_audit.delivery.delivery import Delivery, DeliveryOptions
 from otel_audit.delivery.fingerprint import destination_digest
 from otel_audit.delivery.local_quarantine import LocalQuarantine
@@ -18,6 +18,7 @@ from otel_audit.delivery.producer import application_resource
 from otel_audit.delivery.sink import Refused, Sink
 from otel_audit.delivery.spool import AesGcmEncryption, Encryption, adopt, open_spool
 from otel_audit.errors import ConfigurationError
+from otel_audit.setting_values import PREFIX
 
 _UNNAMED: Final = "unknown_service"
 _logger = logging.getLogger(__name__)

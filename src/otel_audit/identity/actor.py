@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import msgspec
 
 from otel_audit._util.ratelimited_log import log_limited
-from otel_audit.config import PREFIX, AuditConfig, check_words
+from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
 from otel_audit.identity.certificate import certificate_subject, check_readable
 from otel_audit.identity.jwt import TokenError, TokenReader, VerifiedToken
@@ -37,6 +37,7 @@ from otel_audit.identity.source import Proxies
 from otel_audit.identity.unresolved_credential import unresolved_credential, warn_once
 from otel_audit.record import Actor, ActorType
 from otel_audit.redaction.hashing import KeyedHash
+from otel_audit.setting_values import PREFIX, check_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable

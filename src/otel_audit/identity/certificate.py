@@ -10,9 +10,9 @@ import re
 from typing import Final
 from urllib.parse import unquote
 
-from otel_audit.config import PREFIX
 from otel_audit.errors import MissingExtraError
 from otel_audit.identity.safe_access import clean
+from otel_audit.setting_values import PREFIX
 
 LIMIT: Final = 512
 """Characters of a subject that are kept."""

@@ -26,10 +26,10 @@ from opentelemetry.propagators.textmap import (
 
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.attributes import ACTOR_ID, ACTOR_TYPE, TENANT_ID
-from otel_audit.config import PREFIX
 from otel_audit.identity.safe_access import header_values, identifier
 from otel_audit.record import ANONYMOUS, Actor, Tenant
 from otel_audit.scope import Origin, open_scope
+from otel_audit.setting_values import PREFIX
 
 _logger = logging.getLogger(__name__)
 

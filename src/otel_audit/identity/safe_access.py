@@ -18,10 +18,11 @@ from itertools import islice
 from typing import Any, Final
 
 from otel_audit._util.text import CONTROLS
-from otel_audit.config import PREFIX, Hook
+from otel_audit.config import Hook
 from otel_audit.errors import ConfigurationError
 from otel_audit.identity.mapped_objects import remembered, state_of_mapped
 from otel_audit.record import key_text
+from otel_audit.setting_values import PREFIX
 
 LONGEST: Final = 256
 """Characters of an identifier, a name, or an address that are kept."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from otel_audit._util.cache import Memo
-from otel_audit.config import PREFIX, AuditConfig
+from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
 from otel_audit.identity.redact_identity import shown_source
 from otel_audit.identity.safe_access import (
@@ -31,6 +31,7 @@ from otel_audit.identity.safe_access import (
 from otel_audit.record import Source
 from otel_audit.redaction.hashing import KeyedHash
 from otel_audit.redaction.truncate import cut_text
+from otel_audit.setting_values import PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from otel_audit._util.ratelimited_log import log_limited
-from otel_audit.config import PREFIX, AuditConfig, check_words
+from otel_audit.config import AuditConfig
 from otel_audit.identity.safe_access import (
     AsgiScope,
     claim,
@@ -22,6 +22,7 @@ from otel_audit.identity.safe_access import (
     state_of,
 )
 from otel_audit.record import Tenant
+from otel_audit.setting_values import PREFIX, check_words
 
 if TYPE_CHECKING:
     from otel_audit.scope import AuditScope

@@ -12,8 +12,8 @@ import threading
 from typing import Final
 from urllib.parse import unquote_plus
 
-from otel_audit.config import PREFIX
 from otel_audit.identity.safe_access import AsgiScope
+from otel_audit.setting_values import PREFIX
 
 _logger = logging.getLogger(__name__)
 

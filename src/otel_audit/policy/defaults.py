@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from otel_audit.config import PREFIX, AuditConfig
+from otel_audit.config import AuditConfig
 from otel_audit.policy.rules import READS, WRITES, CompiledRule, Rule, compile_rule
+from otel_audit.setting_values import PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

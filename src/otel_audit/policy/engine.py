@@ -15,7 +15,7 @@ import msgspec
 from otel_audit._util.cache import BoundedCache, Memo
 from otel_audit._util.randomness import generator
 from otel_audit._util.text import CONTROLS
-from otel_audit.config import PREFIX, AuditConfig, Level
+from otel_audit.config import AuditConfig, Level
 from otel_audit.policy.body_operations import carries_operations
 from otel_audit.policy.defaults import default_rules
 from otel_audit.policy.naming import Naming, Whom, name_action
@@ -34,6 +34,7 @@ from otel_audit.policy.rules import (
 )
 from otel_audit.record import ANONYMOUS, Target
 from otel_audit.redaction.secret_urls import is_secret_parameter
+from otel_audit.setting_values import PREFIX
 
 if TYPE_CHECKING:
     from otel_audit.record import Actor, Tenant

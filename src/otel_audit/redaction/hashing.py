@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
-from otel_audit.config import PREFIX, AuditConfig
+from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
 from otel_audit.redaction.placeholders import REDACTED
+from otel_audit.setting_values import PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

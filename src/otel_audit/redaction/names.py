@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 import re2
 
 from otel_audit._util.lazy_pattern import LazyPattern
-from otel_audit.config import PREFIX
 from otel_audit.errors import ConfigurationError
 from otel_audit.redaction.load_data import name_table
+from otel_audit.setting_values import PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -14,7 +14,7 @@ import re2
 
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit._util.text import storable
-from otel_audit.config import PREFIX, AuditConfig
+from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
 from otel_audit.redaction.annotations import Mark, Marked
 from otel_audit.redaction.budget import Limits, WorkBudget
@@ -42,6 +42,7 @@ from otel_audit.redaction.walker import (
     Walk,
     parse_json,
 )
+from otel_audit.setting_values import PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable

@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from otel_audit._util.ratelimited_log import log_limited
-from otel_audit.config import PREFIX, AuditConfig
+from otel_audit.config import AuditConfig
 from otel_audit.delivery.sink import Store
 from otel_audit.errors import ConfigurationError, MissingExtraError, StoreError
 from otel_audit.server import access_log, decode_json, decode_protobuf, partial_success, receipts
@@ -39,6 +39,7 @@ from otel_audit.server.items import Batch
 from otel_audit.server.request_body import decompressed, read_body
 from otel_audit.server.request_budget import RequestBudget
 from otel_audit.server.service import RequestResult, Service, kind_of
+from otel_audit.setting_values import PREFIX
 
 if TYPE_CHECKING:
     from otel_audit_postgres.ledger.sealer_thread import SealingThread

@@ -10,7 +10,7 @@ from typing import Final
 
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.action.compose import chain_broken
-from otel_audit.config import PREFIX, AuditConfig
+from otel_audit.config import AuditConfig
 from otel_audit.delivery.sink import Conflict, Receipt, Refused, Store
 from otel_audit.errors import ConfigurationError
 from otel_audit.record import AuditRecord
@@ -26,6 +26,7 @@ from otel_audit.server.metrics import ServerMetrics
 from otel_audit.server.received_signal import Chains, break_id, stored_hash
 from otel_audit.server.request_budget import RequestBudget
 from otel_audit.server.signatures import TrustedSigners, read_trust_file
+from otel_audit.setting_values import PREFIX
 
 _logger = logging.getLogger(__name__)
 

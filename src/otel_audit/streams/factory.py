@@ -12,8 +12,9 @@ from otel_audit_postgres.personal.protect import key_store_from
 from otel_audit_postgres.personal.reveal import revealed
 from otel_audit_postgres.query.grammar import Query, parse, term
 
-from otel_audit.config import AuditConfig, user_state_directory
+from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
+from otel_audit.setting_values import user_state_directory
 from otel_audit.streams.destination import Destination
 from otel_audit.streams.file import FileDestination
 from otel_audit.streams.local_position import LocalPosition

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from otel_audit._util.loopback import is_loopback
-from otel_audit.config import PREFIX, AuditConfig, JwtIssuer, check_words
+from otel_audit.config import AuditConfig, JwtIssuer
 from otel_audit.errors import ConfigurationError, MissingExtraError
 from otel_audit.identity.jwt.jwks import LARGEST, KeySet, fetch
 from otel_audit.identity.jwt.token import Header, TokenError
@@ -20,6 +20,7 @@ from otel_audit.identity.jwt.verifier import (
     TokenReader,
     UnverifiedReader,
 )
+from otel_audit.setting_values import PREFIX, check_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable
