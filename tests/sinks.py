@@ -47,7 +47,7 @@ class Sink:
     def output(self) -> str:
         return self._log.read_text()
 
-    def wait_until_up(self, timeout: float = 30.0) -> None:
+    def wait_until_up(self, timeout: float = 60.0) -> None:
         host, _, port = self.url.partition("://")[2].rpartition(":")
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
@@ -109,7 +109,7 @@ def _end(process: Process) -> None:
     if process.poll() is None:
         process.terminate()
     try:
-        process.wait(20)
+        process.wait(60)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait(10)

@@ -58,8 +58,8 @@ async def running(*command: str, log: Path, **environment: str) -> AsyncIterator
 async def names_of(port: int, wanted: Mapping[str, object] | set[str]) -> set[str]:
     """The metrics of a scrape, once those that are wanted are there; all that are, at the end."""
     found: set[str] = set()
-    async with httpx.AsyncClient(timeout=5) as client:
-        for _ in range(150):
+    async with httpx.AsyncClient(timeout=30) as client:
+        for _ in range(500):
             with contextlib.suppress(httpx.TransportError):
                 text = (await client.get(f"http://127.0.0.1:{port}/metrics")).text
                 found = set(re.findall(r"^# TYPE (\S+) ", text, re.MULTILINE))
@@ -126,7 +126,7 @@ async def of_the_sink(directory: Path, dsn: str) -> set[str]:
     options = ("serve", "--seal", "--insecure-no-auth", "--port", str(served))
     async with running(*options, log=directory / "sink.log", **settings):
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{served}") as client:
-            for _ in range(150):
+            for _ in range(500):
                 with contextlib.suppress(httpx.TransportError):
                     if (await client.get("/health")).status_code == 200:
                         break

@@ -388,14 +388,14 @@ class TestChildren:
             stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 120
             found: list[Any] = []
             while len(found) < 2 and time.monotonic() < deadline:
                 found = [row for row in await rows() if row["event_name"] == "mail.sent"]
                 await asyncio.sleep(0.2)
         finally:
             worker.terminate()
-            worker.wait(30)
+            worker.wait(60)
         assert sorted(row["target_id"] for row in found) == ["0", "1"]
         assert {row["actor_id"] for row in found} == {"ann"}
         assert len({row["producer_id"] for row in found}) == 2

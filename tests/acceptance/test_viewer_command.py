@@ -54,7 +54,7 @@ class TestWeb:
                 assert httpx.get(base).status_code == 401
             finally:
                 running.send_signal(signal.SIGTERM)
-                running.wait(20)
+                running.wait(60)
 
     @pytest.mark.slow
     async def test_a_store_that_does_not_fit_is_named_at_the_start(self, postgres, viewer_dsn):
@@ -95,7 +95,7 @@ class TestWeb:
                 assert httpx.get(link, follow_redirects=True).status_code == 200
             finally:
                 running.send_signal(signal.SIGTERM)
-                running.wait(20)
+                running.wait(60)
 
     @pytest.mark.parametrize("module", ["jinja2", "starlette", "uvicorn", "cryptography"])
     def test_a_missing_extra_is_named(self, module):

@@ -376,7 +376,7 @@ class TestFaults:
             server.wait_until_up()
             with pytest.raises(httpx.TransportError):
                 httpx.post(f"{server.url}/orders/7/die")
-            server.process.wait(10)
+            server.process.wait(60)
         with uvicorn(directory, settings) as server:
             server.wait_until_up()
             (row,) = await eventually(lambda: rows_of(audit_store), bool)

@@ -80,9 +80,9 @@ def read_topic(broker: Broker, count: int) -> list[dict[str, Any]]:
     done = subprocess.run(
         [
             *command, "--bootstrap-server", f"127.0.0.1:{broker.port}", "--topic", TOPIC,
-            "--from-beginning", "--timeout-ms", "15000", "--max-messages", str(count),
+            "--from-beginning", "--timeout-ms", "60000", "--max-messages", str(count),
         ],
-        check=False, capture_output=True, text=True, timeout=120,
+        check=False, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 

@@ -110,7 +110,7 @@ class TestScripts:
                 **clean, **settings_for(dsn), "THEN": then,
                 "OTEL_AUDIT_SPOOL_DIR": str(site.path / "spool"),
             },
-            capture_output=True, text=True, timeout=60, check=False,
+            capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
 
     async def events(self, dsn: str) -> list[str]:
@@ -186,7 +186,7 @@ async def test_a_backlog_of_ten_thousand(site, audit_store, told):
     connection = await asyncpg.connect(audit_store)
     stored = 0
     with site.serving(settings_for(audit_store)) as server:
-        until = time.monotonic() + 100
+        until = time.monotonic() + 200
         # the spool is removed after the last COMMIT
         while stored < 10_000 or spool.path.exists():
             assert time.monotonic() < until

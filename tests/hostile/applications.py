@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import zlib
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,14 +44,21 @@ class Seen:
 
 
 class Log:
-    """What the application has been given last."""
+    """What the application has been given, by the request that is under way.
+
+    A client that has lost its patience sends the next request while the one before is answered.
+    """
 
     def __init__(self) -> None:
-        self.last = Seen()
+        self._last: ContextVar[Seen] = ContextVar("last", default=Seen())  # noqa: B039
+
+    @property
+    def last(self) -> Seen:
+        return self._last.get()
 
     def begin(self) -> Seen:
-        self.last = Seen()
-        return self.last
+        self._last.set(found := Seen())
+        return found
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import asyncio
 import json
 from datetime import UTC, datetime, timedelta
 
+import asyncpg
 import pytest
 from click.testing import CliRunner
 from otel_audit_postgres import PostgresSink
@@ -43,6 +44,10 @@ async def trail(audit_store):
                 else (),
             )
         )
+    connection = await asyncpg.connect(audit_store)
+    # a store that is set up in another quarter has none of that month
+    await connection.execute("SELECT audit.make_partition('2026-11-01')")
+    await connection.close()
     sink = PostgresSink(audit_store)
     assert (await sink.write(records)).stored == 20
     await sink.close()

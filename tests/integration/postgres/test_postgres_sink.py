@@ -241,14 +241,14 @@ class TestConnection:
 
     async def test_gives_up_a_statement_in_time(self, audit_store, admin):
         """A lock that is held makes the store unavailable, not the writer hang."""
-        sink = PostgresSink(audit_store, statement_timeout=0.5)
+        sink = PostgresSink(audit_store, statement_timeout=1.5)
         await sink.check()
         transaction = admin.transaction()
         await transaction.start()
         await admin.execute("LOCK TABLE audit.audit_logs IN ACCESS EXCLUSIVE MODE")
         record = new_record()
         with pytest.raises(StoreUnavailableError, match="in time"):
-            await asyncio.wait_for(sink.write([record]), 10)
+            await asyncio.wait_for(sink.write([record]), 30)
         await transaction.rollback()
         assert await sink.write([record]) == Written(stored=1)
         await sink.close()

@@ -14,7 +14,7 @@ async def test_an_interrupt_is_an_end_in_order(tmp_path, stored, actor, options)
     with serving(tmp_path, stored.dsn, *options) as sink:
         assert sink.traces(request(span(1, audit__actor__id=actor))).status_code == 200
         sink.process.send_signal(signal.SIGINT)
-        assert sink.process.wait(30) == 0
+        assert sink.process.wait(60) == 0
         for complaint in ("Aborted", "Traceback", "KeyboardInterrupt"):
             assert complaint not in sink.output
     assert len(await stored.rows(actor)) == 1

@@ -233,7 +233,7 @@ class TestParameters:
 class TestLongWork:
     async def test_leaves_connections_for_those_who_look(self, viewer_role, store):
         """Exports and reports, however many, have half of them."""
-        pool = TrailPool(viewer_role, size=4, statement_timeout=0.2)
+        pool = TrailPool(viewer_role, size=4, statement_timeout=1.0)
         try:
             async with pool.connection(is_long=True), pool.connection(is_long=True):
                 with pytest.raises(StoreUnavailableError):
@@ -241,7 +241,7 @@ class TestLongWork:
                         pass
                 async with pool.connection(), pool.connection() as last:
                     assert await last.fetchval("SELECT 1") == 1
-            async with asyncio.timeout(5), pool.connection(is_long=True) as again:
+            async with asyncio.timeout(30), pool.connection(is_long=True) as again:
                 assert await again.fetchval("SELECT 1") == 1
         finally:
             await pool.close()
@@ -265,7 +265,7 @@ class TestLongWork:
         await pool.close()
         admin = await asyncpg.connect(postgres.dsn("postgres"))
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while await admin.fetchval(  # noqa: ASYNC110 - it has no event to wait for
                     "SELECT count(*) FROM pg_stat_activity WHERE usename = $1", role
                 ):

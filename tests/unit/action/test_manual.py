@@ -161,10 +161,10 @@ class TestBlock:
 
         def run(name: str) -> None:
             with job as action:
-                inside.wait(5)
+                inside.wait(60)
                 otel_audit.set_actor(name)
                 action.add_metadata(name=name)
-                inside.wait(5)
+                inside.wait(60)
 
         threads = [threading.Thread(target=run, args=(name,)) for name in "ab"]
         for thread in threads:
