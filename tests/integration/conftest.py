@@ -13,6 +13,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 EngineWith = Callable[[MetaData], Awaitable[AsyncEngine]]
 
 
+@pytest.fixture(autouse=True)
+def _counts_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A count of a page is given up after some milliseconds, which a busy machine may take."""
+    monkeypatch.setattr("otel_audit_postgres.query.counts.LEAST_MS", 30_000)
+    monkeypatch.setattr("otel_audit_postgres.query.payloads._TIMEOUT_MS", 30_000)
+
+
 @pytest.fixture
 async def connection(audit_store: str) -> AsyncIterator[Any]:
     """A connection of the store's owner."""
