@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from otel_audit.delivery.spool import (
     adopt,
     open_spool,
 )
-from otel_audit.delivery.spool.format import HEADER_BYTES, MAX_PAYLOAD_BYTES, encode
+from otel_audit.delivery.spool.format import HEADER_BYTES, MAX_PAYLOAD_BYTES, encode, scan
 from otel_audit.delivery.spool.ownership import OwnDirectory
 
 SEGMENT = 4096
@@ -288,3 +289,57 @@ class TestDamage:
         [adopted] = adopt(home, "shop")
         assert (adopted.report.damaged_frames, adopted.report.lost) == (2, 1)
         adopted.release()
+
+
+def fill_at_random(spool: Spool, chance: random.Random) -> None:
+    """Begin, answer, end and take back actions, in any order, over several segments."""
+    answers: dict[str, int | None] = {}
+    for _ in range(60):
+        step = chance.random()
+        if step < 0.4 or not answers:
+            record_id = uuid7()
+            spool.append(FrameKind.OPENED, record_id, b"begun" + bytes(chance.randrange(200)))
+            answers[record_id] = None
+            continue
+        record_id = chance.choice(list(answers))
+        if step < 0.7:
+            known = KNOWN + bytes(chance.randrange(600))
+            if answers[record_id] is None:
+                answers[record_id] = spool.append(FrameKind.ANSWERED, record_id, known)
+            continue
+        answered = answers.pop(record_id)
+        if step > 0.95:
+            spool.append(FrameKind.DISCARDED, record_id, b"")
+        elif answered is None or spool.end(record_id, CHANGED, answered) is None:
+            spool.append(FrameKind.CLOSED, record_id, b"all")
+
+
+def flip_bits(spool: Spool, chance: random.Random) -> None:
+    """Alter one frame of five."""
+    for path in spool.path.glob("*.frames"):
+        content = bytearray(path.read_bytes())
+        with path.open("rb") as file:
+            for frame in list(scan(file, end=len(content))):
+                if chance.random() < 0.2:
+                    content[chance.randrange(frame.start, frame.end)] ^= 0x10
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("encryption", [None, KEY])
+def test_a_living_spool_reads_back_what_its_adopter_finds(tmp_path, encryption):
+    """Whatever is damaged, both give the same of each action that is over."""
+    known: set[bytes] = set()
+    for seed in range(20):
+        chance = random.Random(seed)
+        spool = a_spool(tmp_path / str(seed), encryption=encryption, fsync="never")
+        fill_at_random(spool, chance)
+        flip_bits(spool, chance)
+        living = {(one.record_id, one.payload, one.changed) for one in spool.read()}
+        found = {
+            (one.record_id, one.payload, one.changed)
+            for one in abandoned(spool)
+            if one.kind in (FrameKind.CLOSED, FrameKind.ENDED)
+        }
+        assert living == found
+        known |= {payload[:5] for _, payload, changed in living if changed is not None}
+    assert known >= {b"begun", KNOWN[:5]}
