@@ -137,6 +137,21 @@ class RowFile:
         self._held_rows = self._held_bytes = 0
 
 
+def column_names(path: Path) -> list[str]:
+    """The names of a file's columns, in its order.
+
+    Raises:
+        ArchiveError: It is not such a file.
+    """
+    arrow, files = parquet()
+    try:
+        with files.ParquetFile(path) as file:
+            names: list[str] = file.schema_arrow.names
+            return names
+    except (arrow.ArrowException, OSError, ValueError) as error:
+        raise ArchiveError(f"the file cannot be read ({type(error).__name__})") from None
+
+
 def read_batches(path: Path, columns: Sequence[str] = NAMES) -> Iterator[Any]:
     """The rows of a file as record batches, in its order.
 

@@ -2,31 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
-from collections.abc import Iterator, Sequence
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from itertools import zip_longest
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from otel_audit_postgres.archive.objects import ArchiveError
-from otel_audit_postgres.archive.parquet_files import read_rows
-from otel_audit_postgres.exports.formats import one_line
+from otel_audit_postgres.archive.parquet_files import NAMES, column_names, read_rows
+from otel_audit_postgres.exports.columns import (
+    CSV_COLUMNS,
+    OWN,
+    WRITTEN,
+    SealedRow,
+    sealed_row,
+)
+from otel_audit_postgres.exports.formats import csv_format, one_line
 from otel_audit_postgres.exports.proof import (
+    EARLIER,
     ExportError,
     ExportManifest,
     ProvedRow,
     read_manifest,
+    read_notes,
     read_proof,
 )
 from otel_audit_postgres.ledger.checkpoints import NoteError, read_checkpoint, read_note
 from otel_audit_postgres.ledger.keys import PublicKey
-from otel_audit_postgres.ledger.leaves import Leaf
+from otel_audit_postgres.ledger.malformed import read_flaws
+from otel_audit_postgres.rows import ADDED_IN
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_LAST: Final = (datetime(9999, 12, 31, tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
+_NAMED: Final = 3
+"""Rows that problems and warnings name."""
+_MOST_SUSPECTS: Final = 10_000
+"""Rows that are judged one by one; beyond these the check says that there are more."""
+
+
+_UNREADABLE: Final = (OSError, ArithmeticError, ValueError, LookupError, TypeError, csv.Error)
+"""What a file that somebody changed may raise."""
 
 
 @dataclass(slots=True)
@@ -37,12 +54,14 @@ class ExportCheck:
         manifest: What it should be.
         rows: Rows that were hashed again.
         problems: What does not hold, in words; none: it is what was exported, and was sealed so.
+        warnings: What is not proved, in words: columns of records that were inserted malformed.
         signed_by: Names of the given keys that signed the checkpoint.
     """
 
     manifest: ExportManifest
     rows: int = 0
     problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     signed_by: tuple[str, ...] = ()
 
 
@@ -66,19 +85,14 @@ def check_export(path: Path, keys: Sequence[PublicKey] = ()) -> ExportCheck:
     if tree.note != manifest.checkpoint:
         found.problems.append("the proof is under another checkpoint than the manifest's")
     found.signed_by = _signers(manifest, keys, found.problems)
-    leaves: list[tuple[int, bytes]] = []
-    for row, there in zip_longest(rows, _rows(path, manifest.data_format)):
-        if row is None or there is None:
-            found.problems.append("the file and its proof have different numbers of rows")
-            break
-        content = there.content_of(row)
-        if content is None:
-            found.problems.append(f"row {found.rows + 1} is not the one in the proof")
-            break
-        leaves.append((row.leaf, Leaf(row.recorded_at, bytes.fromhex(row.id), content).hash()))
-        found.rows += 1
-    if found.rows != manifest.rows:
-        found.problems.append(f"the manifest says {manifest.rows} rows, not {found.rows}")
+    if manifest.data_format == "csv" and manifest.format == EARLIER:
+        found.problems.append(
+            "an earlier version made this CSV, whose columns cannot be proved: export it again"
+        )
+        return found
+    leaves, suspects = _leaves(zip_longest(rows, _rows(path, manifest.data_format)), found)
+    suspects.judge(read_notes(proof), manifest, keys, found)
+    _check_manifest(path, leaves, found)
     try:
         if not tree.is_rooted(leaves):
             found.problems.append(
@@ -88,6 +102,115 @@ def check_export(path: Path, keys: Sequence[PublicKey] = ()) -> ExportCheck:
     except ArchiveError as error:
         found.problems.append(str(error))
     return found
+
+
+@dataclass(slots=True)
+class _Suspects:
+    """Rows of which columns are others than their text says.
+
+    Attributes:
+        certain: Those that nothing explains, in words.
+        rows: Those that may have been inserted so: number, and columns, by the record's id.
+        illegible: Ids of those whose text is not a record.
+        count: How many of all.
+    """
+
+    certain: list[str] = field(default_factory=list)
+    rows: dict[bytes, tuple[int, list[str]]] = field(default_factory=dict)
+    illegible: list[str] = field(default_factory=list)
+    count: int = 0
+
+    def add(self, number: int, sealed: SealedRow, names: list[str]) -> None:
+        """Add a row, if it is one."""
+        if sealed.columns is None and not names:
+            if len(self.illegible) < _MOST_SUSPECTS:
+                self.illegible.append(str(uuid.UUID(bytes=sealed.leaf.id)))
+            return
+        if not names:
+            return
+        self.count += 1
+        if self.count > _MOST_SUSPECTS:
+            return
+        if sealed.columns is None or not OWN.isdisjoint(names) or WRITTEN in names:
+            self.certain.append(_otherwise(number, names))
+        else:
+            self.rows[sealed.leaf.id] = number, names
+
+    def judge(
+        self,
+        notes: Iterable[tuple[int, str]],
+        manifest: ExportManifest,
+        keys: Sequence[PublicKey],
+        found: ExportCheck,
+    ) -> None:
+        """Tell changed rows from those of which the sealer says that they were inserted so."""
+        malformed: list[str] = []
+        if self.rows:
+            for first, note in notes:
+                for record_id, _ in read_flaws(note, manifest.log, first, keys):
+                    if self.rows.pop(record_id, None) is not None:
+                        malformed.append(str(uuid.UUID(bytes=record_id)))
+        changed = [*self.certain, *(_otherwise(*one) for one in self.rows.values())]
+        found.problems += changed[:_NAMED]
+        if self.count > _MOST_SUSPECTS:
+            found.problems.append(f"so in more than {_MOST_SUSPECTS} rows")
+        elif len(changed) > _NAMED:
+            found.problems.append(f"so in {len(changed) - _NAMED} more rows")
+        for ids, what in (
+            (malformed, "were inserted so that columns do not follow from their text"),
+            (self.illegible, "have a text that is not a record"),
+        ):
+            if ids:
+                named = ", ".join(ids[:_NAMED]) + (", …" if len(ids) > _NAMED else "")
+                found.warnings.append(
+                    f"{len(ids)} rows {what}; their columns are not proved: {named}"
+                )
+
+
+def _leaves(
+    pairs: Iterable[tuple[ProvedRow | None, _InFile | None]], found: ExportCheck
+) -> tuple[list[tuple[int, bytes]], _Suspects]:
+    """The leaves that the rows of a file make, and the rows with other columns than their text."""
+    leaves: list[tuple[int, bytes]] = []
+    suspects = _Suspects()
+    for row, there in pairs:
+        if row is None or there is None:
+            found.problems.append("the file and its proof have different numbers of rows")
+            break
+        text = there.text_of(row)
+        if text is None:
+            found.problems.append(f"row {found.rows + 1} is not the one in the proof")
+            break
+        found.rows += 1
+        sealed = sealed_row(row, text, _hash(text), reads=there.has_columns)
+        leaves.append((row.leaf, sealed.leaf.hash()))
+        if there.has_columns:
+            suspects.add(found.rows, sealed, there.altered(sealed))
+    return leaves, suspects
+
+
+def _otherwise(number: int, names: Sequence[str]) -> str:
+    return f"row {number}: not what was sealed: {', '.join(names)}"
+
+
+def _check_manifest(path: Path, leaves: Sequence[tuple[int, bytes]], found: ExportCheck) -> None:
+    """Compare what the manifest says of the file, which is not signed, with the file."""
+    manifest = found.manifest
+    told: dict[str, tuple[object, object]] = {
+        "rows": (manifest.rows, found.rows),
+        "size": (manifest.size, path.stat().st_size),
+        "first_leaf": (manifest.first_leaf, leaves[0][0] if leaves else None),
+        "last_leaf": (manifest.last_leaf, leaves[-1][0] if leaves else None),
+    }
+    with contextlib.suppress(NoteError):  # which was said
+        told["log"] = (manifest.log, read_checkpoint(manifest.checkpoint).origin)
+    for name, (says, has) in told.items():
+        if says != has:
+            found.problems.append(f"the manifest says {says} of {name}, and it is {has}")
+    if manifest.changed:
+        found.problems.append(
+            f"the manifest says that {manifest.changed} rows were not as they were sealed"
+        )
 
 
 def _digest(path: Path) -> str:
@@ -114,66 +237,114 @@ def _signers(
 
 @dataclass(frozen=True, slots=True)
 class _InFile:
-    """One row of a file: its text, or its columns in CSV."""
+    """One row of a file: its text, its columns in Parquet, or its cells in CSV."""
 
     text: bytes = b""
-    cells: tuple[str, str, datetime, bytes] | None = None
+    columns: Mapping[str, Any] | None = None
+    cells: tuple[Sequence[str], Sequence[str], bytes] | None = None
 
-    def content_of(self, proved: ProvedRow) -> bytes | None:
-        """The content hash that the row was sealed with; None if it is another row.
+    @property
+    def has_columns(self) -> bool:
+        """Whether it has more than its text."""
+        return self.columns is not None or self.cells is not None
 
-        The proof is not signed. So what it says may never stand for what the file says: a hash
-        from the proof would prove a row of which the file shows another text.
+    def text_of(self, proved: ProvedRow) -> bytes | None:
+        """The text that the row was sealed with; None if it is another row.
+
+        The proof is not signed. So what it says may never stand for what the file says: a text
+        from the proof would prove a row of which the file shows another one.
         """
         if self.cells is not None:
-            leaf, record_id, recorded_at, content = self.cells
-            is_same = (
-                leaf == str(proved.leaf)
-                and record_id.replace("-", "") == proved.id
-                # times that no calendar has are written as the nearest that it has
-                and (
-                    not 0 <= proved.recorded_at < _LAST
-                    or (recorded_at - _EPOCH) // timedelta(microseconds=1) == proved.recorded_at
-                )
-            )
-            return content if is_same else None
+            # each cell is compared with it
+            return None if proved.text is None else proved.text.encode("utf-8", "surrogatepass")
         if proved.text is None:
-            return _hash(self.text)
+            return self.text
         if one_line(proved.text).encode("utf-8", "surrogatepass") != self.text:
             return None
-        return _hash(proved.text.encode("utf-8", "surrogatepass"))
+        return proved.text.encode("utf-8", "surrogatepass")
+
+    def altered(self, sealed: SealedRow) -> list[str]:
+        """Name the columns that are not those of the sealed row."""
+        if self.cells is not None:
+            return sealed.altered_cells(*self.cells)
+        return [] if self.columns is None else sealed.altered(self.columns)
 
 
 def _rows(path: Path, data_format: str) -> Iterator[_InFile]:
     """The rows of a file."""
     try:
         if data_format == "parquet":
-            for row in read_rows(path, ("payload",)):
-                yield _InFile(row["payload"].encode("utf-8", "surrogatepass"))
+            yield from _parquet_rows(path)
         elif data_format == "csv":
-            with path.open(encoding="utf-8", newline="") as source:
-                for cells in csv.DictReader(source):
-                    recorded_at = datetime.fromisoformat(cells["recorded_at"])
-                    content = bytes.fromhex(cells["content_hash"])
-                    yield _InFile(cells=(cells["leaf"], cells["id"], recorded_at, content))
+            yield from _csv_rows(path)
         else:
             yield from map(_InFile, _lines(path, is_list=data_format == "json"))
-    except (OSError, ValueError, KeyError, TypeError, csv.Error, ArchiveError) as error:
+    except ExportError:
+        raise
+    except (*_UNREADABLE, ArchiveError) as error:
         raise ExportError(
             f"{path} cannot be read as {data_format}: {type(error).__name__}"
         ) from None
 
 
+def _parquet_rows(path: Path) -> Iterator[_InFile]:
+    _check_names(column_names(path), NAMES)
+    for row in read_rows(path):
+        yield _InFile(row["payload"].encode("utf-8", "surrogatepass"), columns=row)
+
+
+def _csv_rows(path: Path) -> Iterator[_InFile]:
+    taken: list[bytes] = []
+
+    def lines(source: Iterable[bytes]) -> Iterator[str]:
+        for line in source:
+            taken.append(line)
+            yield line.decode()
+
+    with path.open("rb") as source:
+        reader = csv.reader(lines(source), strict=True)
+        names = next(reader, [])
+        _check_names(names, CSV_COLUMNS)
+        if b"".join(taken) != csv_format(names).begin:
+            raise ValueError
+        taken.clear()
+        for cells in reader:
+            yield _InFile(cells=(names, cells, b"".join(taken)))
+            taken.clear()
+        if taken:
+            raise ValueError
+
+
+def _check_names(names: Sequence[str], known: Sequence[str]) -> None:
+    """See that a file has the columns that it should: of an earlier version, without later ones."""
+    if list(names) != [name for name in known if name in names or name not in ADDED_IN]:
+        raise ExportError("the file's columns are not those of an export")
+
+
 def _lines(path: Path, *, is_list: bool) -> Iterator[bytes]:
     """The records' texts: a line each, in a list with commas between."""
     with path.open("rb") as source:
+        if not is_list:
+            for line in source:
+                yield line.removesuffix(b"\n")
+            return
+        if source.readline() != b"[\n":
+            raise ValueError
+        held: bytes | None = None
         for line in source:
-            text = line.rstrip(b"\n")
-            if is_list:
-                if text in {b"[", b"]"}:
-                    continue
-                text = text.removesuffix(b",")
-            yield text
+            if line == b"]\n":
+                break
+            if held is not None:
+                if not held.endswith(b","):
+                    raise ValueError
+                yield held[:-1]
+            held = line.removesuffix(b"\n")
+        else:
+            raise ValueError
+        if held is not None:
+            yield held
+        if source.read(1):
+            raise ValueError
 
 
 def _hash(text: bytes) -> bytes:

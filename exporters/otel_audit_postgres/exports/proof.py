@@ -1,7 +1,8 @@
 """The manifest and the proof of an export, for checking it without the store.
 
 The proof has the leaf and the time of each row. Of the rest of the tree it has as few hashes as
-make up the checkpoint's root. So the rows alone, hashed again, lead to what the key has signed.
+make up the checkpoint's root. So the rows alone, hashed again, lead to what the key has signed. A
+file in CSV does not have the records' texts, so its proof has them: columns follow from a text.
 """
 
 from __future__ import annotations
@@ -19,7 +20,13 @@ from otel_audit.errors import OtelAuditError
 from otel_audit_postgres.archive.objects import ArchiveError
 from otel_audit_postgres.archive.sparse_tree import SparseTree, read_tree
 
-FORMAT: Final = "otel-audit export 3"
+FORMAT: Final = "otel-audit export 4"
+EARLIER: Final = "otel-audit export 3"
+"""Of a version whose proofs of CSV have no texts; else the same."""
+
+
+_FIRST: Final = "first"
+_NOTE: Final = "malformed"
 
 
 class ExportError(OtelAuditError, ValueError):
@@ -83,7 +90,8 @@ class ProvedRow:
         leaf: Its number.
         recorded_at: Microseconds since 1970 UTC.
         id: 32 hex digits.
-        text: The exact text, where the file has it with spaces for its line ends; else None.
+        text: The exact text, where the file has none, or has it with spaces for its line ends;
+            else None.
     """
 
     leaf: int
@@ -113,6 +121,10 @@ class ProofFile:
         encode = msgspec.json.encode
         self._target.write(b"".join(encode(row) + b"\n" for row in rows))
 
+    def add_note(self, first: int, note: str) -> None:
+        """Write what the sealer says of malformed rows of a block, by its first leaf."""
+        self._target.write(msgspec.json.encode({_FIRST: first, _NOTE: note}) + b"\n")
+
     def close(self, tree: SparseTree) -> None:
         """Write the tree, and end."""
         self._target.write(tree.text().encode() + b"\n")
@@ -138,7 +150,7 @@ def read_manifest(path: Path) -> ExportManifest:
         raise ExportError(
             f"{beside} is not a manifest of an export: {type(error).__name__}"
         ) from None
-    if found.format != FORMAT:
+    if found.format not in {FORMAT, EARLIER}:
         raise ExportError(f"{beside} is of another version of otel-audit")
     return found
 
@@ -156,6 +168,23 @@ def read_proof(path: Path) -> tuple[Iterator[ProvedRow], SparseTree]:
                 last = line
         return _rows(path), read_tree(last.decode())
     except (OSError, EOFError, ValueError, ArchiveError) as error:
+        raise ExportError(f"{path} is not a proof of an export: {type(error).__name__}") from None
+
+
+def read_notes(path: Path) -> Iterator[tuple[int, str]]:
+    """Read what the sealer says of malformed rows: first leaves of blocks, and signed notes.
+
+    Raises:
+        ExportError: It is not a proof.
+    """
+    try:
+        with gzip.open(path) as source:
+            for line in source:
+                if line.startswith(b"{"):
+                    found = msgspec.json.decode(line)
+                    if _NOTE in found:
+                        yield int(found[_FIRST]), str(found[_NOTE])
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise ExportError(f"{path} is not a proof of an export: {type(error).__name__}") from None
 
 

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import hashlib
 import os
+from bisect import bisect_right
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from otel_audit.errors import ConfigurationError, StoreError
 from otel_audit_postgres.archive.parquet_files import NAMES, RowFile, parquet, row_schema
 from otel_audit_postgres.archive.sparse_tree import Complement, SparseTree
 from otel_audit_postgres.connection import Connection
+from otel_audit_postgres.exports.columns import CSV_COLUMNS
 from otel_audit_postgres.exports.formats import JSON, NDJSON, TextFormat, csv_format
 from otel_audit_postgres.exports.proof import ExportManifest, ProofFile
 from otel_audit_postgres.ledger import store
@@ -32,7 +34,6 @@ from otel_audit_postgres.query.queries import opened, resolved
 from otel_audit_postgres.query.trail import Views
 
 DataFormat = Literal["csv", "ndjson", "json", "parquet"]
-CSV_COLUMNS: Final = ("leaf", *exporting.CSV_COLUMNS)
 
 _AT_ONCE: Final = 4_000
 """Leaves whose rows are asked for in one go."""
@@ -51,6 +52,7 @@ _US: Final = (
 )
 _TIMES: Final = frozenset({"occurred_at", "recorded_at"})
 _WAITING: Final = "SELECT waiting FROM audit.ledger_state()"
+_FLAWED: Final = "SELECT array_agg(first ORDER BY first) FROM audit.ledger_flaws"
 _SEES: Final = """
 SELECT CASE WHEN EXISTS (SELECT FROM audit.reader_tenants t WHERE t.tenant_id IS NULL)
             OR NOT row_security_active('audit.audit_logs') THEN NULL
@@ -116,9 +118,13 @@ async def write_export(  # noqa: PLR0913 - each a choice of its own
             async with connection.transaction(isolation="repeatable_read", readonly=True):
                 await store.unlimited(connection)
                 sealed = await horizon(connection)
-                done = await _write(connection, query, data_format, files, sealed, progress)
-                waiting = await connection.fetchval(_WAITING)
                 tenants = await connection.fetchval(_SEES)
+                # notes name rows of all tenants
+                flawed = await connection.fetchval(_FLAWED) if tenants is None else None
+                done = await _write(
+                    connection, query, data_format, files, sealed, _Flawed(flawed or ()), progress
+                )
+                waiting = await connection.fetchval(_WAITING)
             role = await connection.fetchval("SELECT session_user::text")
             manifest = ExportManifest(
                 file=out.name, data_format=data_format, query=str(query), tenants=tenants,
@@ -255,7 +261,7 @@ class _TextTarget:
         if self._form.has_payloads:
             values: Sequence[Any] = [one.row["text"] for one in rows]
         else:
-            values = [(one.leaf, *one.row.values()) for one in (_Columns(row) for row in rows)]
+            values = [(one.leaf, *tuple(one.row.values())[_HEAD:]) for one in rows]
         self._file.write(self._form.rows(values, self._is_first))
         self._is_first = False
 
@@ -269,19 +275,6 @@ class _TextTarget:
     def abandon(self) -> None:
         """Close the file without an end."""
         self._file.close()
-
-
-class _Columns:
-    """A row's columns without those for the proof."""
-
-    def __init__(self, found: _Found) -> None:
-        self.leaf = found.leaf
-        self.row = self
-        self._values = tuple(found.row.values())[_HEAD:]
-
-    def values(self) -> tuple[Any, ...]:
-        """The values."""
-        return self._values
 
 
 class _ParquetTarget:
@@ -316,8 +309,38 @@ class _ParquetTarget:
         self._file.close()
 
 
-_PROOF: Final = ("ord", "recorded_us", "row_id", "hash")
+_PROOF: Final = ("ord", "recorded_us", "row_id", "hash", "text")
+"""What each row has first, for its proof."""
 _HEAD: Final = len(_PROOF)
+
+
+@dataclass(slots=True)
+class _Flawed:
+    """Blocks that have malformed rows, and in which of them rows of the export may be.
+
+    Attributes:
+        blocks: Their first leaves, in order.
+        met: Those that a row may be in.
+    """
+
+    blocks: Sequence[int]
+    met: set[int] = field(default_factory=set)
+
+    def meet(self, rows: Sequence[_Found]) -> None:
+        """Note the blocks of rows; the one before where a row's own has none."""
+        if not self.blocks:
+            return
+        for one in rows:
+            place = bisect_right(self.blocks, one.leaf)
+            if place:
+                self.met.add(self.blocks[place - 1])
+
+    async def write_notes(self, connection: Connection[Any], proof: ProofFile) -> None:
+        """Write what the sealer says of them."""
+        for first in sorted(self.met):
+            note = await store.flaws(connection, first)
+            if note is not None:
+                proof.add_note(first, note)
 
 
 def _target(path: Path, data_format: DataFormat) -> _Target:
@@ -333,15 +356,18 @@ async def _write(  # noqa: PLR0913, PLR0917 - one export
     data_format: DataFormat,
     files: _Files,
     sealed: Horizon,
+    flawed: _Flawed,
     progress: RowProgress,
 ) -> _Done:
     complement, done = Complement(), _Done()
     target, proof = _target(files.draft, data_format), ProofFile(files.proof_draft)
     has_lines = data_format in {"ndjson", "json"}
+    has_texts = data_format != "csv"
 
     def put(rows: Sequence[_Found]) -> None:
         target.write(rows)
-        proof.add(_proved(one, has_lines=has_lines) for one in rows)
+        proof.add(_proved(one, has_texts=has_texts, has_lines=has_lines) for one in rows)
+        flawed.meet(rows)
 
     writing: asyncio.Future[None] | None = None
     try:
@@ -359,6 +385,7 @@ async def _write(  # noqa: PLR0913, PLR0917 - one export
         if writing is not None:
             await writing
         target.close()
+        await flawed.write_notes(connection, proof)
         proof.close(SparseTree(sealed.checkpoint, tuple(complement.finished())))
     except BaseException:
         if writing is not None:
@@ -372,10 +399,10 @@ async def _write(  # noqa: PLR0913, PLR0917 - one export
     return done
 
 
-def _proved(found: _Found, *, has_lines: bool) -> tuple[int, int, str, str | None]:
-    text = found.row["text"] if has_lines else ""
-    is_exact = "\n" not in text and "\r" not in text
-    return found.leaf, found.recorded_us, found.id.hex(), None if is_exact else text
+def _proved(found: _Found, *, has_texts: bool, has_lines: bool) -> tuple[int, int, str, str | None]:
+    text = found.row["text"]
+    is_there = has_texts and not (has_lines and ("\n" in text or "\r" in text))
+    return found.leaf, found.recorded_us, found.id.hex(), None if is_there else text
 
 
 class _Reading:
@@ -468,7 +495,7 @@ class _Reading:
 def _of_leaf(rows: Sequence[Any], number: int, sealed: bytes) -> _Found | None:
     """The row that was sealed at a leaf; a changed row if there is no other."""
     for row in rows:
-        hashed = content_hash(row["text"]) if "text" in row else row["hash"]
+        hashed = content_hash(row["text"])
         found = _Found(number, row["recorded_us"], row["row_id"].bytes, hashed, True, row)  # noqa: FBT003
         if Leaf(found.recorded_us, found.id, hashed).hash() == sealed:
             return found
@@ -479,14 +506,17 @@ def _of_leaf(rows: Sequence[Any], number: int, sealed: bytes) -> _Found | None:
 
 
 def _sql(asked: Conditions, data_format: DataFormat, ids: str, places: str) -> str:
-    head = f"u.ord, {_US} AS recorded_us, l.id AS row_id, l.content_hash AS hash"
+    head = (
+        f"u.ord, {_US} AS recorded_us, l.id AS row_id, l.content_hash AS hash, "
+        "l.payload::text AS text"
+    )
     if data_format == "csv":
         columns = f"{head}, {_csv_selection()}"
     elif data_format == "parquet":
         rest = (name for name in NAMES if name not in {"payload", "leaf", "leaf_hash"})
-        columns = f"{head}, l.payload::text AS text, {', '.join(f'l.{name}' for name in rest)}"
+        columns = f"{head}, {', '.join(f'l.{name}' for name in rest)}"
     else:
-        columns = f"{head}, l.payload::text AS text"
+        columns = head
     conditions = [*asked.columns, *asked.payload]
     where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
     return (
