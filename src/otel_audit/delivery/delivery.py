@@ -131,6 +131,7 @@ class Delivery:
             self._counters,
             self._options.sync_interval,
             lambda: self._writer.schedule(self._replace_gone),
+            self._call_at_next_append,
         )
 
     def _reset_in_child(self) -> None:
@@ -524,6 +525,9 @@ class Delivery:
         if self._postponed:
             times.append(self._next_retry)
         return max(min(times) - time.monotonic(), 0.0) if times else None
+
+    def _call_at_next_append(self, call: Callable[[], None]) -> None:
+        self.queue.at_next_append = call
 
     def _replace_gone(self) -> None:
         """Open another spool if this one's directory is gone: why it may not have been synced."""

@@ -18,6 +18,12 @@ from otel_audit.delivery.spool import Position, Spool, SpoolError
 
 _logger = logging.getLogger(__name__)
 
+_QUIET: Final = 10
+"""Syncs in a row without anything new, after which the thread sleeps until there is."""
+
+_LOOK_AFTER: Final = 1.0
+"""Seconds that it sleeps then at most: the spool looks around so often (`Spool.sync`)."""
+
 LONGEST_WAIT: Final = 10.0
 """Seconds after which a caller continues; a disk that hangs must not hang the application."""
 
@@ -33,7 +39,8 @@ class GroupSync:
 
     The thread also syncs what nobody waits for. It sleeps without an event loop: that and a sync
     ask for the interpreter's lock three times. A loop that hands each sync to another thread asks
-    ten times, and each time the thread that serves requests has to stop.
+    ten times, and each time the thread that serves requests has to stop. Where nothing is appended
+    for a while it wakes up once a second, not at each interval.
 
     Make a new one in a forked child.
     """
@@ -44,6 +51,7 @@ class GroupSync:
         counters: Counters,
         interval: float | None = None,
         on_failure: Callable[[], None] = lambda: None,
+        at_next_append: Callable[[Callable[[], None]], None] | None = None,
     ) -> None:
         """Remember what is synced.
 
@@ -53,11 +61,16 @@ class GroupSync:
             interval: Seconds between two syncs that nobody waits for, from `start` on; None: there
                 are none.
             on_failure: Called in the thread after a sync that failed.
+            at_next_append: Has its argument called once when the next frame has been appended;
+                None: nobody can tell, and each interval is looked at.
         """
         self._spool = spool
         self._counters = counters
         self._interval = interval
         self._on_failure = on_failure
+        self._at_next_append = at_next_append
+        self._last: tuple[Spool | None, Position] = (None, -1)
+        self._syncs_without_news = 0
         self._next_sync = 0.0
         self._lock = threading.Lock()
         self._waiting: list[_Waiter] = []
@@ -134,8 +147,10 @@ class GroupSync:
                 if self._interval is None or time.monotonic() < self._next_sync:
                     self._rest()
                     continue
+                if self._is_quiet() and self._rest_until_appended(self._interval):
+                    continue
             synced = self._sync(waited_for=bool(waiting))
-            self._next_sync = time.monotonic() + (self._interval or 0.0)
+            self._plan_next(synced)
             for waiter in waiting:
                 done = synced >= waiter.position
                 with contextlib.suppress(RuntimeError):  # its loop has ended, and so has it
@@ -156,6 +171,48 @@ class GroupSync:
             pause = max(self._next_sync - time.monotonic(), 0.0)
         with contextlib.suppress(queue.Empty):
             self._roused.get(timeout=pause)
+
+    def _plan_next(self, synced: Position) -> None:
+        if synced < 0:
+            self._syncs_without_news = 0  # what is not on disk yet is tried again soon
+        rests = self._at_next_append is not None and self._syncs_without_news > _QUIET
+        self._next_sync = time.monotonic() + (0.0 if rests else self._interval or 0.0)
+
+    def _is_quiet(self) -> bool:
+        """Count the syncs without anything new; return whether they were many."""
+        now = self._seen()
+        self._syncs_without_news = self._syncs_without_news + 1 if now == self._last else 0
+        self._last = now
+        return self._syncs_without_news > _QUIET
+
+    def _seen(self) -> tuple[Spool | None, Position]:
+        spool = self._spool()
+        return spool, -1 if spool is None else spool.appended
+
+    def _rest_until_appended(self, interval: float) -> bool:
+        """Wait until something is appended, or it is time to look around.
+
+        Args:
+            interval: Seconds within which what is appended is to be on disk.
+
+        Returns:
+            Whether it was roused, and there is nothing to be synced yet.
+        """
+        if self._at_next_append is None:
+            return False
+        self._at_next_append(self._rouse)
+        # only now: what is appended after this look rouses it
+        if self._seen() == self._last:
+            try:
+                self._roused.get(timeout=_LOOK_AFTER)
+            except queue.Empty:
+                return False
+        self._syncs_without_news = 0
+        self._next_sync = time.monotonic() + interval
+        return True
+
+    def _rouse(self) -> None:
+        self._roused.put(None)
 
     def _sync(self, *, waited_for: bool) -> Position:
         spool = self._spool()

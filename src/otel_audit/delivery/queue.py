@@ -82,6 +82,10 @@ class RecordQueue:
 
     An entry leaves memory when it is done with, not when it is taken: a thread that ends in
     between, at whatever place, has lost nothing. All that `done` does may be done twice.
+
+    Attributes:
+        spool: Where entries are kept on disk; None: they are kept in memory alone.
+        at_next_append: Called once, after the next frame was appended; must not block or raise.
     """
 
     def __init__(
@@ -101,12 +105,14 @@ class RecordQueue:
         self._queue_size = queue_size
         self._next_opening = 0.0
         self.spool = None if spool is None else spool()
+        self.at_next_append: Callable[[], None] | None = None
         self.after_fork()
 
     def after_fork(self) -> None:
         """Start again in a child: the parent delivers the waiting records."""
         # held for an append at most; else a rest could close the spool under it
         self._using = threading.Lock()
+        self.at_next_append = None
         self._memory: deque[Item] = deque()
         self._memory_only: set[int] = set()
         self._numbers = count(1)
@@ -380,7 +386,12 @@ class RecordQueue:
             spool = self.spool
             if spool is not None and (spool.forked or self._at_rest):
                 spool = self._reopened(spool)
-            return None if spool is None else spool.append(kind, record_id, payload)
+            if spool is None:
+                return None
+            position = spool.append(kind, record_id, payload)
+        if self.at_next_append is not None:
+            self._tell_of_append()
+        return position
 
     def _append_finished(
         self, entry: Entry, text: bytes | ChangedSince | None
@@ -406,9 +417,17 @@ class RecordQueue:
             if spool is None or spool.forked or self._at_rest:
                 return None
             try:
-                return spool.end(record_id, changed.text, changed.answered)
+                position = spool.end(record_id, changed.text, changed.answered)
             except (SpoolError, ValueError):
                 return None  # a whole frame is tried next, and says why
+        if self.at_next_append is not None:
+            self._tell_of_append()
+        return position
+
+    def _tell_of_append(self) -> None:
+        tell, self.at_next_append = self.at_next_append, None
+        if tell is not None:  # another thread may have been first
+            tell()
 
     def _reopened(self, spool: Spool) -> Spool:
         """The spool of this very process: a forked child, or one after a rest, opens its own."""

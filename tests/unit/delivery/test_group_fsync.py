@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from otel_audit._util import ratelimited_log
 from otel_audit.delivery import group_fsync
 from otel_audit.delivery.group_fsync import GroupSync
 from otel_audit.delivery.metrics import Counters
+from otel_audit.delivery.queue import RecordQueue
 from otel_audit.delivery.spool import FrameKind, Spool, open_spool
 from otel_audit.record import to_json
 
@@ -200,3 +201,108 @@ class TestInterval:
         assert counters.spool_errors >= 2
         assert group.state.restarts == 0
         group.close(10)
+
+
+class Watched:
+    """A queue with a spool, and the thread that syncs it and sleeps while nothing is appended."""
+
+    def __init__(self, spool: Spool, interval: float) -> None:
+        self.looks = 0
+        self.spool = spool
+        self.queue = RecordQueue(lambda: spool, Counters(), 10)
+        self.group = GroupSync(
+            self.look, Counters(), interval, at_next_append=self.call_at_next_append
+        )
+        self.asleep = threading.Semaphore(0)
+
+    def look(self) -> Spool:
+        self.looks += 1
+        return self.spool
+
+    def call_at_next_append(self, call: Callable[[], None]) -> None:
+        self.queue.at_next_append = call
+        self.asleep.release()
+
+    async def falls_asleep(self) -> None:
+        assert await asyncio.to_thread(self.asleep.acquire, timeout=10)
+
+    def append(self) -> int:
+        record = a_record()
+        position = self.queue.note(FrameKind.ANSWERED, record.record_id, record)
+        assert position is not None
+        return position
+
+
+class TestQuiet:
+    """Where nothing is appended the thread sleeps, and misses nothing."""
+
+    @pytest.fixture
+    async def watched(self, spool) -> AsyncIterator[Watched]:
+        made = Watched(spool, 0.001)
+        made.group.start()
+        yield made
+        made.group.close(10)
+        assert made.group.state == (None, 0)
+
+    async def test_it_looks_once_a_second(self, watched, monkeypatch):
+        """A process that records nothing is not woken up at each interval."""
+        monkeypatch.setattr(group_fsync, "_LOOK_AFTER", 60.0)
+        await watched.falls_asleep()
+        await asyncio.sleep(0)
+        looks = watched.looks
+        await asyncio.sleep(0.2)
+        assert watched.looks - looks <= 1  # the one before it sleeps
+
+    async def test_an_append_rouses_it(self, watched, monkeypatch):
+        """What comes then is on disk after the interval, however long it would have slept."""
+        monkeypatch.setattr(group_fsync, "_LOOK_AFTER", 3600.0)
+        for _ in range(3):
+            await watched.falls_asleep()
+            position = watched.append()
+            async with asyncio.timeout(10):
+                while watched.spool.synced < position:  # noqa: ASYNC110 - a thread is watched
+                    await asyncio.sleep(0.001)
+
+    async def test_an_append_that_comes_as_it_falls_asleep_rouses_it(self, spool, monkeypatch):
+        """It looks once more when it can be roused: nothing falls in between."""
+        monkeypatch.setattr(group_fsync, "_LOOK_AFTER", 3600.0)
+        watched, positions = Watched(spool, 0.001), []
+
+        def append_just_before(call: Callable[[], None]) -> None:
+            if not positions:
+                positions.append(append(spool))
+            watched.queue.at_next_append = call
+
+        group = GroupSync(watched.look, Counters(), 0.001, at_next_append=append_just_before)
+        group.start()
+        async with asyncio.timeout(10):
+            while not positions or spool.synced < positions[0]:  # noqa: ASYNC110 - a thread is watched
+                await asyncio.sleep(0.001)
+        group.close(10)
+
+    async def test_whoever_waits_rouses_it(self, watched, monkeypatch):
+        """A caller that waits for the disk is served at once."""
+        monkeypatch.setattr(group_fsync, "_LOOK_AFTER", 3600.0)
+        await watched.falls_asleep()
+        append(watched.spool)
+        assert await watched.group.wait()
+
+    @pytest.mark.allow_errors
+    async def test_what_is_not_on_disk_yet_is_tried_again_soon(self, watched, monkeypatch):
+        """After a failure it does not sleep, although nothing new comes."""
+        monkeypatch.setattr(group_fsync, "_LOOK_AFTER", 3600.0)
+        await watched.falls_asleep()
+        with monkeypatch.context() as broken:
+            broken.setattr(os, "fdatasync", lambda file: (_ for _ in ()).throw(OSError(5, "EIO")))
+            watched.append()
+            looks = watched.looks
+            async with asyncio.timeout(10):
+                while watched.looks < looks + 50:  # noqa: ASYNC110 - a thread is watched
+                    await asyncio.sleep(0.001)
+        assert not watched.asleep.acquire(blocking=False)
+
+    async def test_it_looks_around_meanwhile(self, watched, monkeypatch):
+        """Whether the files are still there is seen as often as before."""
+        monkeypatch.setattr(group_fsync, "_LOOK_AFTER", 0.01)
+        for _ in range(3):
+            await watched.falls_asleep()
