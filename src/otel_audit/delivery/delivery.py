@@ -230,8 +230,12 @@ class Delivery:
                 return
             if not self._writer.alive:
                 self._writer.start()
-            elif self._asleep or self.queue.ready == self._full:
+            elif self.queue.ready == self._full:
                 self._rouse()
+            elif self._asleep:
+                # the thread is not woken up only to wait for company once more
+                self._asleep = False
+                self._writer.end_wait_in(self._options.batch_interval)
 
     def flush(self, timeout: float) -> bool:
         """Wait until the sink has everything that was submitted before.
@@ -371,23 +375,21 @@ class Delivery:
     async def _something_to_do(self) -> bool:
         self._writer.forget_rousing()
         with self._lock:
-            self._asleep = not self.queue.has_work or len(self._postponed) >= _MOST_POSTPONED
-        if self._asleep:
-            await self._writer.wait(self._until_next())
-            self._writer.forget_rousing()
-            if (
-                self._writer.ending
-                or not self.queue.has_work
-                or len(self._postponed) >= _MOST_POSTPONED
-            ):
-                return False
-        with self._lock:
             # who submits the last one of a full write ends the wait
             self._full = self._size.entries
             is_enough = bool(self._hurry) or self.queue.ready >= self._full
+            self._asleep = asleep = not self._has_work
+        if asleep:
+            # who submits the first one lets it end when that one has waited for company
+            await self._writer.wait(self._until_next())
+            return not self._writer.ending and self._has_work
         if not is_enough:
             await self._writer.wait(self._options.batch_interval)
         return True
+
+    @property
+    def _has_work(self) -> bool:
+        return self.queue.has_work and len(self._postponed) < _MOST_POSTPONED
 
     async def _deliver(self, sink: Sink) -> None:
         with self._lock:

@@ -18,8 +18,8 @@ from otel_audit.delivery.spool import Position, Spool, SpoolError
 
 _logger = logging.getLogger(__name__)
 
-_QUIET: Final = 10
-"""Syncs in a row without anything new, after which the thread sleeps until there is."""
+_QUIET: Final = 2
+"""Syncs in a row without anything new, after one more of which the thread sleeps until there is."""
 
 _LOOK_AFTER: Final = 1.0
 """Seconds that it sleeps then at most: the spool looks around so often (`Spool.sync`)."""

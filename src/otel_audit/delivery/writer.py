@@ -96,6 +96,7 @@ class Writer(LoopThread):
         self._failing_since: float | None = None
         self.failures = 0
         self._odd_failures = 0
+        self._clock: asyncio.TimerHandle | None = None
 
     @property
     def failing_for(self) -> float:
@@ -180,15 +181,26 @@ class Writer(LoopThread):
 
     async def wait(self, seconds: float | None) -> None:
         """Wait until it is roused, or so many seconds are over; at once if it was roused before."""
-        if seconds is None:
-            await self.wake.wait()
-            return
-        # the clock rouses it, too: a limit of asyncio's would cost a batch a twentieth of its work
-        clock = asyncio.get_running_loop().call_later(seconds, self.wake.set)
+        self._set_clock(seconds)
         try:
             await self.wake.wait()
         finally:
-            clock.cancel()
+            self._set_clock(None)
+
+    def _set_clock(self, seconds: float | None) -> None:
+        # the clock rouses it, too: a limit of asyncio's would cost a batch a twentieth of its work
+        if self._clock is not None:
+            self._clock.cancel()
+            self._clock = None
+        if seconds is not None:
+            self._clock = asyncio.get_running_loop().call_later(seconds, self.wake.set)
+
+    def end_wait_in(self, seconds: float) -> None:
+        """Let the `wait` under way end after so many seconds, instead of those it began with.
+
+        May be called from any thread; never raises.
+        """
+        self.schedule(lambda: self._set_clock(seconds))
 
     def forget_rousing(self) -> None:
         """Let the next `wait` wait, although it was roused before."""
