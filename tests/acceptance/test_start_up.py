@@ -328,6 +328,14 @@ class TestLight:
         assert "auditing is on" in done.stderr
         assert done.stdout == "[]\n"
 
+    def test_what_auditing_a_database_does_not_import(self, run_program):
+        """A database's driver that nobody uses, and what only a changed JSON value needs."""
+        program = (
+            "import sys, sqlalchemy, otel_audit.orm\n"
+            "print([one for one in ('sqlite3', 'jsonpatch', 'difflib') if one in sys.modules])"
+        )
+        assert run_program(PYTHON, "-c", program).stdout == "[]\n"
+
     def test_garbage_is_collected_again(self, run_program):
         """It is not while ours is imported; the program must find it as it was."""
         program = "import gc; print(gc.isenabled())"

@@ -10,7 +10,7 @@ off the pool, as far as it is certain.
 
 from __future__ import annotations
 
-import sqlite3
+import sys
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -292,7 +292,7 @@ def commit_failure(context: ExceptionContext) -> CommitFailure:
     if context.is_disconnect:
         return "unknown"
     error = context.original_exception
-    if isinstance(error, sqlite3.DatabaseError):
+    if _is_of_sqlite(error):
         return "rolled_back"
     state = sqlstate(error)
     if state is not None:
@@ -398,6 +398,12 @@ def reset_outcome(engine: Engine) -> TransactionOutcome:
         return "rolled_back"
     style = getattr(getattr(engine.pool, "_reset_on_return", None), "name", "")
     return _RESETS.get(style, "unknown")
+
+
+def _is_of_sqlite(error: object) -> bool:
+    # where it is not loaded, no error is of it: imported here it would only take memory
+    sqlite3 = sys.modules.get("sqlite3")
+    return sqlite3 is not None and isinstance(error, sqlite3.DatabaseError)
 
 
 def _autocommit_setting(driver_connection: Any) -> bool | None:
