@@ -517,6 +517,7 @@ def _end() -> None:
     current_runtime.use(None)
     warn_outside(is_audited=False)
     if _orm is not None:
+        # needs SQLAlchemy, which an application may not have
         from otel_audit import orm
 
         orm.detach(_orm)
@@ -541,6 +542,7 @@ def _attach_orm(runtime: Runtime, app_engine: Any) -> Any:
     if runtime.config.orm == "off":
         return None
     try:
+        # needs SQLAlchemy, which an application may not have
         from otel_audit import orm
     except MissingExtraError:
         if app_engine is not None or runtime.config.orm == "transactional":

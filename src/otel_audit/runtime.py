@@ -94,6 +94,8 @@ if TYPE_CHECKING:
     from otel_audit_postgres.personal.protect import Protector
 
     from otel_audit.delivery.outbox_relay import Outbox
+
+    # only this mode needs it
     from otel_audit.transactional import CommitAtomic
 
 _logger = logging.getLogger("otel_audit")
@@ -265,6 +267,7 @@ class Runtime:
     def _marked_in_clear(self) -> str | None:
         if self.config.orm == "off" or "sqlalchemy.orm" not in sys.modules:
             return None
+        # SQLAlchemy is there: the check before says so
         from otel_audit.orm.marked_columns import marked_in_clear
 
         return marked_in_clear(self.config)
@@ -517,6 +520,7 @@ class Runtime:
     def _commit_atomic(self) -> CommitAtomic | None:
         if self.config.orm != "transactional":
             return None
+        # only this mode needs it
         from otel_audit.transactional import CommitAtomic
 
         stream = self._stream
@@ -673,12 +677,14 @@ def _postgres_sink(
 
 
 def _protector(config: AuditConfig) -> Protector | None:
+    # needs the extra postgres
     from otel_audit_postgres.personal.protect import protector_from
 
     return protector_from(config)
 
 
 def _otlp_sink_maker(config: AuditConfig) -> Callable[[], Sink]:
+    # needs the extra otlp
     from otel_audit_otlp.endpoint import Endpoint
     from otel_audit_otlp.sink import OtlpSink
 
@@ -764,6 +770,7 @@ def _begin_sealing(config: AuditConfig) -> SealingThread | None:
     if not config.seal or config.exporter != "postgres":
         return None
     try:
+        # needs the extras postgres and ledger
         from otel_audit_postgres.ledger.metrics import publish as publish_sealing
         from otel_audit_postgres.ledger.sealer_thread import SealingThread
         from otel_audit_postgres.ledger.settings import sealer_from

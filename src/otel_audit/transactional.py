@@ -73,6 +73,7 @@ class CommitAtomic:
 
     def transactional(self) -> Transactional:
         """Make what the listeners need."""
+        # needs SQLAlchemy, which an application may not have
         from otel_audit.orm import Transactional
 
         return Transactional(

@@ -93,7 +93,7 @@ def run_in_thread(name: str, make: Callable[[], Coroutine[Any, Any, T]]) -> Futu
     def run() -> None:
         try:
             with suppress_instrumentation():
-                found = run_lasting(make())
+                found = run_coroutine(make())
         except BaseException as error:  # noqa: BLE001 - the waiting caller gets it
             with contextlib.suppress(InvalidStateError):  # no caller waits any more
                 done.set_exception(error)
@@ -516,7 +516,7 @@ class WorkerLoop(asyncio.SelectorEventLoop):
             self._threads += 1
 
 
-def run_lasting(work: Coroutine[Any, Any, T]) -> T:
+def run_coroutine(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine as `asyncio.run` does, but wait at its end for no thread that blocks.
 
     Looking up a host's name takes as long as the resolver takes, which may be minutes, and

@@ -14,7 +14,7 @@ from otel_audit._util.fork import call_in_child
 from otel_audit._util.printable import visible
 
 INTERVAL = 60.0
-"""Seconds between two lines about the same matter."""
+"""Seconds between two lines with the same key."""
 
 on_caught: Callable[[BaseException], None] | None = None
 """Called with each error that a guard has caught, also if its line is held back: our own tests set
@@ -22,23 +22,23 @@ it, so that a mistake of ours does not hide behind a guard."""
 
 _lock = threading.Lock()
 _last: Final[BoundedCache[tuple[str, str], tuple[float, int]]] = BoundedCache(1024)
-"""When a line was logged last, and how many were held back since. A matter may name a file, of
+"""When a line was logged last, and how many were held back since. A key may name a file, of
 which there is no end."""
 
 
 def log_limited(
     logger: logging.Logger,
-    matter: str,
+    key: str,
     message: str,
     *args: object,
     level: int = logging.ERROR,
     error: BaseException | None = None,
 ) -> None:
-    """Log a line, unless one on the same matter was logged within the last minute.
+    """Log a line, unless one with the same key was logged within the last minute.
 
     Args:
         logger: Where to.
-        matter: What the line is about; lines on different matters do not hold each other back.
+        key: What the line is about; lines with different keys do not hold each other back.
         message: The line, with ``%`` placeholders; it must not show values of the application.
         args: For the placeholders.
         level: The logging level.
@@ -47,13 +47,13 @@ def log_limited(
     if error is not None and on_caught is not None:
         on_caught(error)
     now = time.monotonic()
-    key = (logger.name, matter)
+    entry = (logger.name, key)
     with _lock:
-        last, held_back = _last.get(key) or (-INTERVAL, 0)
+        last, held_back = _last.get(entry) or (-INTERVAL, 0)
         if now - last < INTERVAL:
-            _last.put(key, (last, held_back + 1))
+            _last.put(entry, (last, held_back + 1))
             return
-        _last.put(key, (now, 0))
+        _last.put(entry, (now, 0))
     if held_back:
         message += f" ({held_back} more such lines were held back)"
     if error is not None:

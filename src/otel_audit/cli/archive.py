@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from otel_audit._util.loop_thread import run_lasting
+from otel_audit._util.loop_thread import run_coroutine
 from otel_audit.cli.options import chosen_dsn, dsn_option, json_option
 from otel_audit.cli.retention import archive_option, asked, bar, needed_archive
 from otel_audit.cli.terminal import echo, echo_columns, echo_json
@@ -38,7 +38,7 @@ def list_(dsn: str | None, as_json: bool) -> None:
     """Show the archived months and their files."""
     from otel_audit_postgres.archive.catalog import archived_objects
 
-    found = run_lasting(archived_objects(chosen_dsn(dsn)))
+    found = run_coroutine(archived_objects(chosen_dsn(dsn)))
     if as_json:
         echo_json([one.as_json() for one in found])
         return
@@ -81,7 +81,7 @@ def verify(
             progress=lambda rows: progress.update(task, completed=rows),
         )  # fmt: skip
         store = chosen_dsn(dsn)
-        report = run_lasting(verify_archives(store, question))
+        report = run_coroutine(verify_archives(store, question))
     recorded = note_verification(store, report, deep=deep)
     if as_json:
         echo_json({**report.as_json(), "recorded": recorded is None}, indent=2)
@@ -124,7 +124,7 @@ def query(
     wanted, place = parse(" ".join(text)), needed_archive(archive)
     with bar(visible=not as_json) as progress:
         progress.add_task("look into the archive", total=None)
-        found = run_lasting(_searched(chosen_dsn(dsn), place, wanted, limit))
+        found = run_coroutine(_searched(chosen_dsn(dsn), place, wanted, limit))
     if as_json:
         for one in found:
             echo_json(one.as_json())
@@ -164,7 +164,7 @@ def restore(  # noqa: PLR0913, PLR0917 - one for each option
         raise click.BadParameter(f"{month!r} is not a month, such as 2026-01") from None
     if end:
         asked(f"Take the restored rows of {month} away?", yes=yes, as_json=as_json)
-        rows = run_lasting(end_restoration(chosen_dsn(dsn), first))
+        rows = run_coroutine(end_restoration(chosen_dsn(dsn), first))
         if as_json:
             echo_json({"month": month, "taken_away": rows})
         else:
@@ -173,7 +173,7 @@ def restore(  # noqa: PLR0913, PLR0917 - one for each option
     asked(f"Restore {month} for {days} days?", yes=yes, as_json=as_json)
     with bar(visible=not as_json) as progress:
         task = progress.add_task(f"restore {month}", total=None)
-        rows = run_lasting(
+        rows = run_coroutine(
             restore_month(
                 chosen_dsn(dsn), needed_archive(archive), first, days,
                 progress=lambda done: progress.update(task, completed=done),
@@ -249,7 +249,7 @@ def register(  # noqa: PLR0913, PLR0917 - one for each option
     if not all(name and equals for name, equals, _ in pairs):
         raise click.BadParameter("--property: NAME=VALUE is expected")
     place, store = needed_archive(archive), chosen_dsn(dsn)
-    objects = run_lasting(archived_objects(store))
+    objects = run_coroutine(archived_objects(store))
     settings = {name: value for name, _, value in pairs}
     found = register_objects(
         place, objects, table, catalog=catalog, properties=settings, dry_run=True
@@ -260,7 +260,7 @@ def register(  # noqa: PLR0913, PLR0917 - one for each option
             yes=yes, as_json=as_json,
         )  # fmt: skip
         found = register_objects(place, objects, table, catalog=catalog, properties=settings)
-        run_lasting(_looked(store, "archive register", {"table": table}, found.rows))
+        run_coroutine(_looked(store, "archive register", {"table": table}, found.rows))
     if as_json:
         echo_json(found.as_json())
         return
@@ -272,7 +272,7 @@ def note_verification(store: str, report: ArchiveReport, *, deep: bool) -> str |
     from otel_audit_postgres.archive.catalog import record_verification
 
     try:
-        run_lasting(
+        run_coroutine(
             record_verification(
                 store, months=report.months, rows=report.archived,
                 problems=len(report.findings.problems), deep=deep,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from otel_audit._util.embedded_server import forget_server, start_server
-from otel_audit._util.loop_thread import run_lasting
+from otel_audit._util.loop_thread import run_coroutine
 from otel_audit.errors import OtelAuditError, StoreError
 
 FOLDER: Final = Path(".otel-audit")
@@ -72,7 +72,7 @@ def running_store(folder: Path) -> Iterator[DevStore]:
             f"or remove {data} to begin anew"
         ) from error
     try:
-        run_lasting(_set_up(server))
+        run_coroutine(_set_up(server))
         store = DevStore(folder, data, _dsn(server, WRITER), _dsn(server, READER))
         (folder / _READER_DSN).write_text(store.reader)
         yield store

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from otel_audit._util.check_result import CheckResult
-from otel_audit._util.loop_thread import run_lasting
+from otel_audit._util.loop_thread import run_coroutine
 from otel_audit._util.postgres_dsn import plain_dsn
 from otel_audit.cli.dev_store import dev_hint
 from otel_audit.cli.options import dsn_option, json_option
@@ -123,12 +123,12 @@ def _store(
 ) -> Iterator[CheckResult]:
     from otel_audit_postgres.checks.inspect import inspect
 
-    found = run_lasting(inspect(dsn, app_dsn=None if app_dsn is None else plain_dsn(app_dsn)))
+    found = run_coroutine(inspect(dsn, app_dsn=None if app_dsn is None else plain_dsn(app_dsn)))
     # a store that does not answer is waited for once
     answers = all(finding.name != "reachable" or finding.ok for finding in found)
     from otel_audit_postgres.retention.health import inspect_retention
 
-    kept = run_lasting(inspect_retention(config, dsn))
+    kept = run_coroutine(inspect_retention(config, dsn))
     sealed = _ledger(config, dsn, answers=answers)
     yield from (*found, *sealed, *kept)
     reader = dsn if reader_dsn is None else plain_dsn(reader_dsn)
@@ -139,7 +139,7 @@ def _store(
         from otel_audit_postgres.outbox import inspect_outbox
 
         app = None if app_dsn is None else plain_dsn(app_dsn)
-        yield from run_lasting(inspect_outbox(config.outbox_asyncpg_dsn, app_dsn=app))
+        yield from run_coroutine(inspect_outbox(config.outbox_asyncpg_dsn, app_dsn=app))
 
 
 def _ledger(config: AuditConfig, dsn: str, *, answers: bool) -> Iterator[CheckResult]:
@@ -156,7 +156,7 @@ def _ledger(config: AuditConfig, dsn: str, *, answers: bool) -> Iterator[CheckRe
         )
         return
     if answers:
-        yield from run_lasting(inspect_ledger(dsn, keys=keys, anchors=anchors))
+        yield from run_coroutine(inspect_ledger(dsn, keys=keys, anchors=anchors))
 
 
 def _hooks(target: str | None) -> Iterator[CheckResult]:
@@ -273,7 +273,7 @@ def _streams(dsn: str) -> Iterator[CheckResult]:
     from otel_audit_postgres.streams_health import inspect_streams
 
     try:
-        found = run_lasting(inspect_streams(dsn))
+        found = run_coroutine(inspect_streams(dsn))
     except OtelAuditError:  # what is wrong with the store is said above
         return
     yield from found
@@ -287,7 +287,7 @@ def _actors(dsn: str) -> Iterator[CheckResult]:
     from otel_audit.identity.unresolved_credential import REMEDIES
 
     try:
-        found = run_lasting(count_anonymous(dsn, service_of_spool()))
+        found = run_coroutine(count_anonymous(dsn, service_of_spool()))
     except OtelAuditError:  # what is wrong with the store is said above
         return
     if found is None:

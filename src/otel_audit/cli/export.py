@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
 
-from otel_audit._util.loop_thread import run_lasting
+from otel_audit._util.loop_thread import run_coroutine
 from otel_audit.cli.options import chosen_dsn, dsn_option, json_option
 from otel_audit.cli.query_commands import QUERY_SETTINGS, query_argument, query_of
 from otel_audit.cli.terminal import echo, echo_json
@@ -57,7 +57,7 @@ def export(  # noqa: PLR0913, PLR0917 - one for each option
     query = query_of(text, {})
     with _bar(visible=not as_json) as bar:
         task = bar.add_task("leaves", total=None)
-        done = run_lasting(
+        done = run_coroutine(
             write_export(
                 chosen_dsn(dsn),
                 query,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from otel_audit._util.loop_thread import run_lasting
+from otel_audit._util.loop_thread import run_coroutine
 from otel_audit.cli.listing import Line, OutputFormat, printing
 from otel_audit.cli.query_commands import lines_of
 from otel_audit.cli.terminal import echo
@@ -45,7 +45,7 @@ def follow(dsn: str, query: Query, form: OutputFormat, *, shows_past: bool, is_l
     """
     with printing(form, is_local=is_local) as show:
         try:
-            run_lasting(_follow(dsn, Tail(query), show, shows_past=shows_past))
+            run_coroutine(_follow(dsn, Tail(query), show, shows_past=shows_past))
         except KeyboardInterrupt:
             # whoever follows ends so; it is no failure
             return

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from otel_audit._util.loop_thread import run_lasting
+from otel_audit._util.loop_thread import run_coroutine
 from otel_audit.cli.options import chosen_dsn, dsn_option, json_option, read_time, seconds
 from otel_audit.cli.terminal import echo, echo_json
 
@@ -43,7 +43,7 @@ def gaps(dsn: str | None, since: str | None, quiet_after: float, as_json: bool) 
     """
     from otel_audit_postgres.query.gaps import find_gaps
 
-    streams = run_lasting(find_gaps(chosen_dsn(dsn), since=read_time(since)))
+    streams = run_coroutine(find_gaps(chosen_dsn(dsn), since=read_time(since)))
     first = [stream for stream in streams if stream.is_first]
     faulty = [stream for stream in first if stream.missing or _is_cut_off(stream, quiet_after)]
     if as_json:

@@ -6,7 +6,7 @@ import uuid
 
 import click
 
-from otel_audit._util.loop_thread import run_lasting
+from otel_audit._util.loop_thread import run_coroutine
 from otel_audit.cli.options import chosen_dsn, dsn_option, json_option, read_time
 from otel_audit.cli.retention import archive_option, asked, bar, chosen_archive
 from otel_audit.cli.terminal import echo, echo_columns, echo_json
@@ -52,7 +52,7 @@ def place(  # noqa: PLR0913, PLR0917 - one for each option
 
     conditions = HoldConditions(tenant, actor, entity, event, read_time(since), read_time(until))
     if dry_run:
-        rows, objects = run_lasting(
+        rows, objects = run_coroutine(
             preview_hold(chosen_dsn(dsn), conditions, chosen_archive(archive))
         )
         if as_json:
@@ -62,7 +62,7 @@ def place(  # noqa: PLR0913, PLR0917 - one for each option
         return
     with bar(visible=not as_json, unit="objects held") as progress:
         task = progress.add_task("read the archive", total=None)
-        hold_id, held = run_lasting(
+        hold_id, held = run_coroutine(
             place_hold(
                 chosen_dsn(dsn), matter, reason, conditions, chosen_archive(archive),
                 progress=lambda count: progress.update(task, completed=count),
@@ -93,7 +93,7 @@ def release(  # noqa: PLR0913, PLR0917 - one for each option
     from otel_audit_postgres.retention.holds import release_hold
 
     asked(f"Release hold {hold_id}?", yes=yes, as_json=as_json)
-    freed = run_lasting(release_hold(chosen_dsn(dsn), hold_id, reason, chosen_archive(archive)))
+    freed = run_coroutine(release_hold(chosen_dsn(dsn), hold_id, reason, chosen_archive(archive)))
     if as_json:
         echo_json({"hold": str(hold_id), "objects": freed})
     else:
@@ -119,7 +119,7 @@ def override(  # noqa: PLR0913, PLR0917 - one for each option
     from otel_audit_postgres.retention.holds import override_hold
 
     asked(f"Let {target} go in spite of hold {hold_id}?", yes=yes, as_json=as_json)
-    run_lasting(override_hold(chosen_dsn(dsn), hold_id, target, reason))
+    run_coroutine(override_hold(chosen_dsn(dsn), hold_id, target, reason))
     if as_json:
         echo_json({"hold": str(hold_id), "target": target})
         return
@@ -133,7 +133,7 @@ def list_(dsn: str | None, as_json: bool) -> None:
     """Show the holds that are not released."""
     from otel_audit_postgres.retention.holds import list_holds
 
-    found = run_lasting(list_holds(chosen_dsn(dsn)))
+    found = run_coroutine(list_holds(chosen_dsn(dsn)))
     if as_json:
         echo_json([one.as_json() for one in found])
         return

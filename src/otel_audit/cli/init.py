@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from otel_audit._util.loop_thread import run_lasting
+from otel_audit._util.loop_thread import run_coroutine
 from otel_audit._util.postgres_dsn import plain_dsn
 from otel_audit.cli.options import chosen_dsn, dsn_option, json_option
 from otel_audit.cli.terminal import echo, echo_json
@@ -105,8 +105,8 @@ def init(  # noqa: PLR0913, PLR0917 - one for each option
         from otel_audit_postgres.schema.create import create_missing
 
         named = (writer, reader, sealer, retention, viewer, streamer)
-        made = run_lasting(create_missing(dsn, [one for one in named if one]))
-    report = run_lasting(
+        made = run_coroutine(create_missing(dsn, [one for one in named if one]))
+    report = run_coroutine(
         make_schema(
             dsn,
             roles=roles,
@@ -177,7 +177,7 @@ def _init_outbox(
         raise ConfigurationError(
             "no database of the application: set OTEL_AUDIT_OUTBOX_DSN, or give --dsn"
         )
-    lines = run_lasting(init_outbox(plain_dsn(dsn), application=application, relay=relay))
+    lines = run_coroutine(init_outbox(plain_dsn(dsn), application=application, relay=relay))
     if as_json:
         echo_json({"lines": lines})
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from otel_audit._util.loop_thread import run_lasting
+from otel_audit._util.loop_thread import run_coroutine
 from otel_audit.cli.options import chosen_dsn, dsn_option, json_option
 from otel_audit.cli.terminal import echo, echo_json
 
@@ -25,7 +25,7 @@ def begin_anchor(dsn: str | None, anchor: str, as_json: bool) -> None:
     from otel_audit_postgres.ledger.operator_actions import begin
 
     (place,) = anchors_from([anchor])
-    size = run_lasting(begin(chosen_dsn(dsn), place))
+    size = run_coroutine(begin(chosen_dsn(dsn), place))
     if as_json:
         echo_json({"anchor": place.name, "size": size})
         return
@@ -47,7 +47,7 @@ def moved(dsn: str | None, as_json: bool) -> None:
     """
     from otel_audit_postgres.ledger.operator_actions import move_here
 
-    place = run_lasting(move_here(chosen_dsn(dsn)))
+    place = run_coroutine(move_here(chosen_dsn(dsn)))
     if as_json:
         echo_json({"place": place})
         return

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from otel_audit._util.loop_thread import run_lasting
+from otel_audit._util.loop_thread import run_coroutine
 from otel_audit.cli.options import chosen_dsn, dsn_option, json_option
 from otel_audit.cli.terminal import echo_json_text
 from otel_audit.config import AuditConfig
@@ -51,7 +51,7 @@ def map_record(dsn: str | None, record_id: str, name: str, as_json: bool) -> Non
             )
 
     try:
-        found = run_lasting(answer())
+        found = run_coroutine(answer())
         documents = [shape(event) for event in found]
     except UnshapeableError as error:
         raise click.ClickException(f"record {record_id}: {error}") from None

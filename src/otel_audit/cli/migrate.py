@@ -8,7 +8,7 @@ from datetime import datetime
 
 import click
 
-from otel_audit._util.loop_thread import run_lasting
+from otel_audit._util.loop_thread import run_coroutine
 from otel_audit.cli.options import chosen_dsn, dsn_option, json_option
 from otel_audit.cli.terminal import echo, echo_json
 
@@ -46,21 +46,21 @@ def migrate(  # noqa: PLR0913, PLR0917 - one for each option
         _check(dsn, as_json=as_json)
         return
     if not show_sql:
-        done = run_lasting(install.migrate(chosen_dsn(dsn)))
+        done = run_coroutine(install.migrate(chosen_dsn(dsn)))
         if as_json:
             echo_json(asdict(done))
         else:
             echo(*done.lines)
         return
     if since is None:
-        since, roles = run_lasting(install.missing_migrations(chosen_dsn(dsn)))
+        since, roles = run_coroutine(install.missing_migrations(chosen_dsn(dsn)))
     echo(*install.schema_sql(roles=roles, since=since).split("\n"))
 
 
 def _check(dsn: str | None, *, as_json: bool) -> None:
     from otel_audit_postgres.schema import install
 
-    found = run_lasting(install.waiting_migrations(chosen_dsn(dsn)))
+    found = run_coroutine(install.waiting_migrations(chosen_dsn(dsn)))
     if as_json:
         echo_json(asdict(found))
     elif found.waiting:
@@ -95,7 +95,7 @@ def maintain(dsn: str | None, ahead: int, months: tuple[datetime, ...], as_json:
     from otel_audit_postgres.schema.partitions import DEFAULT_DETACHED
     from otel_audit_postgres.schema.partitions import maintain as keep_up
 
-    done = run_lasting(
+    done = run_coroutine(
         keep_up(chosen_dsn(dsn), ahead=ahead, months=[month.date() for month in months])
     )
     if as_json:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
-from otel_audit._util.loop_thread import run_lasting
+from otel_audit._util.loop_thread import run_coroutine
 from otel_audit.cli.options import chosen_dsn, dsn_option, json_option
 from otel_audit.cli.terminal import echo, echo_json
 from otel_audit.config import AuditConfig
@@ -54,14 +54,14 @@ def prove(  # noqa: PLR0913, PLR0917 - one for each option
     public, store = chosen_public_keys(config, keys), chosen_dsn(dsn)
     bundle: Bundle
     if record_id is not None:
-        record_id = run_lasting(_full_id(store, record_id))
-        bundle = run_lasting(ledger.prove_record(store, record_id, public))
+        record_id = run_coroutine(_full_id(store, record_id))
+        bundle = run_coroutine(ledger.prove_record(store, record_id, public))
     elif entity is not None:
-        bundle = run_lasting(ledger.prove_entity(store, entity, public))
+        bundle = run_coroutine(ledger.prove_entity(store, entity, public))
     else:
         assert grown_from is not None  # noqa: S101 - one of the three is given
-        bundle = run_lasting(ledger.prove_growth(store, grown_from.read(), public))
-    run_lasting(_record(store, config, record_id or entity or "growth", bundle))
+        bundle = run_coroutine(ledger.prove_growth(store, grown_from.read(), public))
+    run_coroutine(_record(store, config, record_id or entity or "growth", bundle))
     directory = out or Path(f"evidence-{_plain(record_id or entity or 'growth')}")
     ledger.write(bundle, directory)
     if as_json:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from otel_audit._util.loop_thread import run_lasting
+from otel_audit._util.loop_thread import run_coroutine
 from otel_audit._util.postgres_dsn import plain_dsn
 from otel_audit.cli.options import dsn_option
 from otel_audit.cli.terminal import echo, echo_document, echo_json
@@ -134,7 +134,7 @@ def _stored_rows(keeper: str, *, is_asked: bool) -> list[QuarantinedRow] | None:
     from otel_audit_postgres.quarantine_review import quarantined
 
     try:
-        return run_lasting(quarantined(keeper))
+        return run_coroutine(quarantined(keeper))
     except StoreError as error:
         if is_asked:
             raise
@@ -159,16 +159,16 @@ def _release(
     rows = [row for row in stored if name in _names(row)]
     if not rows:
         raise ConfigurationError(f"audit.quarantine: no record with the id {name}")
-    run_lasting(release(keeper, rows, "dismissed", because))
+    run_coroutine(release(keeper, rows, "dismissed", because))
     echo(f"{len(rows)} refused records released")
 
 
 def _retry(writer: str, keeper: str, stored: list[QuarantinedRow]) -> None:
     from otel_audit_postgres.quarantine_review import release, retry
 
-    done = run_lasting(retry(writer, stored))
+    done = run_coroutine(retry(writer, stored))
     if done:
-        run_lasting(release(keeper, done, "stored", "otel-audit quarantine --retry"))
+        run_coroutine(release(keeper, done, "stored", "otel-audit quarantine --retry"))
     echo(f"audit.quarantine: {len(done)} records stored, {len(stored) - len(done)} refused again")
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from otel_audit._util.loop_thread import run_lasting
+from otel_audit._util.loop_thread import run_coroutine
 from otel_audit.cli.listing import Line
 from otel_audit.cli.options import chosen_dsn, read_time
 from otel_audit.config import AuditConfig
@@ -74,7 +74,7 @@ def ask(dsn: str | None, question: Callable[[Trail], Awaitable[T]]) -> T:
         async with open_trail(chosen_dsn(dsn), views=AuditConfig().record_views) as trail:
             return await question(trail)
 
-    return run_lasting(answer())
+    return run_coroutine(answer())
 
 
 async def lines_of(connection: Connection[Any], page: Page) -> list[Line]:

@@ -8,7 +8,7 @@ import signal
 
 import click
 
-from otel_audit._util.loop_thread import run_lasting
+from otel_audit._util.loop_thread import run_coroutine
 from otel_audit._util.postgres_dsn import plain_dsn
 from otel_audit._util.printable import log_to_stderr
 from otel_audit.cli.options import json_option
@@ -47,9 +47,9 @@ def relay(outbox_dsn: str | None, *, follow: bool, as_json: bool) -> None:
     make_sink = sink_maker(config)
     outbox = PostgresOutbox(dsn, connect_timeout=config.connect_timeout)
     if follow:
-        run_lasting(_follow(outbox, make_sink(), config, as_json=as_json))
+        run_coroutine(_follow(outbox, make_sink(), config, as_json=as_json))
     else:
-        run_lasting(_once(outbox, make_sink(), config.batch_size, as_json=as_json))
+        run_coroutine(_once(outbox, make_sink(), config.batch_size, as_json=as_json))
 
 
 async def _once(outbox: Outbox, sink: Sink, batch_size: int, *, as_json: bool) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from otel_audit._util.loop_thread import run_lasting
+from otel_audit._util.loop_thread import run_coroutine
 from otel_audit.cli.options import chosen_dsn, dsn_option, json_option, read_time
 from otel_audit.cli.terminal import echo, echo_columns, echo_json
 from otel_audit.config import AuditConfig
@@ -153,7 +153,7 @@ def _made(dsn: str | None, definition: Definition, options: Options) -> Report:
                 raise
             return made
 
-    return run_lasting(answer())
+    return run_coroutine(answer())
 
 
 def _sign(
@@ -171,7 +171,7 @@ def _sign(
         async with open_trail(chosen_dsn(dsn), views="required") as trail:
             await signed_off(trail, options, finding, record)
 
-    run_lasting(answer())
+    run_coroutine(answer())
     echo("signed off; it is in the report once it is sealed")
 
 

@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
-from otel_audit._util.loop_thread import run_lasting
+from otel_audit._util.loop_thread import run_coroutine
 from otel_audit.cli.options import chosen_dsn, dsn_option, json_option
 from otel_audit.cli.terminal import echo, echo_columns, echo_json
 from otel_audit.config import AuditConfig
@@ -118,7 +118,7 @@ def explain(  # noqa: PLR0913, PLR0917 - one for each option
         kind = RecordKind(tenant, subject, action, level)
         says = policy.explain(kind)
     else:
-        kind, says, leaves_on = run_lasting(planning.explain(chosen_dsn(dsn), policy, record_id))
+        kind, says, leaves_on = run_coroutine(planning.explain(chosen_dsn(dsn), policy, record_id))
     explained = {
         "event": kind.event, "tenant": kind.tenant, "class": says.name, "min": says.min,
         "max": says.max, "hot": says.hot, "archive": says.archive, "rules": dict(says.rules),
@@ -149,7 +149,7 @@ def plan(dsn: str | None, file: Path | None, today: str | None, as_json: bool) -
     """Print what `retention run` would do."""
     from otel_audit_postgres.retention import plan as planning
 
-    found = run_lasting(planning.plan(chosen_dsn(dsn), chosen_policy(file), _day(today)))
+    found = run_coroutine(planning.plan(chosen_dsn(dsn), chosen_policy(file), _day(today)))
     if as_json:
         echo_json(
             {"today": found.today.isoformat(), "months": [one.as_json() for one in found.months],
@@ -199,7 +199,7 @@ def run(  # noqa: PLR0913, PLR0917 - one for each option
 
     policy, place, config = chosen_policy(file), chosen_dsn(dsn), AuditConfig()
     if not yes:
-        found = run_lasting(planning.plan(place, policy))
+        found = run_coroutine(planning.plan(place, policy))
         names = ", ".join(f"{one.month:%Y-%m}" for one in found.due)
         rows = sum(one.rows for one in found.due)
         if found.due or as_json:
@@ -210,7 +210,7 @@ def run(  # noqa: PLR0913, PLR0917 - one for each option
         keys = [*keys, signer.public] if hasattr(signer, "public") else keys
     with bar(visible=not as_json) as progress:
         task = progress.add_task("", total=None)
-        done = run_lasting(
+        done = run_coroutine(
             running.run(
                 policy,
                 running.Setting(
@@ -243,7 +243,7 @@ def approve(dsn: str | None, file: Path | None, yes: bool, as_json: bool) -> Non
 
     policy = chosen_policy(file)
     asked("Approve this policy, in place of the one in force?", yes=yes, as_json=as_json)
-    run_lasting(running.approve(chosen_dsn(dsn), policy))
+    run_coroutine(running.approve(chosen_dsn(dsn), policy))
     if as_json:
         echo_json({"approved": policy.as_plain()})
     else:
@@ -258,7 +258,7 @@ def status(dsn: str | None, as_json: bool) -> None:
     from otel_audit_postgres.retention.metrics import as_json as plain
     from otel_audit_postgres.retention.metrics import retention_state
 
-    found = run_lasting(retention_state(chosen_dsn(dsn)))
+    found = run_coroutine(retention_state(chosen_dsn(dsn)))
     if as_json:
         echo_json(plain(found))
         return

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from opentelemetry import metrics
 
-from otel_audit._util.loop_thread import run_lasting
+from otel_audit._util.loop_thread import run_coroutine
 from otel_audit._util.printable import log_to_stderr
 from otel_audit.cli.options import chosen_dsn, dsn_option, json_option
 from otel_audit.cli.terminal import echo, echo_columns, echo_json
@@ -94,7 +94,7 @@ def run(  # noqa: PLR0913, PLR0917 - one for each option
     wanted = {name: one for name, one in found.items() if not only or name in only}
     streams = make_streams(store, wanted, state_directory=state, start=start, interval=interval)
     publish(metrics.get_meter("otel_audit"), streams)
-    failed = run_lasting(_once(streams) if once else _for_ever(streams))
+    failed = run_coroutine(_once(streams) if once else _for_ever(streams))
     for one in streams:
         progress = one.progress
         if as_json:
@@ -248,7 +248,7 @@ def _ask(dsn: str | None, question: Callable[[Connection[Any]], Awaitable[T]]) -
             await refuse_others(connection)
             return await question(connection)
 
-    return run_lasting(answer())
+    return run_coroutine(answer())
 
 
 def _refuse_to_ask(*, as_json: bool) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from otel_audit._util.durable_file import create_durably
-from otel_audit._util.loop_thread import run_lasting
+from otel_audit._util.loop_thread import run_coroutine
 from otel_audit._util.postgres_dsn import plain_dsn
 from otel_audit.cli.options import chosen_dsn, dsn_option, json_option
 from otel_audit.cli.retention import archive_option, asked, bar, chosen_archive
@@ -237,7 +237,7 @@ def _in_outbox(tenant: str, names: Sequence[str]) -> list[str]:
     if dsn is None or (config.outbox_dsn is None and config.orm != "transactional"):
         return []
     try:
-        waiting = run_lasting(count_about(dsn, tenant, names))
+        waiting = run_coroutine(count_about(dsn, tenant, names))
     except StoreError as error:
         return [f"the outbox: not looked at: {error}; OTEL_AUDIT_OUTBOX_DSN names it"]
     if not waiting:
@@ -291,4 +291,4 @@ def _run(keys: KeyStore, work: Callable[[KeyStore], Coroutine[Any, Any, Any]]) -
         finally:
             await keys.close()
 
-    return run_lasting(done())
+    return run_coroutine(done())

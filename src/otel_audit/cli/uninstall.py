@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from otel_audit._util.loop_thread import run_lasting
+from otel_audit._util.loop_thread import run_coroutine
 from otel_audit.cli.options import chosen_dsn, dsn_option, json_option
 from otel_audit.cli.terminal import echo, echo_json
 from otel_audit.config import AuditConfig
@@ -29,13 +29,13 @@ def uninstall(dsn: str | None, drop_roles: bool, yes: bool, as_json: bool) -> No
     if as_json and not yes:
         raise click.UsageError("--json asks nothing: add --yes")
     dsn = chosen_dsn(dsn)
-    if drop_roles and (done := run_lasting(drop_group_roles(dsn))) is not None:
+    if drop_roles and (done := run_coroutine(drop_group_roles(dsn))) is not None:
         if as_json:
             echo_json({"done": done})
         else:
             echo("there is no audit store in this database any more", *done)
         return
-    found = run_lasting(contents(dsn))
+    found = run_coroutine(contents(dsn))
     if not as_json:
         days = "" if found.first is None else f" of {found.first:%Y-%m-%d} to {found.last:%Y-%m-%d}"
         echo(
@@ -46,7 +46,7 @@ def uninstall(dsn: str | None, drop_roles: bool, yes: bool, as_json: bool) -> No
         given = click.prompt("The database's name, to remove it", default="", show_default=False)
         if given != found.database:
             raise click.ClickException("that is not its name: nothing was removed")
-    lines = run_lasting(remove(dsn, drop_roles=drop_roles))
+    lines = run_coroutine(remove(dsn, drop_roles=drop_roles))
     config = AuditConfig()
     stays = [f"spool (if there is one): {config.spool_path}" if config.has_spool else ""]
     stays += [f"signing key: {config.signing_key_file}" if config.signing_key_file else ""]

@@ -23,7 +23,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from otel_audit._util.loop_thread import run_lasting
+from otel_audit._util.loop_thread import run_coroutine
 from otel_audit.cli.archive import note_verification
 from otel_audit.cli.options import chosen_dsn, dsn_option, read_time
 from otel_audit.cli.retention import bar as rows_bar
@@ -133,7 +133,7 @@ def verify(  # noqa: C901, PLR0913, PLR0917 - one for each option
     remembered = None if file is None or full else bookmark.recall(file, public)
     with _bar(visible=not as_json) as bar:
         task = bar.add_task("leaves", total=None)
-        report = run_lasting(
+        report = run_coroutine(
             ledger.verify(
                 store,
                 keys=public,
@@ -175,7 +175,7 @@ def verify(  # noqa: C901, PLR0913, PLR0917 - one for each option
 def _write_metrics(file: Path, store: str, *, verified: bool) -> None:
     from otel_audit_postgres.ledger.textfile import store_metrics, write_textfile
 
-    text = run_lasting(store_metrics(store, verified=verified))
+    text = run_coroutine(store_metrics(store, verified=verified))
     try:
         write_textfile(file, text)
     except OSError as error:
@@ -227,7 +227,7 @@ def _with_archives(  # noqa: PLR0913 - each a choice of its own
             open_archive(archive, "--archive"), keys, deep,
             progress=lambda rows: bar.update(task, completed=rows),
         )  # fmt: skip
-        archived = run_lasting(verify_archives(store, question))
+        archived = run_coroutine(verify_archives(store, question))
     unrecorded = note_verification(store, archived, deep=deep)
     if unrecorded is not None:
         echo(f"warning: {unrecorded}", err=True)
@@ -255,7 +255,7 @@ def _jobs(dsn: str) -> int:
     """One process for a small log; for a large one, as many as there are processors, up to four."""
     from otel_audit_postgres.ledger.verify.verify import size_of
 
-    return 1 if run_lasting(size_of(dsn)) < _WORTH_IT else min(os.cpu_count() or 1, 4)
+    return 1 if run_coroutine(size_of(dsn)) < _WORTH_IT else min(os.cpu_count() or 1, 4)
 
 
 def _bar(*, visible: bool) -> Progress:

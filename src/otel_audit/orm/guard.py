@@ -24,7 +24,7 @@ class ErrorGuard:
 
     tally: Callable[[], None]
 
-    def note(self, matter: str, error: BaseException) -> None:
+    def note(self, key: str, error: BaseException) -> None:
         """Count an error and log its type and place, never its message."""
         self.tally()
-        log_limited(logger, f"orm {matter}", "ORM capture failed (%s)", matter, error=error)
+        log_limited(logger, f"orm {key}", "ORM capture failed (%s)", key, error=error)

@@ -50,9 +50,9 @@ def report_foreign(path: Path, why: str) -> None:
     if len(_reported) < _REPORTED_AT_MOST:
         _reported.add(path)
     # another user could create endless file names: past the bound all share one log key
-    matter = f"foreign {path}" if path in _reported else "foreign"
+    key = f"foreign {path}" if path in _reported else "foreign"
     log_limited(
-        _log, matter, "audit spool %s is left alone: %s; look who put it there, and remove it",
+        _log, key, "audit spool %s is left alone: %s; look who put it there, and remove it",
         ascii(str(path)), why,
     )  # fmt: skip
 

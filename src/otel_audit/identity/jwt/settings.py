@@ -1,4 +1,7 @@
-"""From settings to a verifier: what contradicts itself or is unsafe is refused at start-up."""
+"""From settings to a verifier: what contradicts itself or is unsafe is refused at start-up.
+
+`keys.py` needs python-jose, an optional package, so it is imported within functions.
+"""
 
 from __future__ import annotations
 
