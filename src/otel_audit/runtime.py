@@ -770,7 +770,7 @@ def _begin_sealing(config: AuditConfig) -> SealingThread | None:
     if not config.seal or config.exporter != "postgres":
         return None
     try:
-        # needs the extras postgres and ledger
+        # needs asyncpg and cryptography: optional packages
         from otel_audit_postgres.ledger.metrics import publish as publish_sealing
         from otel_audit_postgres.ledger.sealer_thread import SealingThread
         from otel_audit_postgres.ledger.settings import sealer_from
