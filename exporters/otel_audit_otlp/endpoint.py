@@ -30,6 +30,7 @@ TRACES_PATH: Final = "/v1/traces"
 
 _OTHER_SIGNALS: Final = ("/v1/audit", "/v1/logs", "/v1/metrics")
 _GRPC_PORT: Final = 4317
+"""OTLP's port for gRPC; over HTTP it is 4318."""
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _PRINTABLE: Final = re.compile(r"[\x20-\x7e\x80-\xff]*")
 _OURS: Final = frozenset({

@@ -63,7 +63,9 @@ _TEXTS: Final = [bytes((*_VALUE, size + 2, *_STRING, size)) for size in range(_S
 """What stands before a short text that is an attribute's value."""
 _TRUTHS: Final = [_VALUE + bytes((len(one),)) + one for one in _BOOLS]
 _INT64: Final = range(-(1 << 63), 1 << 63)
+"""What `int_value` holds; other numbers go as text."""
 _TIMES: Final = range(1, 1 << 63)
+"""Nanoseconds of `fixed64` that a signed column holds, too; 0 is "not known"."""
 
 
 def part(tag: bytes, content: bytes) -> bytes:

@@ -23,6 +23,7 @@ _OK: Final = 200
 _QUOTED: Final = 500
 """Characters of a receiver's message that an error quotes."""
 _PASSING: Final = frozenset({408, 425, 429, 502, 503, 504})
+"""Answers after which OTLP has senders try again, with Request Timeout and Too Early."""
 _REMEDIES: Final = {
     401: "correct the token in OTEL_AUDIT_OTLP_HEADERS, or OTEL_AUDIT_OTLP_CLIENT_CERTIFICATE",
     403: "it knows us and does not let us in: see which token or certificate it expects",

@@ -81,6 +81,7 @@ _LOOK_FOR_CLIENT: Final = 10.0
 """Seconds after which the server checks whether its client is still there."""
 
 _CACHED_STATEMENTS: Final = 100
+"""Prepared statements that a connection keeps, as asyncpg does by default."""
 
 _PATIENCE: Final = 2.0
 """Seconds for cancelling the running statement in the server and closing the connection."""

@@ -34,6 +34,7 @@ _int8 = Struct("!iq").pack
 _float8 = Struct("!id").pack
 _array = Struct("!iiiiii").pack
 _NO_TEXTS: Final = Struct("!iiii").pack(12, 0, 0, _TEXT_TYPE)
+"""An array without elements: 12 bytes of dimensions, flags and type follow the length."""
 
 
 def in_pieces(rows: Iterable[tuple[bytes, ...]]) -> Iterator[bytes]:

@@ -12,10 +12,14 @@ from typing import Final, NamedTuple
 
 MARK: Final = "~p1."
 KEY_ID_BYTES: Final = 8
+"""Bytes of a key's id: 64 random bits."""
 PSEUDONYM_BYTES: Final = 12
+"""96 bits: two values of a store are alike by chance never."""
 _PARTS: Final = 3
+"""Pseudonym, key's id, and the encrypted value."""
 _ENCRYPTED: Final = re.compile(r"(~p1\.[\w-]{16})\.[\w-]+\.[\w-]+", re.ASCII)
 SEARCHABLE_LENGTH: Final = len(MARK) + PSEUDONYM_BYTES * 4 // 3
+"""Characters up to the end of the pseudonym: base64 has four for three bytes."""
 
 
 class EncryptedValue(NamedTuple):

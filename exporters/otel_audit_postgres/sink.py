@@ -84,6 +84,7 @@ _QUARANTINE: Final = (
 _IN_DEFAULT: Final = "SELECT audit.rows_in_default($1)"
 _MAY_INSERT: Final = "SELECT has_any_column_privilege('audit.audit_logs', 'INSERT')"
 _MOST_COUNTED: Final = 100_000
+"""Rows up to which they are counted in the default partition: it is asked again and again."""
 _UPKEEP: Final = "SELECT partition, state, detail FROM audit.ensure_partitions()"
 
 _TRIED: Final = 8

@@ -115,6 +115,7 @@ _decode_pieces = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_mapping = msgspec.json.Decoder(dict[str, Any]).decode
 
 _LONG_CHANGES: Final = 65_536
+"""Characters of changes that are decoded in one call, in which no other thread runs."""
 
 _PLAIN: Final = (
     (RECORD_ID, "record_id"),

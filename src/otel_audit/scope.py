@@ -51,6 +51,8 @@ LateChanges: TypeAlias = "Callable[[AuditScope, TransactionOutcome, SpilledChang
 
 
 _MOST_ROLLED_BACK = 50
+"""Names such as `insert order` whose rolled-back changes are counted; further names are left
+out."""
 
 
 class OpenTransaction(Protocol):

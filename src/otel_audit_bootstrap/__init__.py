@@ -30,6 +30,7 @@ _logger = logging.getLogger("otel_audit")
 _HELPER: Final = "from multiprocessing.resource_tracker import main"
 _SPAWNED: Final = "--multiprocessing-fork"
 _NARROWEST: Final = 40
+"""Columns below which a message is not wrapped any more."""
 _tried = False
 _logged: Final[set[str]] = set()
 _printed: Final[set[str]] = set()

@@ -32,6 +32,7 @@ _SENT: Final = {
     "text[]": "array_to_json({0})",
 }
 _BYTES: Final = {"uuid": 16, "bytea": 32, "float8": 8, "timestamptz": 8}
+"""Bytes of a value of a fixed size; `bytea` is always a SHA-256 here."""
 # a time that no datetime can hold, stored before times were checked, is read as NULL
 _READABLE: Final = {
     "occurred_at": "CASE WHEN occurred_at > '0001-01-01 00:00:00+00' "

@@ -52,6 +52,7 @@ _WHOLE: Final = (
     f"FROM {_FILES} WHERE id IN (SELECT unnest(?)) ORDER BY id DESC"
 )
 _LONGEST_EXPRESSION: Final = 200
+"""Characters of a searched text that become a regular expression."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 # nothing is fetched from elsewhere: all data is in the given files
 _OFFLINE: Final = (

@@ -31,6 +31,7 @@ NEWEST_SERVER: Final = 18
 """The server versions that are tested."""
 
 _CONNECT_TIMEOUT: Final = 5.0
+"""Seconds: a person waits for the answer."""
 _SERVER: Final = """
 SELECT current_user AS role, current_setting('server_version') AS version,
        current_setting('server_version_num')::int / 10000 AS major,

@@ -17,7 +17,9 @@ from otel_audit_postgres.ledger.checkpoints import NoteError, read_checkpoint
 
 _NAME: Final = re.compile(r"checkpoint-(\d{15,19})(?:\.(\d{1,3}))?")
 _MOST_COPIES: Final = 20
+"""Names that are tried for a checkpoint that differs from the one of its size."""
 _READABLE: Final = 0o644
+"""Checkpoints are for everybody."""
 LATEST: Final = "latest"
 """Name of the newest checkpoint's copy in earlier versions."""
 

@@ -26,8 +26,11 @@ T = TypeVar("T")
 ANSWERS_WITHIN: Final = 15.0
 """Seconds until an anchor must have answered a command."""
 _HTTP_TIMEOUT: Final = 10.0
+"""Seconds of one request."""
 _LARGEST_ANSWER: Final = 1_000_000
+"""Bytes that are read of an answer: as many as a checkpoint may have."""
 _NOT_FOUND: Final = 404
+"""There is no checkpoint yet, which is no error."""
 
 
 class AnchorError(OtelAuditError):

@@ -20,8 +20,10 @@ from otel_audit._util.private_file import is_private
 from otel_audit.errors import ConfigurationError, MissingExtraError
 
 KEY_ID_SIZE: Final = 4
+"""Bytes of a key's id in a signed note (C2SP signed-note)."""
 _ED25519: Final = b"\x01"
 _SEED_SIZE: Final = 32
+"""Bytes of an Ed25519 key, private or public (RFC 8032)."""
 _PRIVATE: Final = "PRIVATE+KEY+"
 
 

@@ -14,6 +14,7 @@ from otel_audit_postgres.ledger.merkle import HASH_SIZE, Frontier, leaf_hash
 
 TAG: Final = b"otel-audit leaf 1\n"
 ID_SIZE: Final = 16
+"""Bytes of a UUID."""
 _pack_time: Final = struct.Struct(">q").pack
 
 

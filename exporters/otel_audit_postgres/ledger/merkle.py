@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Final
 
 HASH_SIZE: Final = 32
+"""Bytes of SHA-256."""
 EMPTY_ROOT: Final = hashlib.sha256(b"").digest()
 
 _sha256 = hashlib.sha256

@@ -20,6 +20,8 @@ _LOWEST_KEPT: Final = 8
 leaves."""
 _GROUP: Final = 1 << _LOWEST_KEPT
 _BLOCKS_AT_ONCE: Final = 8
+"""Blocks that are fetched at once; fewer than elsewhere, because their leaves are hashed in
+between."""
 _BEGINNING: Final = (
     "SELECT greatest((SELECT max(first) FROM audit.ledger_blocks WHERE first <= $1), "
     "(SELECT max(first) FROM audit.ledger_pruned WHERE first <= $1), 0)"

@@ -15,7 +15,9 @@ from otel_audit_postgres.pseudonyms import (
 )
 
 KEY_BYTES: Final = 32
+"""AES-256."""
 _NONCE_BYTES: Final = 12
+"""96 bits, which GCM takes as they are (NIST SP 800-38D, section 7.1)."""
 
 
 class WrongKeyError(OtelAuditError):

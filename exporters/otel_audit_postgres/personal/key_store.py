@@ -42,8 +42,10 @@ REMEMBERED_FOR: Final = 60.0
 """Seconds for which a key is cached: so long other processes may use a destroyed key,
 and data encrypted with it cannot be read."""
 _MOST_REMEMBERED: Final = 10_000
+"""Keys that are remembered, about: a cache has up to twice the size that it is given."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _NONCE_BYTES: Final = 12
+"""96 bits, which GCM takes as they are (NIST SP 800-38D, section 7.1)."""
 
 SCHEMA: Final = """
 CREATE SCHEMA IF NOT EXISTS audit_keys;

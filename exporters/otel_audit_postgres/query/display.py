@@ -17,6 +17,7 @@ from otel_audit_postgres.rows import record_from_payload
 CellKind = Literal["value", "none", "redacted", "unknown", "erased", "encrypted"]
 
 _LONGEST_BODY: Final = 200_000
+"""Characters of a body that a page shows."""
 _UNKNOWN_BEFORE: Final = "not loaded"
 _UNKNOWN_AFTER: Final = "set by the database"
 

@@ -21,6 +21,7 @@ CSV_COLUMNS: Final = (
     "request_id", "trace_id", "error_type", "service_name", "content_hash",
 )  # fmt: skip
 _BATCH: Final = 1_000
+"""Rows of one question: memory is bounded, however many there are."""
 _RECORD: Final = "SELECT audit.record_export($1::jsonb, $2)"
 
 

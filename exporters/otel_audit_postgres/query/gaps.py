@@ -14,6 +14,7 @@ from otel_audit_postgres.connection import connect, disconnect
 from otel_audit_postgres.errors import as_store_error
 
 _CONNECT_TIMEOUT: Final = 5.0
+"""Seconds: a person waits for the answer."""
 
 # no producer counts from below 1 or beyond what a double holds exactly; older stores may have such
 # numbers, and times that are none

@@ -25,6 +25,7 @@ _LARGEST_ID_OFFSET: Final = 1002
 """Milliseconds that an id may be from its record's time and still count as equal, with rounding."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST_ID: Final = (1 << 128) - 1
+"""The largest UUID: 128 bits."""
 # a row of when nothing was checked may be of any time; no datetime is before 1 or after 9999
 _EARLIEST: Final = "'0001-01-01 00:00:01+00'::timestamptz"
 _LATEST: Final = "'9999-12-31 23:59:59+00'::timestamptz"

@@ -25,9 +25,11 @@ from otel_audit_postgres.query.trail import ReaderScope, Trail, Views
 from otel_audit_postgres.schema.migrations import latest_version
 
 _CONNECT_TIMEOUT: Final = 5.0
+"""Seconds: a person waits for the page."""
 _REPEATED_WITHIN: Final = 60.0
 """Seconds in which a page that is loaded again, and shows as many records, is the same look."""
 _MOST_REMEMBERED: Final = 10_000
+"""Looks that are remembered; a forgotten one is recorded again."""
 _VERSION: Final = "SELECT max(version) FROM audit.schema_version"
 _BUSY: Final = (
     "all connections to the audit store are in use: try again in a moment, or let there be more"

@@ -48,6 +48,7 @@ _HEX: Final = re.compile("[0-9a-f]+")
 PLANS: Final = ("plan_cache_mode = force_custom_plan", "jit = off")
 
 _CONNECT_TIMEOUT: Final = 10.0
+"""Seconds until a store that does not answer is reported."""
 FOUND_COLUMNS: Final = (
     "id", "tenant_id", "occurred_at", "recorded_at", "event_name", "outcome", "actor_id",
     "target_type", "target_id", "status_code", "request_id", "trace_id", "action_id", "phase",

@@ -22,6 +22,7 @@ VERIFIED_WITHIN: Final = timedelta(days=45)
 LATE: Final = timedelta(days=3)
 """Days that a month may be due before the health check reports it."""
 _LISTED: Final = 5
+"""Events that the finding names; the others are counted."""
 _MEND: Final = "fix it, and check again"
 
 

@@ -18,6 +18,7 @@ LONGEST_MONTH: Final = 31
 MOST_DAYS: Final = 36_500
 """A hundred years: more is a typing error."""
 MOST_RULES: Final = 200
+"""Rules of one policy: each row that is judged is compared with them."""
 
 _MATCHES: Final = ("tenant", "event", "action", "level")
 _DAYS: Final = ("min", "max", "hot", "archive")

@@ -19,6 +19,7 @@ _NO_SUCH_DATABASE: Final = "3D000"
 _ALWAYS_THERE: Final = "postgres"
 _OF_LOGIN: Final = ("user", "password", "passfile")
 _BYTES: Final = 24
+"""Bytes of chance in a password: 192 bits."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from otel_audit_postgres.connection import Connection, connect, disconnect
 from otel_audit_postgres.errors import as_store_error
 
 MOST_AHEAD: Final = 12
+"""Months that are made at once: each is a table with its indexes."""
 _IN_ORDER: Final = ("exists", "made", "dropped", "empty")
 
 _ENSURE: Final = "SELECT partition, state, detail FROM audit.ensure_partitions($1::integer)"

@@ -10,6 +10,7 @@ V = TypeVar("V")
 
 _MISSING: Final[Any] = object()
 _WIDEST: Final = 128
+"""Names of one cached key; beyond it the key is computed each time."""
 _LONGEST: Final = 8192
 """Names, and their letters in all, of a cached key: senders of spans choose them."""
 

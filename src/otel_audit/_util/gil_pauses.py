@@ -29,6 +29,7 @@ _FEW: Final = 6
 """Items that take less time than a pause is worth."""
 
 _PAUSE: Final = 0.00005
+"""Seconds: long enough that a waiting thread wakes up; `sleep(0)` lets none in."""
 _ALONE: Final = 0.0003
 """Seconds that a pause takes at most if nobody else has run in it."""
 

@@ -12,7 +12,10 @@ from typing import Final
 from otel_audit._util.randomness import generator
 
 _VARIANT = 1 << 63
+"""The highest bit of a UUID's second half. Above 62 bits of chance it makes the variant of RFC
+9562, binary 10."""
 _RANDOM = (1 << 62) - 1
+"""The 62 bits of that half that are left for chance."""
 
 _END = (1 << 48) * 1_000_000
 """Nanoseconds that 48 bits of milliseconds can hold."""
@@ -119,9 +122,12 @@ def _start(unix_ns: int) -> str:
 
 
 _LOW: Final = (1 << 28) - 1
+"""The last 28 bits of a time: 16 fill the second group, and 12 stand behind the version."""
 _HEX: Final = "0123456789abcdef"
 _HEX3: Final = tuple(f"{number:03x}" for number in range(4096))
+"""All spellings of 12 bits: a table is quicker than formatting."""
 _VARIANTS: Final = {digit: "89ab"[int(digit, 16) & 3] for digit in _HEX}
+"""A digit as it is where the variant's two bits, 10, come first."""
 
 _minute = -1, ""
 """The first 32 bits of the last id's time, which last for 65 seconds, and how they are spelled."""

@@ -32,6 +32,7 @@ _SESSION_ATTRIBUTES: Final = (
 _FILES: Final = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
 _SYSTEM: Final = "system"
 _HIGHEST_PORT: Final = 65_535
+"""Ports have 16 bits."""
 _YES: Final = ("true", "1", "yes", "on")
 _NO: Final = ("false", "0", "no", "off")
 

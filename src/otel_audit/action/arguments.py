@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 _LONGEST_NAME = 128
+"""Characters of a name that are kept; twice as many are looked at, as redaction may shorten it."""
 _NOBODY_READ = Actor(id="anonymous", type="user", source="app", reason="parent_unreadable")
 _ACTION = re.compile(r"[A-Z][A-Z_]{0,63}")
 

@@ -64,8 +64,11 @@ BEGUN_IN: Final = "audit.begun_in"
 """Id of the action that began the task which has written: it was over, so this is not its own."""
 
 _MOST_NAMED: Final = 100
+"""Records with further changes that the action's own record names; further ones are still
+stored."""
 _ACTIONS: Final = {"insert": "CREATE", "update": "UPDATE", "delete": "DELETE"}
 _REFUSED: Final = frozenset({401, 403})
+"""Unauthorized, Forbidden: the answers to who is not let in."""
 _OUTCOMES: Final[dict[TransactionOutcome, Outcome]] = {
     "committed": "success",
     "unknown": "unknown",

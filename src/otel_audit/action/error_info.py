@@ -20,6 +20,7 @@ _MOST_LEAVES = 8
 """Exceptions of a group that its message lists."""
 
 _MOST_GROUPS = 100
+"""Steps through the groups in a group, which may be deep; the rest is not listed."""
 
 
 def describe_error(

@@ -45,7 +45,9 @@ MARGIN: Final = 256
 """Bytes that are added later: the numbers, and the names of what was cut."""
 
 _SHORT: Final = 256
+"""Characters of a text that is kept in a record that was too large."""
 _FEW: Final = 50
+"""Members of a list or an object that are kept in such a record."""
 
 
 def _any_id(_: int) -> str:

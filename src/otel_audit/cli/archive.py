@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from otel_audit_postgres.query.grammar import Query
 
 _LISTED = 200
+"""Problems on a screen; what is left out is counted."""
 
 
 @click.group()

@@ -31,7 +31,7 @@ from otel_audit.cli.follow import Tail
 from otel_audit.cli.listing import Line, Table
 from otel_audit.cli.record_panel import change_lines, rolled_back_line
 from otel_audit.cli.terminal import echo
-from otel_audit.cli.web import viewer_app, viewer_server
+from otel_audit.cli.web import VIEWER_PORT, viewer_app, viewer_server
 from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
 from otel_audit_bootstrap.run import NO_COMMAND, find_command, prepare
@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from otel_audit_postgres.connection import Connection
 
 _LOOK_EVERY: Final = 0.3
-_VIEWER_PORT: Final = 8321
+"""Seconds between two looks for new records: a person sees no delay, and the store is not kept
+busy."""
 _HOST: Final = "127.0.0.1"
 _BY_SIGNAL: Final = 128
 """What a shell adds to the number of the signal that ended a command."""
@@ -255,7 +256,7 @@ def _free_port() -> int:
     with socket.socket() as one:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            one.bind((_HOST, _VIEWER_PORT))
+            one.bind((_HOST, VIEWER_PORT))
         except OSError:
             return 0
-    return _VIEWER_PORT
+    return VIEWER_PORT

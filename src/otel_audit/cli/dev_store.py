@@ -24,6 +24,7 @@ READER: Final = "auditor"
 _DATABASE: Final = "audit"
 _IGNORED: Final = "*\n"
 _FOR_ALL: Final = 0o005
+"""What others need of a directory to enter and list it: read and search."""
 _ELSEWHERE: Final = Path("/var/tmp")  # noqa: S108 - a name of our own, owned by root
 _READER_DSN: Final = "reader.dsn"
 _HANDLES: Final = ".handle_pids.json"

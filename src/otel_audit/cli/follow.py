@@ -25,6 +25,7 @@ _EVERY: Final = 1.0
 _AGAIN: Final = 5.0
 """Seconds until a store that cannot be reached is asked again."""
 _RECORDED_EVERY: Final = 60.0
+"""Seconds between two records of the same look."""
 _MOST: Final = 1_000
 """Records of one question."""
 _BEHIND: Final = 1_000

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from otel_audit_postgres.query.gaps import ProducerStream
 
 _RANGES_SHOWN = 20
+"""Ranges on a screen; what is left out is counted."""
 
 
 @click.command()

@@ -19,7 +19,9 @@ PanelRow = tuple[str, Sequence[Piece]]
 _LONGEST: Final = 400
 """Characters of a value on a screen; --json has it whole."""
 _LONGEST_IN_LINE: Final = 60
+"""Characters of a value that shares its line with others."""
 _MOST_CHANGES: Final = 100
+"""Changes on a screen; what is left out is counted."""
 
 
 def rows_of(

@@ -22,6 +22,7 @@ _IN_CLEAR = (
 )
 _path = click.Path(path_type=Path)
 _PORT = click.IntRange(0, 65535)
+"""Port 0 is one that the system chooses."""
 
 
 @click.group(invoke_without_command=True)

@@ -28,6 +28,7 @@ Piece = tuple[str, Colour | None]
 """Some text of a line, and its colour."""
 
 _NOT_ON_A_SCREEN: Final = 240
+"""Columns where there is no screen, as in a pipe: wide enough that hardly a cell is cut."""
 _CUT: Final = ".."
 _GAP: Final = "  "
 _FORMULA: Final = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")

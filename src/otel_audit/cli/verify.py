@@ -38,7 +38,9 @@ if TYPE_CHECKING:
     from otel_audit_postgres.ledger.verify.findings import VerificationReport
 
 _LISTED = 200
+"""Problems on a screen; what is left out is counted."""
 _MALFORMED_LISTED = 5
+"""Malformed rows on a screen; the others are counted."""
 _WORTH_IT = 50_000  # leaves; below, starting processes costs more than it saves
 
 

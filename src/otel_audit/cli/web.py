@@ -28,11 +28,14 @@ _UNBOUND: Final = (
 )
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 
+VIEWER_PORT: Final = 8321
+"""Port of the viewer on this machine, for `otel-audit web` and `otel-audit dev`."""
+
 
 @click.command()
 @dsn_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8321, show_default=True)
+@click.option("--port", type=click.IntRange(0, 65535), default=VIEWER_PORT, show_default=True)
 @click.option("--open/--no-open", "opens", default=False, help="Open the link in a browser.")
 @click.option("--name", default=None, help="Your name in the records of your views.")
 @click.option(

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Final
 
 _SMALLEST: Final = 1 / 2**20
+"""The least share of a batch: of any batch it leaves one record."""
 _PROOF: Final = 8
 """Writes of one size that must succeed before a size is tried that has failed before."""
 

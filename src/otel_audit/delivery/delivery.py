@@ -40,6 +40,7 @@ _MOST_POSTPONED = 1000
 no matter of these records."""
 
 _LOOK_EVERY = 0.1
+"""Seconds between two looks whether a wait at shutdown is hopeless."""
 _LAST_GRACE = 5.0
 """Seconds that the thread has to close its connections after the last write."""
 

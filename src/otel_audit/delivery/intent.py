@@ -22,6 +22,7 @@ _REFUSED: Final = "Requests are refused, as their intents cannot be stored"
 _MESSAGES: Final = Messages(waiting=_REFUSED, failed=_REFUSED, again=None)
 
 _LARGEST_BATCH: Final = 512
+"""Intents in one write, as many as the default of `batch_size`."""
 _LAST_GRACE: Final = 5.0
 """Seconds that the thread has to close its connection."""
 

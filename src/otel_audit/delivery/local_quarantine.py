@@ -36,6 +36,7 @@ _SUFFIX: Final = ".refused"
 _ENCRYPTED: Final = b"sealed\n"
 _CONTEXT: Final = b"quarantine"
 _NAME_BYTES: Final = 65_536
+"""Bytes that are read of the file with the service's name."""
 
 
 def services_with_quarantine(directory: Path) -> list[str]:

@@ -14,7 +14,9 @@ from otel_audit.delivery.sink import Receipt, Store
 from otel_audit.errors import StoreUnavailableError
 
 _BACKOFF: Final = Backoff(first=0.02, longest=0.5)
+"""Seconds between two questions: the first ones come soon, because the record is on its way."""
 _MOST_REMEMBERED: Final = 10_000
+"""Records of this process of which it is known how they were written, about."""
 
 
 class WrittenAs(NamedTuple):

@@ -37,8 +37,11 @@ LONGEST_TYPE: Final = 256
 """Characters of a declared media type that are kept."""
 
 _MOST_CODINGS: Final = 3
+"""Codings of one body; more are a way to have much decompressed, and the body is withheld."""
 _MOST_MEMBERS: Final = 100
+"""Members of one gzip file: senders make one."""
 _PIECE: Final = 65_536
+"""Bytes that are decompressed at a time, so that no bomb is ever whole in memory."""
 _MOST_ITEMS: Final = 1_000
 """Lines of JSON, or fields of a form, that are kept."""
 _TEXT_CODECS: Final = {
@@ -59,6 +62,7 @@ _TEXT_TYPES: Final = frozenset({
 })  # fmt: skip
 _UNREADABLE: Final = re.compile(r"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f\x7f]")
 _CONTROLS: Final = frozenset(range(32)) - frozenset(b"\t\n\r\f\x1b")
+"""Control characters that no text has; tab, line ends, form feed and ESC are in some."""
 
 
 class _Copy(msgspec.Struct, frozen=True):

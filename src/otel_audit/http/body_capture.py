@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from otel_audit.redaction.budget import WorkBudget
 
 _BODILESS = frozenset({101, 204, 304})
+"""Answers without a body (RFC 9110): Switching Protocols, No Content, Not Modified."""
 
 
 class BodyCopy:

@@ -29,6 +29,7 @@ from otel_audit.identity.actor import Bearer
 from otel_audit.identity.safe_access import headers_by_name, identities_in
 from otel_audit.policy import UNDECIDED, override_of
 from otel_audit.policy.body_operations import (
+    OPERATION_TAIL,
     Failure,
     Operations,
     carries_operations,
@@ -432,7 +433,6 @@ class ExchangeFacts:
         return decision
 
 
-_TAIL = 64
 _SIGN_OF_RPC = b'"jsonrpc"'
 
 
@@ -459,7 +459,7 @@ class RequestedOperation(msgspec.Struct, frozen=True):
             None if the operation is not known.
         """
         body = bodies.question
-        if body is None or not (_SIGN_OF_RPC in body or carries_operations(path[-_TAIL:])):
+        if body is None or not (_SIGN_OF_RPC in body or carries_operations(path[-OPERATION_TAIL:])):
             return None
         operations = read_operations(body)
         if operations is None:

@@ -17,7 +17,9 @@ CAPTURE_VARIABLES = (
 """Comma-separated regular expressions, as contrib's instrumentation reads them."""
 
 _REMEMBERED = 1024
+"""Names of headers about which it is remembered whether they are captured, about."""
 _REMEMBERED_LENGTH = 128
+"""Characters of such a name; a client chooses them, and memory is bounded."""
 
 
 class HeaderNames(Collection[str]):

@@ -42,6 +42,7 @@ _STACK: Final = "middleware_stack"
 _CALL: Final = "__call__"
 _FRAMEWORKS: Final = frozenset({"starlette", "fastapi", "opentelemetry"})
 _LAYERS_LOOKED_AT: Final = 500
+"""Layers that are looked at, so that the search ends in a stack that has no end."""
 _MISSING: Final = object()
 _logger = logging.getLogger("otel_audit")
 

@@ -28,6 +28,7 @@ Headers = Iterable[tuple[bytes, bytes]]
 _Lines: TypeAlias = "tuple[tuple[bytes, bytes], ...]"
 
 _LONGEST_WORD = 15
+"""Letters of a segment that is shown unredacted: no key is that short and of letters only."""
 _BARE_PATH = 256
 """Characters of a path, and of a word in it, that are kept where nothing can be redacted."""
 
@@ -44,6 +45,7 @@ _CACHED_NAME = 64
 
 _VALUE = itemgetter(1)
 _FEW_LINES = 16
+"""As many headers as a browser sends."""
 _SHORT_VALUE = LONGEST_HEADER // 4
 """So many lines of that length need no closer look."""
 
@@ -52,6 +54,7 @@ LONGEST_HEADERS = 16_384
 """Lines of kept headers, and characters of all their values."""
 
 _KNOWN_HEADERS = 256
+"""Sets of headers that are remembered as they are shown, about."""
 
 _LONGEST_HOST = 256
 _USUAL_HOST = 64
@@ -431,6 +434,7 @@ def header_of(headers: Headers, name: bytes) -> str | None:
 
 
 _SHORTEST_TOKEN = 16
+"""Characters of a segment that may be a credential: 16 hex digits are 64 bits."""
 
 
 def unless_token(segment: str) -> str:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from otel_audit.http.request_metadata import path_below_root
+from otel_audit.policy.routes import DEPTH
 
-_DEPTH: Final = 8
 _CONVERTOR: Final = re.compile(r":[^{}]*\}")
 
 
@@ -41,7 +41,7 @@ def _template_of_endpoint(scope: Mapping[str, Any], app: object) -> str | None:
         return None
     outer = {**scope, "root_path": scope.get("app_root_path", scope.get("root_path"))}
     method = None if scope.get("type") == "websocket" else scope.get("method")
-    found = _serving(getattr(app, "routes", None), path_below_root(outer), method, _DEPTH)
+    found = _serving(getattr(app, "routes", None), path_below_root(outer), method, DEPTH)
     return found[1] if found is not None and found[0].endpoint is endpoint else None
 
 
@@ -65,7 +65,7 @@ def _mount_prefix(scope: Mapping[str, Any], app: object) -> str:
     prefix = root.removeprefix(own)
     if "app_root_path" not in scope or not prefix:
         return ""
-    mounted = _mounted(getattr(app, "routes", None), prefix, _DEPTH)
+    mounted = _mounted(getattr(app, "routes", None), prefix, DEPTH)
     if mounted is not None:
         return mounted
     # mounted by something that does not say: by the values, which a client may make alike
@@ -118,7 +118,7 @@ def foresee(scope: Mapping[str, Any], app: object) -> MutableMapping[str, Any] |
         route would have served it.
     """
     method = None if scope.get("type") == "websocket" else scope.get("method")
-    found = _serving(getattr(app, "routes", None), path_below_root(scope), method, _DEPTH)
+    found = _serving(getattr(app, "routes", None), path_below_root(scope), method, DEPTH)
     if found is None:
         return None
     route, template, parameters = found

@@ -13,6 +13,7 @@ from opentelemetry.trace import Span
 from opentelemetry.util.types import AttributeValue
 
 from otel_audit import attributes as names
+from otel_audit.http.request_metadata import LONGEST_QUERY
 from otel_audit.record import ANONYMOUS, AuditRecord, Change, entities_of, to_json
 from otel_audit.redaction.truncate import cut_query
 from otel_audit.scope import AuditScope
@@ -99,7 +100,6 @@ _HEADERS: Final = (
     "http.request.header.referer", "http.response.header.location",
     "http.response.header.content_location",
 )  # fmt: skip
-_LONGEST_QUERY: Final = 8_192
 
 
 def redact_span_urls(
@@ -153,4 +153,4 @@ def _shown_url(url: str, path: Callable[[str], str], redactor: Redactor, budget:
 
 
 def _shown_query(query: str, redactor: Redactor, budget: Budget) -> str:
-    return redactor.query(cut_query(query, _LONGEST_QUERY), budget.head)
+    return redactor.query(cut_query(query, LONGEST_QUERY), budget.head)

@@ -27,9 +27,13 @@ _TOKENS: Final = ("access_token", "accessToken", "id_token", "idToken", "token",
 
 _TAKEN_OUT: Final = (REDACTED, WITHHELD[:-1])
 _DEPTH: Final = 3
+"""Levels of an answer in which a token is looked for: `{"data": {"tokens": {…}}}`."""
 _MOST_TOKENS: Final = 8
+"""Texts of one answer that are tried as tokens: each costs decoding."""
 _LONGEST: Final = 16_384
+"""Characters of a token, or of an encoded name, that are decoded."""
 _PARTS_OF_TOKEN: Final = 3
+"""Header, payload and signature of a signed token (RFC 7519)."""
 
 
 def named_in_request(body: Body | None, authorization: str | None) -> str | None:

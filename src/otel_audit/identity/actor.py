@@ -50,6 +50,7 @@ _IDS: Final = ("id", "user_id", "sub", "pk", "uuid", "identity", "username", "em
 _ROLES: Final = ("actor_type", "role")
 _TYPES: Final = ("user", "service", "system")
 _TOKENS: Final = 512
+"""Verified tokens whose actor is remembered."""
 _SESSION_BEFORE: Final = "otel_audit.session_actor"
 
 _KEYS: Final = "JWT_KEY, _JWKS_URL or _JWKS_FILE: is it the issuer's key?"

@@ -21,7 +21,9 @@ CLIENT_CERT: Final = "client-cert"
 """The header of RFC 9440, in lower case: the whole certificate."""
 
 _LONGEST: Final = 8192
+"""Characters of a header that names a subject; a longer one is not read."""
 _LONGEST_CERTIFICATE: Final = 16_384
+"""Characters of a header that holds the whole certificate; a longer one is not read."""
 _BYTES: Final = re.compile(r":([A-Za-z0-9+/]+={0,2}):")
 """A byte sequence of structured fields (RFC 8941, section 3.3.5) without parameters."""
 _NAMED: Final = re.compile(

@@ -274,6 +274,7 @@ def _quietly(read: Callable[[], Any]) -> Any:
 
 
 _MOST_IDENTITIES = 50
+"""Values of the request's state that are searched for a user."""
 
 
 _PLAIN = frozenset({str, int, bool, dict, list, tuple, type(None)})

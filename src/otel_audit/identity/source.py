@@ -43,7 +43,9 @@ UNIX: Final = "unix"
 """Among the trusted proxies: peers of a Unix socket, which have no address."""
 
 _HOPS: Final = 64
+"""Entries of a forwarding header that are read, from the last one: the nearest proxy wrote that."""
 _LONGEST: Final = 100
+"""Characters of an address with zone and port; a longer text is none."""
 _NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _FORWARDED_FOR: Final = re.compile(r"""(?:^|;)\s*for\s*=\s*("[^"]*"|[^;,"]*)""", re.IGNORECASE)
 
@@ -179,6 +181,7 @@ def _network(entry: str) -> Network:
 
 
 _REMEMBERED: Final = 1024
+"""Pairs of address and user agent that are remembered as they are shown, about."""
 
 USER_AGENT_LIMIT: Final = 512
 """Characters of a user agent that are kept."""

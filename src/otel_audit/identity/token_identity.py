@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Identity: TypeAlias = tuple[Actor, Tenant | None]
 
 _TOKENS: Final = 512
+"""Tokens whose actor and tenant are remembered, about."""
 
 
 class TokenIdentities:

@@ -69,6 +69,7 @@ _PARAMETERS: Final = re.compile(
     r"[^&;=]{0,40}=|(?:^|[&;])(?:key|sig|sid)="
 )
 _LONGEST_QUERY: Final = 8_192
+"""Bytes of a query in which a credential's name is looked for, as many as are recorded."""
 _SCHEMES: Final = {b"bearer": BEARER, b"jwt": BEARER, b"token": BEARER, b"basic": BASIC}
 
 _warned: Final[set[str]] = set()

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 
 _REMEMBERED: Final = 256
+"""Statements that are remembered as they were read, about."""
 
 
 class BulkReader:

@@ -26,6 +26,7 @@ from otel_audit.redaction.json_values import (
 )
 
 _MOST_VALUES: Final = 5_000
+"""Values of one column, in lists and objects, that are brought to JSON; the rest is withheld."""
 
 SMALL: Final = 10**9
 """Numbers below it are too short to be a card's, a bank's, or a person's."""

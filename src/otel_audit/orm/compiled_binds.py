@@ -51,6 +51,8 @@ Owned: TypeAlias = "Column[Any] | ColumnName"
 _COUNTER: Final = re.compile(r"_m\d+$")
 _EXPANDED: Final = re.compile(r"_\d+$")
 _DEEPEST: Final = 200
+"""Levels of a statement that are followed, far below Python's own bound; what is deeper has no
+owner."""
 _LONGEST_TEXT: Final = 20_000
 """Characters of a text whose parameters are looked for."""
 

@@ -19,6 +19,7 @@ def _library() -> Any:
 
 
 _LARGEST = 16_384
+"""Bytes of both values: comparing grows faster than they do, and the flush waits for it."""
 
 
 def patch_between(before: Any, after: Any) -> list[dict[str, Any]] | None:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 PERSONAL: Final = "personal"
 _LISTED: Final = 5
+"""Columns that the message names; the others are counted."""
 
 
 def marked_in_clear(config: AuditConfig) -> str | None:

@@ -41,7 +41,9 @@ _COUNTER: Final = re.compile(r"(?:_m?\d+)+$")
 _MOST: Final = 200
 """Parameters of one set that are shown."""
 _REMEMBERED: Final = 256
+"""Statements that are remembered as they were read, about."""
 _LONGEST_PATH: Final = 200
+"""Characters of a JSON path whose words are looked at."""
 LONGEST_PLACED: Final = 20_000
 """Characters of a text whose values are looked for; of a longer one none is shown."""
 _SHOWN: Final = 8_000

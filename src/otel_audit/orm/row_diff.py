@@ -39,6 +39,7 @@ _PLAIN = frozenset(
 """Types that surely are not SQL expressions; others take longer to judge."""
 
 _FEW = 24
+"""Texts of some rows that are looked at all at once; more are looked at column by column."""
 _GROUP = 64
 """Texts that are looked at together: so many that the look is cheap, so few that one of them that
 has to be redacted does not make many others be looked at alone."""

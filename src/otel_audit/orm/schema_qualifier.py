@@ -31,6 +31,7 @@ _SHARDS: Final = "_ShardedSession__shards"
 """Key of a sharded session's engines, by name; SQLAlchemy does not expose them."""
 
 _PLACED: Final = 2_048
+"""Places of tables that are remembered; beyond these they are found again each time."""
 _STRUCTURE: Final = re.compile(r"[\\.:]")
 
 

@@ -30,6 +30,8 @@ from otel_audit.orm.sql_statements import read_sql
 from otel_audit.redaction.names import is_secret_function
 
 _DEEPEST: Final = 60
+"""Levels of brackets that are followed, far below Python's own bound; what is deeper is not
+shown."""
 _QUERY = frozenset({"SELECT", "WITH", "VALUES", "TABLE"})
 _STATEMENTS = _QUERY | {"INSERT", "UPDATE", "DELETE", "MERGE"}
 _CONDITIONS = keywords("WHERE ON HAVING WHEN QUALIFY")

@@ -34,7 +34,9 @@ _LONGEST: Final = 50_000
 _BEFORE_VALUES: Final = keywords("= < > | LIKE GLOB REGEXP MATCH THEN ELSE BETWEEN")
 """Words before a value, not before a name."""
 _REMEMBERED: Final = 256
+"""Texts that are remembered as they were read, about."""
 _LONGEST_REMEMBERED: Final = 20_000
+"""Characters of such a text: long ones are mostly written once."""
 
 _FURTHER = re.compile(
     r";\s*[^\s;]|\b(?:INSERT|UPDATE|DELETE|MERGE|REPLACE|TRUNCATE|CALL|DO|EXEC|EXECUTE)\b",

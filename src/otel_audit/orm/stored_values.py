@@ -30,6 +30,7 @@ MISSING: Final[Any] = object()
 """Stands for a value that was not seen on its way to the database."""
 
 _UUID_TEXTS: Final = (32, 36)
+"""Characters of a UUID without hyphens and with them."""
 _LONGEST_DOCUMENT: Final = 100_000
 """Characters of a text that is read as the document that it may be."""
 

@@ -30,6 +30,7 @@ Owner: TypeAlias = AuditScope | None
 """The action a change belongs to, None outside any."""
 
 _MOST_REFUSED = 50
+"""Names of refused changes that a transaction keeps for an action; further ones are left out."""
 
 CommitFailure = Literal["rolled_back", "unknown"]
 

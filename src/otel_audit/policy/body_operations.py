@@ -15,7 +15,9 @@ from otel_audit.policy.verbs import ACCOUNT, ACTIONS
 from otel_audit.policy.words import singular, split_words
 
 _MOST_CALLS: Final = 20
+"""Calls of one batch that are read: a name of the action needs no more."""
 _LONGEST_NAME: Final = 64
+"""Characters of a method's name; a longer one gives no event name."""
 _GRAPHQL: Final = frozenset({"graphql", "gql"})
 _RPC: Final = frozenset({"jsonrpc", "rpc", "mcp"})
 _METHOD: Final = re.compile(r"[A-Za-z_$][\w$]*(?:[./:-][\w$]+)*")
@@ -80,14 +82,19 @@ _decode_answer = msgspec.json.Decoder(_Answer).decode
 _decode_answers = msgspec.json.Decoder(list[_Answer]).decode
 
 
+OPERATION_TAIL: Final = 64
+"""Characters at the end of a path that say whether its bodies name the operation."""
+
+
 @functools.lru_cache(maxsize=2048)
 def carries_operations(path: str) -> bool:
     """Return whether a path looks like one whose bodies name the operation.
 
     Args:
-        path: As requested, or a route's template.
+        path: As requested, or a route's template. Its last `OPERATION_TAIL` characters are enough;
+            callers cut it, because it is remembered.
     """
-    last = path[-256:].rstrip("/").rpartition("/")[2].lower()
+    last = path[-OPERATION_TAIL:].rstrip("/").rpartition("/")[2].lower()
     words = frozenset(re.split(r"[^a-z]+", last))
     return bool(words & (_GRAPHQL | _RPC)) or last == "json-rpc"
 

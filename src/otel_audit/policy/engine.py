@@ -16,7 +16,7 @@ from otel_audit._util.cache import BoundedCache, Memo
 from otel_audit._util.randomness import generator
 from otel_audit._util.text import CONTROLS
 from otel_audit.config import AuditConfig, Level
-from otel_audit.policy.body_operations import carries_operations
+from otel_audit.policy.body_operations import OPERATION_TAIL, carries_operations
 from otel_audit.policy.defaults import default_rules
 from otel_audit.policy.naming import Naming, Whom, name_action
 from otel_audit.policy.route_index import PathIndex
@@ -41,10 +41,12 @@ if TYPE_CHECKING:
 
 _RANK: Final[Mapping[Level, int]] = {level: rank for rank, level in enumerate(LEVELS)}
 _NAMES: Final = 2048
-_OPERATION_TAIL: Final = 64
+"""Entries of each cache of names and decisions, about."""
 _CACHED_PATH: Final = 256
+"""Characters of such a path: a client chooses it, and memory is bounded."""
 _UNNAMED: Final = Naming("http.request", "EXECUTE")
 _ID_LIMIT: Final = 256
+"""Characters of a target's id that are taken from a path."""
 _PLACE: Final = re.compile(r"\{([^{}]*)\}")
 _CONTROL: Final = re.compile(CONTROLS)
 
@@ -52,6 +54,7 @@ _is_secret: Final = functools.lru_cache(maxsize=512)(is_secret_parameter)
 """Whether a path parameter is a credential, and so not the id of a target."""
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+"""Redirects that have a place to go to (RFC 9110, section 15.4)."""
 _REPEATS: Final = frozenset({307, 308})
 """Statuses with which a client is to send the same request elsewhere (RFC 9110, section 15.4)."""
 
@@ -269,7 +272,7 @@ class Policy:
             messages=messages,
             operations=level != "none"
             and method == "POST"
-            and carries_operations(path[-_OPERATION_TAIL:]),
+            and carries_operations(path[-OPERATION_TAIL:]),
         )
 
     def decide(  # noqa: PLR0913 - one argument a fact

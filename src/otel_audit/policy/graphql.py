@@ -11,8 +11,11 @@ from dataclasses import dataclass, field
 from typing import Final
 
 _LONGEST: Final = 100_000
+"""Characters of a document; a longer one gives no event name."""
 _MOST_TOKENS: Final = 20_000
+"""Tokens that are read of it."""
 _MOST_FIELDS: Final = 50
+"""Fields of an operation that are kept as its names."""
 _TOKEN: Final = re.compile(
     r'(?P<skip>[\s,\ufeff]+|\#[^\n\r]*)|(?P<text>"""|"(?:[^"\\\n\r]|\\.)*")'
     r"|(?P<name>[A-Za-z_][A-Za-z0-9_]*)|(?P<other>\.\.\.|[^\s])"

@@ -80,7 +80,9 @@ _WITH_TOKEN: Final = frozenset({
 })  # fmt: skip
 
 _SEGMENTS: Final = 16
+"""Segments of a path that are read: the last ones, where noun and verb are."""
 _SEGMENT_LENGTH: Final = 64
+"""Characters of a segment that are read: an event's name is short."""
 _PREFIX: Final = re.compile(
     r"(api|rest|rpc|public|internal|private|external|utils?|v\d{1,3}([._-]?\w{1,8})?|\d{4}-\d{2}-\d{2}"
     r"|\d{1,2}\.\d{1,3})",

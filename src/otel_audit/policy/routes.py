@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from otel_audit.errors import ConfigurationError
 from otel_audit.policy.rules import EXTENSION, MARK, Override, from_extension
@@ -11,7 +11,8 @@ from otel_audit.policy.rules import EXTENSION, MARK, Override, from_extension
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_DEPTH = 8
+DEPTH: Final = 8
+"""Levels of applications and routers that are followed: one may hold itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ def routes_of(app: object) -> Iterator[KnownRoute]:
     Nothing of either is imported: what has ``routes`` is looked into, what has a ``path`` and an
     ``endpoint`` is a route.
     """
-    yield from _walk(getattr(app, "routes", None) or (), "", _DEPTH)
+    yield from _walk(getattr(app, "routes", None) or (), "", DEPTH)
 
 
 def _walk(routes: Any, prefix: str, depth: int) -> Iterator[KnownRoute]:

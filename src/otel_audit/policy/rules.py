@@ -47,6 +47,7 @@ _STATUS: Final = re.compile(r"([1-5])xx|([1-5]\d\d)(?:-([1-5]\d\d))?", re.IGNORE
 _WILD: Final = re.compile(r"(/\*\*|\*\*|\*|\{[^{}]*\})")
 
 BODY_LIMIT: Final = 10_000_000
+"""Bytes that a rule may copy of a body: the bound of the setting `body_limit`, too."""
 
 
 # A path that some router, proxy or file system may read otherwise than as it is spelled: dot

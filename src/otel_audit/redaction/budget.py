@@ -21,16 +21,24 @@ PER_VALUE: Final = 12.0
 """Units that each value of a changed row adds: what a short one costs, and less than its INSERT."""
 
 _HEAD: Final = 3_000
+"""Units for the path, and for the query and the headers: a head of the longest kind that is
+kept."""
 _CHANGES: Final = 5_000
+"""Units for changes beside those that each value of them adds."""
 _CHANGES_SENT: Final = 40_000
 """Of a record that comes from elsewhere: some rows of the dearest text there is. What many of them
 may cost is what their request may."""
 
 _ERROR: Final = 1_500
+"""Units for an error's message, which is cut before."""
 _METADATA: Final = 3_000
+"""Units for the application's own facts."""
 _IDENTITY: Final = 3_000
+"""Units for what names actor, tenant and source."""
 _BODY_LIMIT: Final = 10_000
+"""Bytes of a body by the default of the setting."""
 _LONGEST_BODY: Final = 32_768
+"""Bytes of a body up to which it adds units: what is longer earns no more work."""
 _VALUE_LENGTH: Final = 32
 """Characters that a value of a changed row has in a text of JSON, with its name."""
 

@@ -79,6 +79,7 @@ def is_iban(compact: str) -> bool:
 
 
 _IBAN_DIGITS: Final = str.maketrans({chr(55 + value): str(value) for value in range(10, 36)})
+"""Letters as ISO 13616 counts them: A is 10, Z is 35."""
 
 
 def is_ssn(area: str, group: str, serial: str) -> bool:

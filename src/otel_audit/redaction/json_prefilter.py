@@ -23,13 +23,15 @@ _SOFT: Final = ((b'\\"', b'"'), (b"\\n", b"\n"), (b"\\r", b"\r"), (b"\\t", b"\t"
 _TAKEN_OUT: Final = (
     rb'(?:"(?:\[REDACTED\]|\[WITHHELD\]|hmac:[A-Za-z0-9_-]{1,32}:[0-9a-f]{64})"|null)'
 )
+_LONGEST_NAME: Final = 30
+"""Letters of a plain name before `[REDACTED]`; a text with a longer one is parsed."""
 _REDACTED: Final = re.compile(
-    rb'"[A-Za-z_.-]{1,30}":(?:' + _TAKEN_OUT + rb"|\[" + _TAKEN_OUT + rb"," + _TAKEN_OUT + rb"\])"
+    rb'"[A-Za-z_.-]{1,%d}":(?:%b|\[%b,%b\])' % (_LONGEST_NAME, *(_TAKEN_OUT,) * 3)
 )
 _USUAL: Final = (b'":"[REDACTED]"', b'":[null,"[REDACTED]"]')
 _IN_NAMES: Final = string.ascii_letters.encode() + b"_.-"
-_LONGEST_NAME: Final = 30
 _ALL_BUT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
+"""For `translate`: what is left is the nesting."""
 
 _check_json = msgspec.json.Decoder(msgspec.Raw).decode
 

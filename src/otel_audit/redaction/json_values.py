@@ -51,10 +51,12 @@ SHORTEST_HASHED: Final = 64
 """Bytes below which a plain hash could be undone by guessing."""
 
 _LARGEST_BITS: Final = 4_096
+"""Bits of a whole number: spelling it out takes time by the square of its length."""
 _LONGEST_HASHED: Final = 4_000_000
 """Bytes above which hashing would hold up the event loop."""
 
 _DEEPEST: Final = 32
+"""Levels of lists and objects, far below Python's own bound; what is deeper is withheld."""
 _BINARY: Final = "_binary"
 _TYPE: Final = "_type"
 
@@ -312,6 +314,7 @@ def _sorting_text(member: Any) -> bytes:
 
 
 _MOST_SORTED: Final = 5_000
+"""Members of a set that are brought into order; those of a larger set come as they are."""
 _MOST_COMPARED: Final = 100
 """Values within one member of a set by which it is ordered."""
 

@@ -36,6 +36,7 @@ _REDACTED: Final = LazyPattern(rb"\[REDACTED\](?:[\s,;&<>]|\z)")
 _CLOSERS: Final = b"\"')]}.,\\"
 _BLOCKS: Final = (b'"""', b"'''")
 _SHORTEST_BLOCK: Final = 6
+"""Both ends of a block, three characters each."""
 _QUOTES: Final = (b'"', b"'")
 
 # What follows a name in prose about it rather than in an assignment: `password: must be …`.
@@ -48,6 +49,7 @@ PROSE: Final = frozenset({
 })  # fmt: skip
 _BOOLEANS: Final = frozenset({"true", "false"})
 _FEW_DIGITS: Final = 15
+"""Digits that a float holds exactly."""
 
 # units of work, each measured
 _MATCH: Final = 4

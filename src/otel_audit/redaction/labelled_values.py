@@ -116,11 +116,17 @@ SPECIAL_PATTERN: Final = (
 
 _BY_POSITION: Final = frozenset({"params", "args", "arguments", "parameters"})
 _MOST_COLUMNS: Final = 1_000
+"""Columns of a table in JSON whose heads are judged."""
 _SHORTEST_CODE: Final = 8
+"""Characters of an authorization code; shorter ones are of countries, languages, vouchers."""
 _LONGEST_LABEL: Final = 128
+"""Characters of a text that can be a field's label; prose is longer."""
 _LONGEST_KEY: Final = 40
+"""Characters of a key that can say "this is the label": all known ones are shorter."""
 _MOST_WORDS: Final = 4
+"""Words of a label, without fillers; more are a sentence."""
 _MOST_LABELS: Final = 32
+"""Members of a list of labels that are judged."""
 # RFC 7518, section 6; RFC 8037, section 2
 _PRIVATE_JWK: Final = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
 _OF_CALLBACKS: Final = frozenset({

@@ -15,8 +15,11 @@ from otel_audit.redaction.json_values import describe_bytes
 from otel_audit.redaction.placeholders import WITHHELD
 
 _MOST_PARTS: Final = 100
+"""Parts that are described; of more, the rest is left out, and the record says so."""
 _MOST_NAMES: Final = 8
+"""Names of one part: senders give one, and readers differ on several."""
 _LONGEST_HEADER: Final = 8_192
+"""Bytes of a part's headers; a part with more is left out."""
 _LONGEST_BOUNDARY: Final = 70
 """RFC 2046, section 5.1.1."""
 _UNREADABLE: Final = (TypeError, ValueError, LookupError)

@@ -66,12 +66,19 @@ _YES_OR_NO: Final = frozenset({
 _ASSERTING: Final = frozenset({"auth", "x_auth"})
 
 _CACHED_NAME: Final = 128
+"""Characters of a name whose verdict is remembered: clients choose names, and memory is bounded."""
 _LONGEST_NAME: Final = 1_000
+"""Characters of a name that is judged; the value of a longer one is removed."""
 _MOST_WORDS_OF_ONE: Final = 5
+"""Words that are read as one, as in `pass_word`."""
 _SHORTEST_OPAQUE: Final = 5
+"""Characters of an identifier; what is shorter is a word or a short number."""
 _LONG_OPAQUE: Final = 16
+"""Characters from which letters alone, in both cases, are no word any more."""
 _MOST_COUNTED: Final = 64
+"""Values below a name that are looked at to see that all are numbers."""
 _FEW_DIGITS: Final = 15
+"""Digits of a text that can be a count; a longer one may be a code."""
 
 # the tables of names need it at once
 _MARKS: Final = re.compile(

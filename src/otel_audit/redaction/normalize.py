@@ -21,6 +21,8 @@ _RANGES: Final = (
     range(0xA0, 0x3100), range(0xA620, 0xAC00), range(0xFE00, 0x10000), range(0x1D400, 0x1D800),
 )  # fmt: skip
 _FORMS: Final = 0xFE00
+"""From here on Unicode has variation selectors, and forms of letters such as those of full
+width."""
 _FULL_STOPS: Final = {"\u3002": ".", "\uff0e": ".", "\uff61": ".", "\u2212": "-", "\ufe63": "-"}
 
 

@@ -122,6 +122,7 @@ def _userinfo(match: Any) -> Iterable[TextSpan]:
 
 
 _LONGEST_USER_NAME: Final = 15
+"""Characters of a name before a host's `@` that is no token."""
 _PORT_AND_PATH: Final = LazyPattern(r"[0-9]{1,5}[/?#]")
 
 URL_CREDENTIALS: Final = ValueRule(
@@ -138,6 +139,7 @@ _BEARER_PROSE: Final = frozenset({
     "realm", "error", "scope", "prefix", "method", "type", "must", "should", "required",
 })  # fmt: skip
 _SHORTEST_CREDENTIAL: Final = 6
+"""Characters behind `Bearer` or `Basic`; what is shorter is prose."""
 
 
 def _scheme_credential(match: Any) -> Iterable[TextSpan]:
@@ -259,10 +261,12 @@ def _lengths(groups: list[TextSpan]) -> tuple[int, ...]:
 
 
 _FIRST_GROUP: Final = 4
+"""Digits of the first group in which cards are written, whoever issued them."""
 _HEX: Final = frozenset("0123456789abcdef")
 _DIGESTS: Final = frozenset({32, 40, 56, 64, 96, 128})
 """Hexadecimal digits of UUIDs, trace ids, MD5, and the SHA family."""
 _LONGEST_DIGEST: Final = 128
+"""The longest of `_DIGESTS`: no hexadecimal number is followed for longer."""
 _DIGEST_LETTERS: Final = 4
 """Of 10,000 random ids of 32 digits four have fewer."""
 _CARD_GROUPS: Final = frozenset({(4, 4, 4, 4), (4, 4, 4, 4, 3), (4, 4, 4, 1), (4, 6, 5), (4, 6, 4)})
@@ -359,9 +363,11 @@ def _is_in_uuid(text: str, place: int) -> bool:
 
 _UUID_AT: Final = re.compile(_UUID)
 _GROUPS_OF_UUID: Final = (0, 9, 14, 19, 24)
+"""Where the groups of a UUID begin, in its usual spelling."""
 _SEPARATORS: Final = f" -./{INVISIBLE}"
 _WITHOUT_SEPARATORS: Final = str.maketrans("", "", _SEPARATORS)
 _MOST_SEPARATORS: Final = 12
+"""Separators in an IBAN: one behind each group of four, and a few more."""
 
 IBAN: Final = ValueRule(
     "iban",

@@ -39,6 +39,7 @@ _FEW_DIGITS = 10**9
 # a segment that fits is never read again in the other way: that would be two ways for each
 _ORDINARY_PATH = re.compile(r"(?:/(?:[A-Za-z]{0,19}|[A-Za-z0-9]{0,8})(?=/|\Z))*+")
 _SHORT_PATH = 256
+"""Characters of a path about which it is remembered whether it is plain."""
 _MANY_DIGITS = re.compile(r"(?:[^0-9]*+[0-9]){9}")
 
 _AMOUNT = re.compile(r"-?[0-9]{1,7}(?:\.[0-9]{1,2})?")

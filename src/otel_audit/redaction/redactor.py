@@ -58,7 +58,9 @@ _PER_CHARACTER: Final = 1 / 64
 
 _ORDINARY: Final = frozenset({b"accept", b"content-length", b"content-type", b"origin"})
 _ORDINARY_LENGTH: Final = 256
+"""Characters of a header's line that is remembered as it is shown."""
 _LONGEST_NAME: Final = 4_096
+"""Characters of a name that is also read as a path; a longer one is read as a text only."""
 
 _URLS: Final = frozenset({"referer", "location", "content-location"})
 

@@ -29,9 +29,13 @@ _OF_THINGS: Final = frozenset({
 })  # fmt: skip
 
 _SHORTEST_TOKEN: Final = 16
+"""Characters of a text that may be a credential: 16 hex digits are 64 bits."""
 _SHORTEST_RANDOM: Final = 20
+"""Characters of a segment in three kinds of letters, in a URL of which nothing else is known."""
 _SHORTEST_GIVEN: Final = 4
+"""Characters of a value behind a word such as `verify`: codes have four and more."""
 _SHORTEST_CODE: Final = 5
+"""Characters of a callback's code; shorter ones are of countries, languages, vouchers."""
 _BEHIND: Final = 3
 """Segments behind a word that may be what the link carries: `/activate/{uid}/{key}`."""
 
@@ -41,6 +45,7 @@ _OF_CALLBACKS: Final = frozenset(
     {"state", "sessionstate", "redirecturi", "granttype", "codeverifier"}
 )
 _LONGEST_NAME: Final = 40
+"""Characters of a parameter's name; a longer one is not known as a secret's."""
 
 _NAMES: Final = (*_TABLE.link_secrets, *_TABLE.link_opaque)
 IN_QUERIES: Final = "|".join(sorted({"[\\W_]?".join(name.split("_")) for name in _NAMES}))
@@ -54,7 +59,7 @@ QUERY: Final = LazyPattern(r"[?#]([^\s\"'<>\\?]+)")
 SEGMENTS: Final = LazyPattern(
     rf"(?i)/([a-z0-9_.~-]*(?:{'|'.join(sorted(_WORDS))})[a-z0-9_.~%-]*)/([^\s\"'<>\\?#]+)"
 )
-_PARAMETER: Final = re.compile(r"(?:^|&amp;|[&;])([^=&;]{1,40})=([^&;]*)")
+_PARAMETER: Final = re.compile(rf"(?:^|&amp;|[&;])([^=&;]{{1,{_LONGEST_NAME}}})=([^&;]*)")
 
 
 def looks_like_token(text: str) -> bool:

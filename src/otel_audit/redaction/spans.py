@@ -29,12 +29,16 @@ _decode_mapping = msgspec.json.Decoder(dict[str, Any]).decode
 Treatment = Callable[[Redactor, Any, WorkBudget], Any]
 
 _MOST_CLEAN: Final = 4096
+"""Pairs of name and text that are remembered as holding no secret, about."""
 _MOST_ALIKE: Final = 512
+"""Sets of attributes that are remembered as holding no secret, about."""
 _SHORT: Final = 256
+"""Characters of a text that is remembered: senders choose them, and memory is bounded."""
 _MOST_HEADERS: Final = 256
 """Headers of one span that are kept, of its request and its response together."""
 
 _LONGEST_HEADER_NAME: Final = 128
+"""Characters of a header's name; one with a longer name is left out."""
 _ELEMENT: Final = 2
 """Work units of a list's element, in addition to those of its text."""
 

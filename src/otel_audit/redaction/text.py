@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 Replace = Callable[[str], str]
 NoteFinding = Callable[[str], None]
 
-_DEEPEST_ENCODING: Final = 4
+DEEPEST_ENCODING: Final = 4
+"""Times that a text is percent-decoded; what is encoded more often is withheld."""
 
 _HEADER_LINE: Final = LazyPattern(
     r"(?i)\b(?:(?:proxy-)?authorization|(?:set-)?cookie2?)\s*[:=]\s*([^\s\"'\\][^\r\n]*)"
@@ -110,11 +111,13 @@ _LITERAL: Final = LazyPattern(
     r"(?:'([^'\s]{1,200})'|\"([^\"\s]{1,200})\")"
 )
 _SHORTEST_VALUE: Final = 6
+"""Characters of letters and digits that can be a code; shorter ones are names such as `A4`."""
 _SEPARATORS: Final = (",", ";", "\t")
 _AROUND_CELLS: Final = " \r\"'"
 _TABLE: Final = LazyPattern(r"(?s)\A([^\r\n]+)\r?\n(.+)")
 _HEAD: Final = LazyPattern(r"[\pL_][\pL\pN_.-]*(?: [\pL\pN_.-]+){0,3}")
 _LONGEST_HEAD: Final = 2_000
+"""Characters of a table's first line; a longer one is no list of names."""
 _CELL: Final = {
     # a quoted cell may hold the separator, and the last is empty where a line ends in one
     sign: LazyPattern(rf'(?:^|{sign})((?:[ ]?"(?:[^"]|"")*"[^{sign}]*|[^{sign}]*))')
@@ -124,6 +127,7 @@ _OF_PARSERS: Final = frozenset({"unexpected", "illegal", "expected"})
 """Parsers, whose "token" is a piece of a language."""
 
 _MOST_VALUES_OF_TAG: Final = 8
+"""Values of one tag of markup that are looked at."""
 _APART: Final = {ord(sign): "\n" for sign in " \t"}
 """Keeps words apart where a number may go on behind a blank."""
 
@@ -250,7 +254,7 @@ class TextRules:
         allowed: bool,
         level: int,
     ) -> str:
-        if level < _DEEPEST_ENCODING and self._is_clean_decoded(text, work, allowed, level):
+        if level < DEEPEST_ENCODING and self._is_clean_decoded(text, work, allowed, level):
             return text
 
         def word(match: Any) -> str:
@@ -259,7 +263,7 @@ class TextRules:
             decoded = storable(unquote(encoded, errors="replace"))
             if decoded == encoded:
                 return encoded
-            if level >= _DEEPEST_ENCODING:
+            if level >= DEEPEST_ENCODING:
                 note("encoding")
                 return WITHHELD
             found = self.redact(decoded, replace, note, work, allowed=allowed, level=level + 1)
@@ -291,7 +295,7 @@ class TextRules:
         plain = str(_ESCAPED.sub(lambda match: chr(int(match.group(1), 16)), text))
         if plain == text:
             return text
-        if level >= _DEEPEST_ENCODING:
+        if level >= DEEPEST_ENCODING:
             note("encoding")
             return WITHHELD
         found = self.redact(plain, replace, note, work, allowed=allowed, level=level + 1)

@@ -44,6 +44,7 @@ _decode: Final = msgspec.json.Decoder().decode
 _OPENERS: Final = {b"{": b"}", b"[": b"]"}
 _CLOSERS: Final = frozenset(_OPENERS.values())
 _NEAR_THE_CUT: Final = 64
+"""Characters before a cut that are left out with what was cut: longer than any card or IBAN."""
 # a string, whole or cut, is one token: its brackets do not count
 _TOKEN: Final = re.compile(rb'(?s)"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{},]')
 

@@ -11,6 +11,7 @@ from otel_audit._util.text import storable
 from otel_audit.redaction import secret_urls
 from otel_audit.redaction.budget import WorkBudget, WorkBudgetError
 from otel_audit.redaction.placeholders import WITHHELD_FOR_WORK
+from otel_audit.redaction.text import DEEPEST_ENCODING
 from otel_audit.redaction.walker import OMITTED, RedactionRules, Walk
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ _PIECE = 6
 
 _PER_CHARACTER = 1 / 64
 
-_DEEPEST_ENCODING = 4
 _SCHEME = "https://"
 
 _LOGIN = re2.compile(
@@ -157,7 +157,7 @@ def _is_login(text: str) -> bool:
 
 def _unquoted(text: str, work: WorkBudget) -> str:
     """Undo what is percent-encoded several times, as far as anybody would."""
-    for _ in range(_DEEPEST_ENCODING):
+    for _ in range(DEEPEST_ENCODING):
         if "%" not in text:
             break
         work.spend(_PIECE + len(text) * _PER_CHARACTER)

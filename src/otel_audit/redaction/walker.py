@@ -44,8 +44,11 @@ OMITTED: Final = object()
 """Result for a value that is to be left out."""
 
 _SHORTEST_SUSPECT: Final = 5
+"""Characters below which no rule for values matches."""
 _SMALLEST_SUSPECT: Final = 10**12
+"""The smallest number of 13 digits, as many as the shortest card has."""
 _CACHED_KEY: Final = 128
+"""Characters of a key that is remembered as it is shown: clients choose keys."""
 _IN_GROUPS: Final = re.compile("[0-9A-Za-z]{2,6}(?:[ .-]{1,2}[0-9A-Za-z]{1,6}){2,8}")
 
 # units of work, each measured

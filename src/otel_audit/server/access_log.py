@@ -14,6 +14,7 @@ logger: Final = logging.getLogger("otel_audit.server")
 _access: Final = logging.getLogger("otel_audit.server.access")
 
 _LONGEST_PATH: Final = 200
+"""Characters of a path in the log: a sender chooses them."""
 
 
 def write(  # noqa: PLR0913, PLR0917 - one for each part of a line

@@ -37,7 +37,7 @@ from otel_audit.server.errors import (
 )
 from otel_audit.server.items import Batch
 from otel_audit.server.request_body import decompressed, read_body
-from otel_audit.server.request_budget import RequestBudget
+from otel_audit.server.request_budget import LARGEST_HEADERS, RequestBudget
 from otel_audit.server.service import RequestResult, Service, kind_of
 from otel_audit.setting_values import PREFIX
 
@@ -50,7 +50,6 @@ _REFUSAL: Final = "x-otel-audit-refusal"
 """Header by which a sender asks for 503 instead of 401 or 403: a
 Collector takes 401 and 403 for final, and drops what it has acknowledged to others."""
 
-_LARGEST_HEADERS: Final = 32_768
 
 Decoder = Callable[[bytes, RequestBudget], Iterator[Batch]]
 
@@ -282,7 +281,7 @@ async def _export(service: Service, request: Request) -> Response:
 
 
 async def _exported(service: Service, request: Request, logged: dict[str, Any]) -> Response:
-    if sum(len(name) + len(value) for name, value in request.headers.raw) > _LARGEST_HEADERS:
+    if sum(len(name) + len(value) for name, value in request.headers.raw) > LARGEST_HEADERS:
         raise RequestError(431, Code.INVALID_ARGUMENT, "headers", "the headers are too large")
     sender = _sender(service, request)
     logged["sender"] = sender.identity

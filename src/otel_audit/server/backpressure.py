@@ -12,6 +12,7 @@ MOST_REQUESTS: Final = 256
 """Requests of one sender that may be under way."""
 
 _MOST_REMEMBERED: Final = 4_096
+"""Senders whose credit is known; where there are more, all begin again with the whole of it."""
 _BYTES_A_SECOND: Final = 8_000_000
 """Rough rate of reading and storing; ``Retry-After`` is computed from it."""
 

@@ -24,6 +24,7 @@ from otel_audit.audit_signal import INTEGRITY
 Form = Literal["jcs", "jcs-typed"]
 
 _DEEPEST: Final = 128
+"""Levels of a value, far below Python's own bound; what is deeper has no canonical form."""
 _EXACT: Final = (1 << 53) - 1
 """The largest integer that RFC 8785, which knows doubles only, writes exactly."""
 

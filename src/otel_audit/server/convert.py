@@ -42,12 +42,15 @@ from otel_audit.server.signatures import Checked, TrustedSigners
 _logger = logging.getLogger(__name__)
 
 _LATEST: Final = 1 << 63
+"""Nanoseconds that fit in 64 bits with a sign, as a row's do."""
 _LONGEST_QUARANTINED: Final = 65_536
 """Bytes that are kept of an item that is too large."""
 _SERVICE: Final = "service."
 _SERVICE_NAME: Final = "service.name"
 _LARGEST_NUMBER: Final = 1 << 53
+"""Above it JSON's readers, which use floats, take two numbers for one."""
 _LONGEST_PRODUCER: Final = 256
+"""Characters of a producer's id; a longer one is left out, and the row says so."""
 _FEW: Final = 16
 """Attributes of a lean resource, those of ``service.*``."""
 _RESOURCE_WORK: Final = 500

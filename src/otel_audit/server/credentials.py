@@ -44,6 +44,7 @@ PREFIX: Final = "otas_"
 _SETTING: Final = "OTEL_AUDIT_SERVE_TOKENS_FILE"
 
 LONGEST_TOKEN: Final = 512
+"""Characters of a sender's token: a longer one is not hashed at all."""
 _LOOK_AGAIN: Final = 1.0
 """Seconds between two looks at the file."""
 

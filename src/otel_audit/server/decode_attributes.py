@@ -31,9 +31,11 @@ _LARGEST: Final = 65_536
 """Bytes of a list or map: each two of them can become an object."""
 
 _MOST_NODES: Final = 1_000_000
+"""Values of one request: each is an object in memory, many times larger than its bytes."""
 _LARGEST_FLAG: Final = 1_024
 """Bytes of an attribute that may be the mark: longer ones are not looked at."""
 _MOST: Final = 2048
+"""Attributes that are remembered as they were decoded, about."""
 _SHORT: Final = 128
 """Bytes of an attribute that is remembered, as the same few come with each span."""
 _NEVER_TWICE: Final = frozenset({

@@ -43,11 +43,14 @@ _MOST_IN_ITEM: Final = 20_000
 """Objects and lists in one item."""
 
 _LARGEST_RESOURCE: Final = 262_144
+"""Bytes of a resource; each of its spans repeats it."""
 _DECODED_AS_A_WHOLE: Final = 65_536
 """Bytes of a request in which nothing was found that are decoded to say what is wrong."""
 
 _UINT64: Final = 1 << 64
+"""One above the largest `fixed64`."""
 _INT64: Final = 1 << 63
+"""One above the largest `int64`."""
 
 _Long: TypeAlias = int | str
 

@@ -15,6 +15,7 @@ _LONGEST: Final = 0.005
 """Seconds of work after which others have their turn."""
 
 _MOST_REMEMBERED: Final = 1024
+"""Senders whose use is known; where there are more, all begin again."""
 
 
 class FairTurns:

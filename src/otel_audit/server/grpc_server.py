@@ -19,7 +19,7 @@ from otel_audit.server.access_log import logger, write
 from otel_audit.server.authentication import CERTIFICATE
 from otel_audit.server.credentials import Certificate, Sender
 from otel_audit.server.errors import PROTOBUF, RequestError, status_message, unavailable
-from otel_audit.server.request_budget import RequestBudget
+from otel_audit.server.request_budget import LARGEST_HEADERS, RequestBudget
 from otel_audit.server.service import Service
 
 _TRACES: Final = "opentelemetry.proto.collector.trace.v1.TraceService"
@@ -76,7 +76,7 @@ class GrpcServer:
             maximum_concurrent_rpcs=_CALLS,
             options=[
                 ("grpc.max_receive_message_length", limit),
-                ("grpc.max_metadata_size", 32_768),
+                ("grpc.max_metadata_size", LARGEST_HEADERS),
                 ("grpc.so_reuseport", 1 if self._listening.shared else 0),
             ],
         )

@@ -18,7 +18,9 @@ from otel_audit.server.errors import JSON, field, varint
 from otel_audit.server.service import RequestResult
 
 _MOST_NOTES: Final = 10
+"""Notes that an answer quotes: senders log it whole."""
 _LONGEST: Final = 4_000
+"""Characters of that message."""
 
 
 @dataclass(frozen=True, slots=True)

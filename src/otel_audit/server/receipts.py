@@ -46,7 +46,9 @@ from otel_audit.server.partial_success import PartialSuccess
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _RECEIPTS: Final = 1000
+"""The field's number in the answer: OTLP itself uses the first ones only."""
 _QUARANTINED: Final = 1001
+"""As `_RECEIPTS`."""
 _FIXED64: Final = 1
 
 

@@ -25,6 +25,7 @@ Link = Literal["linked", "broken"]
 _LARGEST: Final = 16_384
 """Bytes of what one record keeps exactly: a certificate chain has a few thousand."""
 _STREAMS: Final = 1_024
+"""Streams whose last number is remembered, about; of others a break is not noticed."""
 _LONGEST_KEPT: Final = 65_536
 """Bytes of a record that is remembered for the next of its stream."""
 

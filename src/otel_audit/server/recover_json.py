@@ -16,9 +16,13 @@ _HALVES: Final = re.compile("[\ud800-\udfff]")
 _HEX: Final = re.compile(r"(?:[0-9a-fA-F]{32}|[0-9a-fA-F]{16})?").fullmatch
 _DIGITS: Final = re.compile(r"-?[0-9]{1,20}").fullmatch
 _LONGEST_INTEGER: Final = 20
+"""Digits of the largest number of 64 bits."""
 _INT64: Final = 1 << 63
+"""One above the largest `int64`."""
 _UINT64: Final = 1 << 64
+"""One above the largest `fixed64`."""
 _MOST_NOTES: Final = 20
+"""Notes of one item: a row shows them."""
 _BOOLEANS: Final = {"true": True, "false": False, 1: True, 0: False}
 
 

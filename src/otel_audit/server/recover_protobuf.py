@@ -24,6 +24,7 @@ from otel_audit.server.scan_json import Range
 
 _VARINT, _FIXED64, _BYTES, _BEGIN, _END, _FIXED32 = range(6)
 _LONGEST_VARINT: Final = 10
+"""Bytes of 64 bits at seven a byte."""
 
 _MOST_FIELDS: Final = 10_000
 """Fields of one item that are looked at for the quarantine."""

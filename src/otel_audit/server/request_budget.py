@@ -13,6 +13,9 @@ from otel_audit.redaction.budget import WorkBudget
 from otel_audit.server.decode_attributes import Nodes
 from otel_audit.server.items import MOST_ITEMS
 
+LARGEST_HEADERS: Final = 32_768
+"""Bytes of the names and values of all headers, over HTTP and over gRPC."""
+
 MOST_PARTS: Final = 500_000
 """Resources, scopes, spans and all other objects in one request."""
 

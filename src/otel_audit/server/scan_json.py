@@ -26,6 +26,7 @@ _IN_STRING: Final = re.compile(rb'(?:[^"\\]{1,4096}+|\\.){0,512}+', re.DOTALL).m
 _BLANK: Final = b" \t\r\n"
 _CLOSES: Final = {ord("{"): ord("}"), ord("["): ord("]")}
 _LONGEST_KEY: Final = 256
+"""Bytes before a value in which its key is looked for: names of OTLP are short."""
 
 _PAUSE: Final = 1_000
 """Brackets, or pieces of long texts, after which others may have their turn."""

@@ -34,6 +34,7 @@ _STORED_AT_ONCE: Final = 1_000
 """Records of a request that are stored together: a large one is never in memory as a whole."""
 
 _BYTES_AT_ONCE: Final = 4_000_000
+"""Bytes of records that are stored together, for the same reason."""
 
 
 @dataclass(slots=True)

@@ -26,6 +26,7 @@ Verdict = Literal["valid", "invalid", "unsigned", "unknown_signer", "unsupported
 ALGORITHMS: Final = ("RS256", "RS512", "ES256", "EdDSA", "HMAC-SHA256")
 _HMAC: Final = "HMAC-SHA256"
 _SHORTEST_SECRET: Final = 16
+"""Bytes: 128 bits, which nobody can try out."""
 _FINGERPRINT: Final = "sha256:"
 _LONGEST_SIGNED: Final = 2 << 20
 """Bytes of a record whose signature is looked at: signers refuse more."""

@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from otel_audit.server.grpc_server import GrpcListening
 
 _LARGEST_HEAD: Final = 65_536
+"""Bytes of request line and headers: more than `app` takes, so that `app` gives the answer."""
 _PASSED_ON: Final = "_OTEL_AUDIT_SERVE"
 _BETWEEN_COLLECTIONS: Final = 50_000
+"""Objects made between two runs of the garbage collector; CPython's default is 700."""
 _HEAD_TIMEOUT: Final = 10.0
 """Seconds in which a connection must have brought a request's head."""
 

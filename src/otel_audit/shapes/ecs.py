@@ -27,6 +27,7 @@ _TYPES: Final = {
 _IAM_ACTIONS: Final = frozenset({"GRANT", "REVOKE"})
 _LOGINS: Final = frozenset({"LOGIN", "LOGOUT"})
 _DENIED: Final = frozenset({401, 403})
+"""Unauthorized, Forbidden."""
 
 
 def to_ecs(event: Event) -> dict[str, Any]:

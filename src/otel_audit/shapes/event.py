@@ -14,6 +14,7 @@ import msgspec
 from otel_audit.record import AuditRecord
 
 _TIMES: Final = range(1, 1 << 63)
+"""Nanoseconds that fit in 64 bits with a sign; 0 is OTLP's "not known"."""
 
 
 class UnshapeableError(ValueError):

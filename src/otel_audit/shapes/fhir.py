@@ -30,6 +30,7 @@ _SERVER_ERROR: Final = 500
 _SOURCE_ROLES: Final = "http://terminology.hl7.org/CodeSystem/security-source-type"
 _ENTITY_TYPES: Final = "http://terminology.hl7.org/CodeSystem/audit-entity-type"
 _LARGEST_ENTITIES: Final = 100
+"""Entities of one event; further ones are left out."""
 
 
 def to_fhir(event: Event) -> dict[str, Any]:

@@ -46,6 +46,7 @@ _CLASSES: Final = {
     6005: ("Datastore Activity", 6, {"READ": 1, "UPDATE": 2, "CREATE": 6, "DELETE": 7}),
 }
 _CATEGORIES: Final = {3: "Identity & Access Management", 6: "Application Activity"}
+"""OCSF's numbers of the categories that are used here."""
 _WEB: Final = frozenset({"actor", "src_endpoint", "http_request", "http_response"})
 _KEYS: Final = {
     3001: _WEB | {"user"},
@@ -67,9 +68,11 @@ _UNKNOWN: Final = {
 }
 _WITH_HASHES: Final = frozenset({"1.8.0"})
 _DENIED: Final = frozenset({401, 403})
+"""Unauthorized, Forbidden."""
 _STATUS: Final = {"success": (1, "Success"), "failure": (2, "Failure"), "unknown": (0, "Unknown")}
 _SEVERITIES: Final = {1: "Informational", 2: "Low", 3: "Medium", 4: "High"}
 _SHA_256: Final = 3
+"""OCSF's `algorithm_id`."""
 _MAPPED: Final = frozenset({"actor", "source", "request", "response", "event_name", "occurred_at"})
 
 

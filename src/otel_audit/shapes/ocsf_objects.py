@@ -11,9 +11,13 @@ from otel_audit.record import AuditRecord
 
 _METHODS: Final = frozenset({"OPTIONS", "GET", "HEAD", "POST", "PUT", "DELETE", "TRACE", "CONNECT"})
 _USER_TYPES: Final = {"user": 1, "system": 3}
+"""OCSF's `type_id` of a user."""
 _SERVICE: Final = 4
+"""The same of a service; there since 1.8.0."""
 _LONGEST_HOST: Final = 253
+"""Characters of a host's name in DNS (RFC 1035, section 2.3.4, without the root)."""
 _PORT_DIGITS: Final = 6
+"""One more than the highest port has."""
 _LABEL: Final = "[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
 _HOST: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 # what the schema takes for an e-mail address: a pseudonym is none

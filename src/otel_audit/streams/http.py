@@ -21,6 +21,7 @@ except ImportError as missing:
     raise MissingExtraError("a stream over HTTP", "streams") from missing
 
 _LONGEST_ANSWER: Final = 65_536
+"""Bytes of an answer that are read, so that a receiver cannot fill the memory."""
 # they say nothing of the event: whoever keeps the destination has to act
 _ABOUT_US: Final = {
     401: "it does not take our token or signature",
@@ -32,6 +33,7 @@ _ABOUT_US: Final = {
     421: "it is not responsible for this host",
 }
 _PASSING: Final = frozenset({408, 425, 429})
+"""Refusals that a later try may not meet: Request Timeout, Too Early, Too Many Requests."""
 
 
 class Client:

@@ -36,6 +36,7 @@ _RESOURCE: Final = wire.part(
 _COMPRESSION_LEVEL: Final = 1
 """The quickest level: each batch is compressed while the next one is made."""
 _INT64: Final = range(-(1 << 63), 1 << 63)
+"""What `int_value` holds; larger numbers go as text."""
 _UNFIT: Final = (ValueError, TypeError, OverflowError, RecursionError)
 
 

@@ -39,6 +39,8 @@ from otel_audit.streams.local_position import LocalPosition, SentPosition
 _logger = logging.getLogger(__name__)
 
 _BACKOFF: Final = Backoff(first=0.2, longest=30.0)
+"""Seconds between two tries; the longest is short, because a receiver that is back shall be used
+soon."""
 _RECORD_EVERY: Final = 60.0
 """Seconds between two records by one process that it sends with settings of its own."""
 

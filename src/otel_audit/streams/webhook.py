@@ -26,6 +26,7 @@ _PREFIX: Final = "whsec_"
 _SHORTEST_SECRET: Final = 24
 """Bytes of a secret, by Standard Webhooks: 24 to 64."""
 _LONGEST_SECRET: Final = 64
+"""The upper one of these bounds."""
 # addresses that stand for an IPv4 address (RFC 6052)
 _TRANSLATED: Final = ipaddress.ip_network("64:ff9b::/96")
 # registered since, or not told apart by Python's own table everywhere (RFC 6890, RFC 9637)

@@ -17,6 +17,7 @@ from otel_audit.testing.explain import reason
 from otel_audit.testing.routes import TestedRoute, route_of
 
 _REFUSED: Final = 400
+"""The first status that is an error."""
 
 
 @dataclass

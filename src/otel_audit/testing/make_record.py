@@ -8,6 +8,7 @@ from otel_audit._util.ids import uuid7
 from otel_audit.record import SCHEMA_VERSION, Actor, AuditRecord, Target, Tenant
 
 _WHEN: Final = 1_790_000_000_123_456_789
+"""Nanoseconds: a time in September 2026, the same in each run."""
 
 
 def make_record(event: str = "order.created", /, **fields: Any) -> AuditRecord:

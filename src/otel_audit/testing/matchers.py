@@ -32,6 +32,7 @@ ANY: Final = _Anything()
 _OPERATIONS: Final = ("insert", "update", "delete")
 _SPECIAL: Final = ("event", "changes", "committed", "status")
 _SHOWN: Final = 160
+"""Characters of a value in a failed assertion's message."""
 
 
 def fits(wanted: Any, found: Any) -> bool:

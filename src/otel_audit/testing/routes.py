@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from otel_audit.errors import ConfigurationError
-from otel_audit.policy.routes import routes_of
+from otel_audit.policy.routes import DEPTH, routes_of
 from otel_audit.policy.rules import MARK, READS, Override
 
-_DEPTH: Final = 8
 _OPAQUE: Final = "/{path:path}"
 _DOCUMENTATION: Final = (
     "openapi_url", "docs_url", "redoc_url", "swagger_ui_oauth2_redirect_url",
@@ -55,7 +54,7 @@ def tested_routes(app: Any) -> list[TestedRoute]:
     FastAPI's own pages about the application are left out, and the HEAD and OPTIONS that a
     framework adds to a route of another method.
     """
-    documentation = set(_documentation(app, "", _DEPTH))
+    documentation = set(_documentation(app, "", DEPTH))
     found: dict[tuple[str, str], TestedRoute] = {}
     for route in routes_of(app):
         methods = [m for m in route.methods if m not in ("HEAD", "OPTIONS")] or route.methods
@@ -63,7 +62,7 @@ def tested_routes(app: Any) -> list[TestedRoute]:
             if method == "GET" and route.path in documentation:
                 continue
             found.setdefault((route.path, method), TestedRoute(route.path, method, route.override))
-    for path in _opaque(getattr(app, "routes", None) or (), "", _DEPTH):
+    for path in _opaque(getattr(app, "routes", None) or (), "", DEPTH):
         found.setdefault((path, EVERY), TestedRoute(path, EVERY))
     return sorted(found.values(), key=lambda route: (route.path, route.method))
 

@@ -12,6 +12,7 @@ SHORTEST: Final = 4
 """Characters; anything shorter is found everywhere by chance."""
 
 _ROUND: Final = 24
+"""Characters that the message shows on either side of what was found."""
 
 
 def forms_of(secret: str) -> dict[str, str]:

@@ -15,7 +15,9 @@ except ImportError as error:
     raise MissingExtraError("otel_audit.testing.strategies", "testing") from error
 
 _YEAR_2000: Final = 946_684_800_000_000_000
+"""Nanoseconds since 1970."""
 _YEAR_2100: Final = 4_102_444_800_000_000_000
+"""Nanoseconds since 1970."""
 
 _texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=30)
 _names = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=20)

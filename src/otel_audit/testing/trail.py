@@ -27,7 +27,9 @@ PATIENCE: Final = 2.0
 """Seconds that an assertion waits for actions that are still open."""
 
 _NEAREST: Final = 3
+"""Records that a failed assertion compares with what was expected, the most alike first."""
 _REASONS: Final = 5
+"""Reasons that it lists; the others are counted."""
 
 
 class Audit:

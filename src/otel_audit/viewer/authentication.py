@@ -22,7 +22,9 @@ Authenticate = Callable[[Request], Viewer | Awaitable[Viewer | None] | None]
 """Is given the request and says who looks; None: nobody who may."""
 
 _LINK_SECONDS: Final = 600
+"""Ten minutes to click on a link that works once."""
 _SESSION_SECONDS: Final = 8 * 3600
+"""A working day."""
 _MOST_SESSIONS: Final = 100
 """Sessions at once; the oldest one ends for another."""
 

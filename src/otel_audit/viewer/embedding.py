@@ -22,9 +22,12 @@ from otel_audit.viewer.rendering import render
 EMBED_PATH: Final = "/embed"
 AUDIENCE: Final = "otel-audit-viewer"
 LONGEST_MINUTES: Final = 60
+"""Minutes that a frame's token may be valid: nobody can call it back."""
 _TYPE: Final = "otel-audit-view+jwt"
 _LARGEST_TOKEN: Final = 4_096
+"""Characters of such a token: it has a few claims."""
 _LEEWAY: Final = 5
+"""Seconds that the clocks of two servers may be apart."""
 
 
 @dataclass(frozen=True)

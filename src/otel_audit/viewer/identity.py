@@ -90,3 +90,4 @@ class Viewer:
 
 
 _MOST_NAMED: Final = 10
+"""Tenants up to which a query names them; those of more are narrowed by the database alone."""

@@ -17,6 +17,7 @@ from otel_audit._util.printable import visible
 
 FLUSH: Final = "<!-- rows are complete -->"
 _AT_ONCE: Final = 32_768
+"""Characters that are sent at once: a browser shows them while the next ones are made."""
 
 
 class Verbatim(str):

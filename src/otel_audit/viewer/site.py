@@ -37,6 +37,7 @@ from otel_audit.viewer.tail_cursor import TailCursors
 _logger = logging.getLogger(__name__)
 
 _LONGEST_PARAMETER: Final = 1_000
+"""Characters of a parameter of a page; a query has a bound of its own."""
 
 Handler = Callable[["Site", Request, Viewer], Awaitable[Response]]
 PageHandler = Callable[[Request], Awaitable[Response]]

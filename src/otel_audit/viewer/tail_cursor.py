@@ -9,6 +9,7 @@ from typing import Final
 from cryptography.fernet import Fernet, InvalidToken
 
 _LONGEST: Final = 300
+"""Characters of a cursor: ours have fewer."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from otel_audit_postgres.ledger.queued_rows import judge
 from otel_audit_postgres.ledger.verify.findings import Findings, ProblemKind
 
 _AT_ONCE: Final = 1000
+"""Rows that are fetched by one statement."""
 
 
 async def check_unsealed(

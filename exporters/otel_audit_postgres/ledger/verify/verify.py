@@ -40,6 +40,7 @@ from otel_audit_postgres.schema import pg_catalog
 WAITS_TOO_LONG: Final = 300.0
 """Seconds after which a row that is not sealed makes the verification fail."""
 _PRODUCERS_NAMED: Final = 5
+"""Producers that the finding names; the others are counted."""
 
 
 async def verify(  # noqa: PLR0913 - each a choice of its own

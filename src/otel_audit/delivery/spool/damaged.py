@@ -13,6 +13,7 @@ from otel_audit.delivery.spool.ownership import ForeignError, OwnDirectory, repo
 
 _SUFFIX: Final = ".damaged"
 _KEPT_AT_MOST: Final = 100
+"""Damaged files that are kept: they take room on the disk until somebody looks at them."""
 
 
 def keep_damaged(home: OwnDirectory, spool: OwnDirectory, segment: str) -> bool:

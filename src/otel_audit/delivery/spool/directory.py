@@ -44,12 +44,15 @@ OWNER: Final = "service"
 QUARANTINE: Final = ".quarantine"
 SEGMENT_SUFFIX: Final = ".frames"
 _PRIVATE: Final = 0o700
+"""Records are in it: only the owner may look."""
 _NEWBORN: Final = ".new-"
 _DYING: Final = ".old-"
 _LEFT_SECONDS: Final = 3600.0
+"""Age at which a half-made or half-removed directory belongs to nobody who is still at it."""
 LARGEST_FILE: Final = LARGEST_SEGMENT + 2 * MAX_PAYLOAD_BYTES
 """Bytes that a segment can have: a frame longer than a segment has one to itself."""
 _SMALL_FILE: Final = 65_536
+"""Bytes of a file of ours beside the segments; a longer one is not ours."""
 _log = logging.getLogger("otel_audit")
 _homes: dict[Path, OwnDirectory] = {}
 _warned: set[str] = set()

@@ -12,8 +12,11 @@ from otel_audit.delivery.spool.errors import EncryptionError
 from otel_audit.errors import ConfigurationError, MissingExtraError
 
 KEY_BYTES: Final = 32
+"""AES-256."""
 _NONCE_BYTES: Final = 12
+"""96 bits, which GCM takes as they are (NIST SP 800-38D, section 7.1)."""
 _TAG_BYTES: Final = 16
+"""The whole tag of GCM."""
 
 
 class Encryption(Protocol):

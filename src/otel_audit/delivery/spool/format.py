@@ -31,6 +31,7 @@ MARKER: Final = b"\xf5\xffOA"
 VERSION: Final = 1
 ENCRYPTED: Final = 1
 HEADER_BYTES: Final = 44
+"""The size of `_FIELDS` and `_CHECKSUM`."""
 MAX_PAYLOAD_BYTES: Final = 16 * 1024 * 1024
 """A longer payload is refused; a header that claims one is damaged."""
 

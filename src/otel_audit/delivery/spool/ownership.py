@@ -25,7 +25,9 @@ _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _ROOT: Final = 0
 _BLOCK: Final = 512
+"""Bytes of the unit of `st_blocks`, whatever the file system's own blocks are."""
 _REPORTED_AT_MOST: Final = 1000
+"""Foreign files that are remembered as reported; beyond these none is reported."""
 _log = logging.getLogger("otel_audit")
 _reported: set[Path] = set()
 

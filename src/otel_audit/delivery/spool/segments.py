@@ -336,6 +336,7 @@ class OpenActions:
 
 
 _COMPACT_FROM: Final = 65_536
+"""Positions in front that are done, before the list is copied without them."""
 
 
 class UnackedFrames:

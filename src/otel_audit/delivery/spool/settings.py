@@ -13,8 +13,12 @@ Fsync = Literal["never", "interval", "always"]
 
 MIB: Final = 1024 * 1024
 SMALLEST_SEGMENT: Final = 4096
+"""A page: a file takes no less on the disk."""
 LARGEST_SEGMENT: Final = 1024 * MIB
+"""A file goes only when all that is in it is delivered: larger ones would keep the disk full."""
 SEGMENTS_AT_LEAST: Final = 4
+"""One is being written, and one's worth is kept for actions under way: fewer leave hardly any
+room for what waits."""
 _PREFIX: Final = "OTEL_AUDIT_SPOOL_"
 
 

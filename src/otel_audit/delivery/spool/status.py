@@ -34,6 +34,7 @@ from otel_audit.delivery.spool.recover import missing_lock, obstacle_to_adoption
 from otel_audit.errors import OtelAuditError
 
 _LISTED: Final = 10
+"""Spools that are named; what is left out is counted."""
 
 
 @dataclass(frozen=True, slots=True)

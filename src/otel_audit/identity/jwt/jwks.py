@@ -35,6 +35,7 @@ RETRY_INTERVAL: Final = 5.0
 """The same while there are no keys yet."""
 
 _MISSED: Final = 64
+"""Keys that are remembered as missing: a client can invent any number of names."""
 
 KEPT: Final = 86_400.0
 """Seconds that keys are used for while they cannot be read again."""

@@ -47,6 +47,7 @@ SMALLEST_RSA: Final = 2048
 """Bits of an RSA modulus, at least (RFC 7518, section 3.3)."""
 
 _MOST_KEYS: Final = 100
+"""Keys of one set: issuers have a few, and each is parsed."""
 _CURVES_OF_JWK: Final[Mapping[str, ec.EllipticCurve]] = {
     "P-256": ec.SECP256R1(),
     "P-384": ec.SECP384R1(),

@@ -21,8 +21,11 @@ LONGEST: Final = 65_536
 """Characters of a token; a longer one is not looked at. As many as servers take of all headers."""
 
 _SEGMENTS_OF_JWS: Final = 3
+"""Header, payload and signature (RFC 7515, section 7.1)."""
 _SEGMENTS_OF_JWE: Final = 5
+"""An encrypted token (RFC 7516, section 7.1); it is never looked into."""
 _KEY_ID_LIMIT: Final = 256
+"""Characters of a `kid`; a longer one is refused, because each is looked up and remembered."""
 
 # kinds of tokens that are signed with the same keys and say nothing about who calls
 # (RFC 8725, section 3.11)
