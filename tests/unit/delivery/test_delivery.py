@@ -15,6 +15,7 @@ from strategies import a_record
 
 from otel_audit._util import ratelimited_log
 from otel_audit._util.ids import uuid7
+from otel_audit.delivery import group_fsync
 from otel_audit.delivery.delivery import Delivery, DeliveryOptions
 from otel_audit.delivery.metrics import Counters
 from otel_audit.delivery.sink import Refused
@@ -384,6 +385,18 @@ class TestWithASpool:
         assert delivery.flush(60)
         assert shelf.stored == records
         assert counted(delivery) == {"emitted": 500, "exported": 500, "retries": 3}
+
+    def test_what_is_noted_after_a_quiet_time_is_brought_to_disk(self, spooled, monkeypatch):
+        """The thread that syncs sleeps until then, and is roused by it."""
+        monkeypatch.setattr(group_fsync, "_LOOK_AFTER", 3600.0)
+        delivery = spooled(dataclasses.replace(QUICK, sync_interval=0.001))
+        delivery.start()
+        record, spool = a_record(), delivery.queue.open_spool
+        assert spool is not None
+        wait_for(lambda: delivery.queue.at_next_append is not None)
+        position = delivery.queue.note(FrameKind.ANSWERED, record.record_id, record)
+        assert position is not None
+        wait_for(lambda: spool.synced >= position)
 
     def test_many_threads_and_a_small_queue(self, spooled, shelf):
         """Spilling and reading back while eight threads submit: each record once."""
