@@ -65,7 +65,7 @@ _TRUTHS: Final = [_VALUE + bytes((len(one),)) + one for one in _BOOLS]
 _INT64: Final = range(-(1 << 63), 1 << 63)
 """What `int_value` holds; other numbers go as text."""
 _TIMES: Final = range(1, 1 << 63)
-"""Nanoseconds of `fixed64` that a signed column holds, too; 0 is "not known"."""
+"""Nanoseconds of ``fixed64`` that a signed column holds, too; 0 is "not known"."""
 
 
 def part(tag: bytes, content: bytes) -> bytes:

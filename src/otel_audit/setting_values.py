@@ -33,7 +33,7 @@ SHOWN = 200
 """Characters of a name that a message shows at most."""
 
 _LONGEST_PATH = 4096
-"""Characters of a path: `PATH_MAX` of Linux."""
+"""Characters of a path: ``PATH_MAX`` of Linux."""
 
 _EMPTY_IS_A_VALUE = frozenset({"request_id_header"})
 """Settings of which an empty value in the environment has a meaning of its own: none."""

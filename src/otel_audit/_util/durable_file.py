@@ -42,7 +42,7 @@ def replace_durably(path: Path, data: bytes, mode: int = 0o600) -> None:
     with contextlib.suppress(FileNotFoundError):
         draft.unlink()
     try:
-        # synced before the rename: else, after a power cut, the name may have a file without content
+        # synced before the rename: else a power cut may leave the name without its content
         write_durably(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), data)
         draft.chmod(mode)
         draft.replace(path)

@@ -70,7 +70,7 @@ _CACHED_NAME: Final = 128
 _LONGEST_NAME: Final = 1_000
 """Characters of a name that is judged; the value of a longer one is removed."""
 _MOST_WORDS_OF_ONE: Final = 5
-"""Words that are read as one, as in `pass_word`."""
+"""Words that are read as one, as in ``pass_word``."""
 _SHORTEST_OPAQUE: Final = 5
 """Characters of an identifier; what is shorter is a word or a short number."""
 _LONG_OPAQUE: Final = 16

@@ -139,7 +139,7 @@ _BEARER_PROSE: Final = frozenset({
     "realm", "error", "scope", "prefix", "method", "type", "must", "should", "required",
 })  # fmt: skip
 _SHORTEST_CREDENTIAL: Final = 6
-"""Characters behind `Bearer` or `Basic`; what is shorter is prose."""
+"""Characters behind `Bearer` or ``Basic``; what is shorter is prose."""
 
 
 def _scheme_credential(match: Any) -> Iterable[TextSpan]:

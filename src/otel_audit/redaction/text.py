@@ -111,7 +111,7 @@ _LITERAL: Final = LazyPattern(
     r"(?:'([^'\s]{1,200})'|\"([^\"\s]{1,200})\")"
 )
 _SHORTEST_VALUE: Final = 6
-"""Characters of letters and digits that can be a code; shorter ones are names such as `A4`."""
+"""Characters of letters and digits that can be a code; shorter ones are names such as ``A4``."""
 _SEPARATORS: Final = (",", ";", "\t")
 _AROUND_CELLS: Final = " \r\"'"
 _TABLE: Final = LazyPattern(r"(?s)\A([^\r\n]+)\r?\n(.+)")

@@ -48,7 +48,7 @@ _DECODED_AS_A_WHOLE: Final = 65_536
 """Bytes of a request in which nothing was found that are decoded to say what is wrong."""
 
 _UINT64: Final = 1 << 64
-"""One above the largest `fixed64`."""
+"""One above the largest ``fixed64``."""
 _INT64: Final = 1 << 63
 """One above the largest `int64`."""
 

@@ -20,7 +20,7 @@ _LONGEST_INTEGER: Final = 20
 _INT64: Final = 1 << 63
 """One above the largest `int64`."""
 _UINT64: Final = 1 << 64
-"""One above the largest `fixed64`."""
+"""One above the largest ``fixed64``."""
 _MOST_NOTES: Final = 20
 """Notes of one item: a row shows them."""
 _BOOLEANS: Final = {"true": True, "false": False, 1: True, 0: False}

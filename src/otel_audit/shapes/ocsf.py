@@ -72,7 +72,7 @@ _DENIED: Final = frozenset({401, 403})
 _STATUS: Final = {"success": (1, "Success"), "failure": (2, "Failure"), "unknown": (0, "Unknown")}
 _SEVERITIES: Final = {1: "Informational", 2: "Low", 3: "Medium", 4: "High"}
 _SHA_256: Final = 3
-"""OCSF's `algorithm_id`."""
+"""OCSF's ``algorithm_id``."""
 _MAPPED: Final = frozenset({"actor", "source", "request", "response", "event_name", "occurred_at"})
 
 

@@ -11,7 +11,7 @@ from otel_audit.record import AuditRecord
 
 _METHODS: Final = frozenset({"OPTIONS", "GET", "HEAD", "POST", "PUT", "DELETE", "TRACE", "CONNECT"})
 _USER_TYPES: Final = {"user": 1, "system": 3}
-"""OCSF's `type_id` of a user."""
+"""OCSF's ``type_id`` of a user."""
 _SERVICE: Final = 4
 """The same of a service; there since 1.8.0."""
 _LONGEST_HOST: Final = 253

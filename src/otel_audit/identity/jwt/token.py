@@ -25,7 +25,7 @@ _SEGMENTS_OF_JWS: Final = 3
 _SEGMENTS_OF_JWE: Final = 5
 """An encrypted token (RFC 7516, section 7.1); it is never looked into."""
 _KEY_ID_LIMIT: Final = 256
-"""Characters of a `kid`; a longer one is refused, because each is looked up and remembered."""
+"""Characters of a ``kid``; a longer one is refused, because each is looked up and remembered."""
 
 # kinds of tokens that are signed with the same keys and say nothing about who calls
 # (RFC 8725, section 3.11)
