@@ -94,8 +94,6 @@ if TYPE_CHECKING:
     from otel_audit_postgres.personal.protect import Protector
 
     from otel_audit.delivery.outbox_relay import Outbox
-
-    # only this mode needs it
     from otel_audit.transactional import CommitAtomic
 
 _logger = logging.getLogger("otel_audit")
