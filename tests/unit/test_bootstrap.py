@@ -68,7 +68,7 @@ class TestUnknownUser:
             # what is used is imported before, as that user may not read where it is
             program = (
                 "import os, asyncpg, otel_audit_bootstrap, otel_audit, otel_audit_postgres.sink\n"
-                "import otel_audit_postgres.personal.protect, otel_audit.orm, urllib.request\n"
+                "import otel_audit_postgres.personal.protect, otel_audit.orm, urllib.request, difflib\n"
                 "import concurrent.futures.thread\n"
                 "os.environ.pop('HOME', None); os.setuid(54321)\n"
                 "otel_audit_bootstrap.pre_instrument()\n"
