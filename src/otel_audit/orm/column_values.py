@@ -6,6 +6,7 @@
 | Enum member | what its column stores; if unknown, what drivers store: its value, or its name |
 | range | PostgreSQL's text form: ``"[1,10)"``, ``"empty"`` |
 | array, vector | a list |
+| bits of asyncpg | PostgreSQL's text form: ``"0101"`` |
 
 Of a list or an object no more than 5,000 values are read.
 """
@@ -27,6 +28,9 @@ from otel_audit.redaction.json_values import (
 
 _MOST_VALUES: Final = 5_000
 """Values of one column, in lists and objects, that are brought to JSON; the rest is withheld."""
+
+_BIT_STRING: Final = "asyncpg.pgproto.types", "BitString"
+"""The module and the name of the class in which asyncpg gives bits; others give a text."""
 
 SMALL: Final = 10**9
 """Numbers below it are too short to be a card's, a bank's, or a person's."""
@@ -64,6 +68,13 @@ def _convert(value: Any) -> Any:
         return _stored_member(value)
     if isinstance(value, str | int | float | bytes | list | tuple | dict | set | frozenset):
         return NOT_CONVERTED
+    return _convert_driver_kind(value)
+
+
+def _convert_driver_kind(value: Any) -> Any:
+    kind = type(value)
+    if (kind.__module__, kind.__name__) == _BIT_STRING:
+        return value.as_string().replace(" ", "")
     if hasattr(value, "lower") and hasattr(value, "upper"):
         return _range_text(value)
     as_list = getattr(value, "tolist", None) or getattr(value, "to_list", None)
@@ -77,7 +88,7 @@ def _stored_member(value: Enum) -> Any:
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, int):
-        return int(value)
+        return int.__int__(value)
     if value.name is None or isinstance(value, SCALARS):
         return value.value
     return value.name

@@ -6,7 +6,7 @@
 | int | a number with all its digits; one of more than 4,096 bits is ``"[WITHHELD]"`` |
 | float | a number; ``"NaN"``, ``"Infinity"``, ``"-Infinity"`` |
 | Decimal | its text, digits kept: ``"12.30"`` |
-| UUID, path, IP address or network | its text |
+| UUID, path, IP address, interface or network | its text |
 | datetime, date, time | ISO 8601; an offset stays as it is, without one there is none |
 | timedelta | ISO 8601 duration: ``"P1DT2H"``, ``"-PT0.5S"`` |
 | Enum member | its value; in a change, what the column stores of it |
@@ -162,20 +162,24 @@ def json_int(value: int) -> int:
     Raises:
         NotUnderstoodError: The number would take long to spell.
     """
-    if value.bit_length() > _LARGEST_BITS:
+    if int.bit_length(value) > _LARGEST_BITS:
         raise NotUnderstoodError("int")
-    return int(value)
+    return int.__int__(value)
 
 
 def json_float(value: float) -> float | str:
     """Give back a number, or the name of one that JSON does not have."""
-    if math.isfinite(value):
-        return float(value)
-    return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+    plain = float.__float__(value)
+    if math.isfinite(plain):
+        return plain
+    return "NaN" if math.isnan(plain) else ("Infinity" if plain > 0 else "-Infinity")
 
 
 def duration(value: dt.timedelta) -> str:
     """Spell a duration by ISO 8601, in days, hours, minutes and seconds."""
+    if type(value) is not dt.timedelta:
+        # a class of its own may count its days and seconds in another way
+        value = dt.timedelta(*(part.__get__(value) for part in _DURATION_PARTS))
     if value.days < 0:
         return f"-{duration(-value)}" if value.days > dt.timedelta.min.days else _DAYS_AT_MOST
     minutes, seconds = divmod(value.seconds, 60)
@@ -188,6 +192,12 @@ def duration(value: dt.timedelta) -> str:
         time += f"{seconds}S"
     return f"P{day}T{time}" if time else f"P{day}"
 
+
+_DURATION_PARTS: Final[tuple[Any, ...]] = (
+    dt.timedelta.days,
+    dt.timedelta.seconds,
+    dt.timedelta.microseconds,
+)
 
 _DAYS_AT_MOST: Final = "-P999999999D"
 """The least timedelta, whose opposite there is not."""
@@ -207,12 +217,14 @@ _SPELLINGS: Final[dict[type, Convert]] = {
     decimal.Decimal: decimal.Decimal.__str__,
     uuid.UUID: uuid.UUID.__str__,
     pathlib.PurePath: pathlib.PurePath.__str__,
+    ipaddress.IPv4Interface: ipaddress.IPv4Interface.__str__,
+    ipaddress.IPv6Interface: ipaddress.IPv6Interface.__str__,
     ipaddress.IPv4Address: ipaddress.IPv4Address.__str__,
     ipaddress.IPv6Address: ipaddress.IPv6Address.__str__,
     ipaddress.IPv4Network: ipaddress.IPv4Network.__str__,
     ipaddress.IPv6Network: ipaddress.IPv6Network.__str__,
 }
-"""Spellings of scalars. Order matters to subclasses: bool before int, datetime before date."""
+"""Spellings of scalars. A class stands before those that it derives from: bool before int."""
 
 PLAIN_SCALARS: Final[dict[type, Convert]] = {
     kind: _SPELLINGS[kind]

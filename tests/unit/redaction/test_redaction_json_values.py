@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import decimal
 import enum
 import hashlib
 import ipaddress
 import math
+import pathlib
 import uuid
 from decimal import Decimal
 from pathlib import PurePosixPath
 
+import asyncpg
 import msgspec
 import pytest
 from hypothesis import given
@@ -21,7 +24,7 @@ from otel_audit._util.text import storable
 from otel_audit.orm.column_values import column_form
 from otel_audit.orm.key_spelling import key_spelling
 from otel_audit.redaction import Redactor, Sensitive
-from otel_audit.redaction.json_values import duration, json_form
+from otel_audit.redaction.json_values import SCALARS, duration, json_form
 from otel_audit.redaction.truncate import shorten
 
 
@@ -47,6 +50,28 @@ class Vector:
 
     def tolist(self):
         return [1.0, 2.5]
+
+
+class Hours(dt.timedelta):
+    """As libraries have that count days, or months, in a way of their own."""
+
+    @property
+    def days(self):
+        raise RuntimeError("not to be asked")
+
+
+class Loud(int):
+    def __int__(self):
+        raise RuntimeError("not to be asked")
+
+    bit_length = __int__
+
+
+class LoudFloat(float):
+    def __float__(self):
+        raise RuntimeError("not to be asked")
+
+    __gt__ = __float__
 
 
 ZONE = dt.timezone(dt.timedelta(hours=-5))
@@ -89,6 +114,13 @@ class TestColumnForm:
             (Range(dt.date(2024, 1, 2), None), "[2024-01-02,)"),
             (ipaddress.ip_address("::1"), "::1"),
             (ipaddress.ip_network("10.0.0.0/8"), "10.0.0.0/8"),
+            (ipaddress.ip_interface("10.1.2.3/24"), "10.1.2.3/24"),
+            (ipaddress.ip_interface("fe80::1%eth0/64"), "fe80::1%eth0/64"),
+            ({ipaddress.ip_interface("10.1.2.3/24"): 1}, {"10.1.2.3/24": 1}),
+            (Hours(days=-1, hours=2), "-PT22H"),
+            (Loud(3), 3),
+            (LoudFloat("inf"), "Infinity"),
+            (asyncpg.BitString("010110101"), "010110101"),
             (Vector(), [1.0, 2.5]),
             ({3, 1, 2}, [1, 2, 3]),
             ((1, (2,)), [1, [2]]),
@@ -100,6 +132,18 @@ class TestColumnForm:
     def test_table(self, value, expected):
         """Every kind of value has the JSON form that the table promises."""
         assert column_form(value) == expected
+
+    def test_classes_stand_before_those_that_they_derive_from(self):
+        """What is looked up first is the nearest class: an address with a mask is an address."""
+        for place, kind in enumerate(SCALARS):
+            assert not any(issubclass(later, kind) for later in SCALARS[place + 1 :]), kind
+
+    def test_classes_with_a_text_of_their_own(self):
+        """A class that spells itself in another way than the one it derives from is in the table."""
+        modules = (ipaddress, dt, decimal, uuid, pathlib)
+        kinds = [kind for module in modules for kind in vars(module).values()]
+        derived = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, SCALARS)]
+        assert [kind for kind in derived if "__str__" in vars(kind) and kind not in SCALARS] == []
 
     def test_numbers_too_long_for_decimal_text(self):
         """An enormous number is not worth its conversion."""
