@@ -16,7 +16,7 @@ class NameTable(NamedTuple):
 
     Attributes:
         anywhere: Sensitive anywhere in a name.
-        as_words: Sensitive as whole words of a name.
+        aligned: Sensitive as whole words of a name.
         whole: Sensitive as the whole name, or the last part of a path of names.
         opaque: Sensitive if the value looks like a generated identifier.
         owners: Words that a user glues before a short name (``userssn``).
@@ -24,15 +24,22 @@ class NameTable(NamedTuple):
         link_words: Segments of a URL that a credential follows.
         about: Last words of names that describe a secret.
         events: The same, if the name is a value.
+        about_last: The same of its last two words.
+        about_done, about_moments: Words that are the same together: ``rotated`` and ``at``.
         about_together, wholly_about, unrelated: Ends of names, names, and parts of names that are
             none of secrets.
+        counts: First or last words of names that count.
+        countable, counted: Words of which several are counted, and of which one is.
+        asserts: First or last words of names that ask yes or no.
+        asserting: Names that ask so by themselves.
+        answers: What is answered, and so is no secret; an empty text is such an answer.
         headers: Headers that carry credentials by their nature.
         types, functions: Patterns of the names of column types that encrypt, and of SQL functions
             whose arguments are secrets.
     """
 
     anywhere: tuple[str, ...]
-    as_words: tuple[str, ...]
+    aligned: tuple[str, ...]
     whole: tuple[str, ...]
     opaque: tuple[str, ...]
     owners: tuple[str, ...]
@@ -41,9 +48,18 @@ class NameTable(NamedTuple):
     link_words: frozenset[str]
     about: frozenset[str]
     events: frozenset[str]
+    about_last: frozenset[str]
+    about_done: tuple[str, ...]
+    about_moments: tuple[str, ...]
     about_together: frozenset[str]
     wholly_about: frozenset[str]
     unrelated: tuple[str, ...]
+    counts: frozenset[str]
+    countable: frozenset[str]
+    counted: frozenset[str]
+    asserts: frozenset[str]
+    asserting: frozenset[str]
+    answers: frozenset[str]
     headers: frozenset[str]
     types: tuple[str, ...]
     functions: tuple[str, ...]
@@ -94,10 +110,11 @@ def name_table() -> NameTable:
     """Read the names."""
     read = tomllib.loads((_DATA / "names.toml").read_text("utf-8"))
     codes, owners, links, about = (read[key] for key in ("codes", "owners", "links", "about"))
+    counting, asserting = read["counting"], read["asserting"]
     made_codes = (f"{of}_{end}" for of in codes["of"].split() for end in codes["ends"].split())
     return NameTable(
         anywhere=_gathered(read["anywhere"]),
-        as_words=(*_gathered(read["aligned"]), *made_codes),
+        aligned=(*_gathered(read["aligned"]), *made_codes),
         whole=(
             *_gathered(read["whole"]),
             *(f"{owner}_pass" for owner in owners["pass"].split()),
@@ -110,9 +127,18 @@ def name_table() -> NameTable:
         link_words=frozenset(links["words"].split()),
         about=frozenset(about["words"].split()),
         events=frozenset(about["events"].split()),
+        about_last=frozenset(about["last"].split()),
+        about_done=tuple(about["done"].split()),
+        about_moments=tuple(about["moments"].split()),
         about_together=frozenset(about["together"].split()),
         wholly_about=frozenset(about["wholly"].split()),
         unrelated=tuple(about["unrelated"].split()),
+        counts=frozenset(counting["words"].split()),
+        countable=frozenset(counting["several"].split()),
+        counted=frozenset(counting["one"].split()),
+        asserts=frozenset(asserting["words"].split()),
+        asserting=frozenset(asserting["names"].split()),
+        answers=frozenset(("", *asserting["answers"].split())),
         headers=frozenset(read["headers"]["names"].split()),
         types=tuple(read["code"]["types"].split()),
         functions=tuple(read["code"]["functions"].split()),

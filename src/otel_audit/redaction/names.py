@@ -1,7 +1,7 @@
 """Name rules: names whose values must not be stored.
 
 A name is normalised once (`spelled`), split into words, and judged by rules over words. The words
-are in ``data/names.toml``, the only list of its kind.
+are in ``data/names.toml``, the only list of its kind; the constants here have the file's names.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 _TABLE: Final = name_table()
 
-PHRASES: Final = _TABLE.anywhere
+ANYWHERE: Final = _TABLE.anywhere
 """Sensitive anywhere in a name, in any style: ``newPassword``, ``DB_PASSWD_OLD``."""
 
-WORDS: Final = _TABLE.as_words
+ALIGNED: Final = _TABLE.aligned
 """Sensitive as whole words of a name: ``user_otp``, ``csrfToken``, but not ``hotpot``."""
 
-EXACT: Final = _TABLE.whole
+WHOLE: Final = _TABLE.whole
 """Sensitive only as the whole name, or as the last part of a path of names (`user[auth]`)."""
 
 HEADERS: Final = _TABLE.headers
@@ -41,30 +41,8 @@ HEADERS: Final = _TABLE.headers
 _SECRET_TYPE: Final = LazyPattern("|".join(_TABLE.types), re.IGNORECASE, re.compile)
 _SECRET_FUNCTION: Final = LazyPattern("|".join(_TABLE.functions), re.IGNORECASE, re.compile)
 
-# A name with such a word counts; a number under it is not sensitive.
-_COUNTS: Final = frozenset({
-    "avg", "cached", "completion", "count", "input", "max", "min", "n", "no", "num", "number",
-    "output", "prompt", "reasoning", "remaining", "required", "sum", "total", "use", "used", "uses",
-})  # fmt: skip
-_COUNTABLE: Final = frozenset({"tokens", "secrets", "passwords", "credentials", "cookies"})
-_COUNTED: Final = frozenset({"token"})
-
-# A name that begins so is an assertion; its value is yes or no.
-_ASSERTS: Final = frozenset({
-    "accept", "accepts", "allow", "allows", "can", "disable", "enable", "force", "had", "has",
-    "have", "hide", "is", "must", "need", "needs", "require", "required", "requires", "reset",
-    "save", "should", "show", "supports", "use", "uses", "using", "was", "with", "without",
-})  # fmt: skip
-_YES_OR_NO: Final = frozenset({
-    "", "0", "1", "y", "n", "yes", "no", "on", "off", "true", "false", "t", "f", "none", "null",
-    "enabled", "disabled", "ja", "nein", "oui", "non", "si", "да", "нет",
-    # how it is done, under a name such as `auth`
-    "basic", "bearer", "digest", "oauth", "oauth2", "oidc", "saml", "ldap", "jwt", "apikey",
-    "api_key", "required", "optional", "anonymous", "public", "session", "cookie", "mtls",
-})  # fmt: skip
-
-_ASSERTING: Final = frozenset({"auth", "x_auth"})
-
+_EXTENSION: Final = "x_"
+"""Beginning of a name with its separator: ``x_ray`` has it, ``xray`` has not."""
 _CACHED_NAME: Final = 128
 """Characters of a name whose verdict is remembered: clients choose names, and memory is bounded."""
 _LONGEST_NAME: Final = 1_000
@@ -164,7 +142,7 @@ class NameVerdict:
             return kind is str and looks_opaque(value)
         if self.numbers_pass and _counts(value):
             return False
-        return not (self.asserts and kind is str and value.strip().casefold() in _YES_OR_NO)
+        return not (self.asserts and kind is str and value.strip().casefold() in _TABLE.answers)
 
 
 CLEAR: Final = NameVerdict()
@@ -214,7 +192,7 @@ def _counts(value: Any) -> bool:
 
 
 class NameRules:
-    """The built-in key rules, and the names an application adds or allows.
+    """The built-in name rules, and the names an application adds or allows.
 
     A name with ``*`` is a pattern over the name in snake case. What is named both to redact and
     to allow is redacted.
@@ -266,25 +244,25 @@ def built_in(name: str) -> NameVerdict:
     """Return what a name says about its value, by the built-in rules alone."""
     squashed = squash(name)
     # an underscore replaces a separator in a name
-    candidates = _marked(name).casefold(), _marked(_last_part(name)).casefold()
+    candidates = tuple(_candidates(name))
     for candidate in candidates:
         if candidate in _WHOLE_FORMS:
             rule = f"name:{candidate.replace('_', '')}"
-            return NameVerdict(rule=rule, asserts=candidate in _ASSERTING)
+            return NameVerdict(rule=rule, asserts=candidate in _TABLE.asserting)
     words = name_words(name)
-    found = _phrase_in(squashed) or _word_in(name)
+    found = _anywhere_in(squashed) or _aligned_in(name)
     if found is None:
         return _opaque(candidates)
     if squashed in _TABLE.wholly_about or is_about(words, squashed, found):
         return CLEAR
     first, last = words[0], words[-1]
     before = squashed.partition(found)[0]
-    counted = found in _COUNTED or f"{found}s" in words
+    counted = found in _TABLE.counted or f"{found}s" in words
     return NameVerdict(
         rule=f"name:{found}",
-        numbers_pass=not _COUNTABLE.isdisjoint(words)
-        or (counted and not _COUNTS.isdisjoint((first, last, before))),
-        asserts=not _ASSERTS.isdisjoint((first, last, before)),
+        numbers_pass=not _TABLE.countable.isdisjoint(words)
+        or (counted and not _TABLE.counts.isdisjoint((first, last, before))),
+        asserts=not _TABLE.asserts.isdisjoint((first, last, before)),
     )
 
 
@@ -296,6 +274,18 @@ def is_secret_type(name: str) -> bool:
 def is_secret_function(name: str) -> bool:
     """Return whether the arguments of an SQL function are secrets, whatever takes its outcome."""
     return _SECRET_FUNCTION.search(name) is not None
+
+
+def _candidates(name: str) -> Iterator[str]:
+    """Give the forms of a name that are looked up as a whole: all of it, and its last part.
+
+    One that begins with ``x-`` counts also as without: ``X-User-Pin`` is a ``user_pin``.
+    """
+    for written in (name, _last_part(name)):
+        form = _marked(written).casefold()
+        yield form
+        if form.startswith(_EXTENSION):
+            yield form.removeprefix(_EXTENSION)
 
 
 def _opaque(candidates: Iterable[str]) -> NameVerdict:
@@ -314,19 +304,19 @@ def is_about(words: list[str], squashed: str, found: str) -> bool:
     tail = squashed.rpartition(found)[2]
     if words[-1] in _TABLE.about and tail.endswith(words[-1]):
         return True
-    if words[-2:] in (["last", "4"], ["last", "four"], ["last", "digits"]):
+    if "_".join(words[-2:]) in _TABLE.about_last:
         return True
     return tail in _ABOUT_TOGETHER or tail.removeprefix("s") in _ABOUT_TOGETHER
 
 
-def _phrase_in(squashed: str) -> str | None:
+def _anywhere_in(squashed: str) -> str | None:
     if _UNRELATED.search(squashed) is not None:
         squashed = _UNRELATED.sub("0", squashed)
-    found = _PHRASE.search(squashed)
+    found = _ANYWHERE_PATTERN.search(squashed)
     return None if found is None else found.group()
 
 
-def _word_in(name: str) -> str | None:
+def _aligned_in(name: str) -> str | None:
     """Find a word, or several together, that are sensitive; plurals and digits do not count."""
     words = _MARKED_WORD.findall(_marked(name))
     for start in range(len(words)):
@@ -334,9 +324,9 @@ def _word_in(name: str) -> str | None:
         for word in words[start : start + _MOST_WORDS_OF_ONE]:
             together += word
             form = together.lstrip("_").casefold()
-            if form not in _WORD_FORMS:
+            if form not in _ALIGNED_FORMS:
                 form = form.removesuffix("s")
-            if form in _WORD_FORMS:
+            if form in _ALIGNED_FORMS:
                 return str(form.replace("_", ""))
         glued = _GLUED_WORD.fullmatch(words[start].lstrip("_").casefold())
         if glued is not None:
@@ -384,8 +374,8 @@ def _glob(pattern: str) -> str:
     return ".*".join(edged)
 
 
-_PHRASE: Final = LazyPattern(
-    "|".join(dict.fromkeys(squash(phrase) for phrase in PHRASES)), None, re.compile
+_ANYWHERE_PATTERN: Final = LazyPattern(
+    "|".join(dict.fromkeys(squash(phrase) for phrase in ANYWHERE)), None, re.compile
 )
 
 
@@ -393,12 +383,12 @@ def _all_forms(names: Iterable[str]) -> frozenset[str]:
     return frozenset(form for name in names for form in _forms(spelled(name).casefold()))
 
 
-_WHOLE_FORMS: Final = _all_forms(EXACT)
-_WORD_FORMS: Final = _all_forms(WORDS)
+_WHOLE_FORMS: Final = _all_forms(WHOLE)
+_ALIGNED_FORMS: Final = _all_forms(ALIGNED)
 _OPAQUE_FORMS: Final = _all_forms(_TABLE.opaque)
 GLUED: Final = frozenset(
     word
-    for word in _WORD_FORMS
+    for word in _ALIGNED_FORMS
     if word.isascii() and len(word) <= 4  # noqa: PLR2004 - a short form
 )
 """Short words that also count glued behind a word that says whose: ``userssn``."""
@@ -411,10 +401,6 @@ _UNRELATED: Final = LazyPattern(
 )
 _ABOUT_TOGETHER: Final = (
     _TABLE.about
-    | {
-        *(f"{verb}{end}" for verb in ("changed", "created", "expired", "expires", "issued", "reset",
-                                      "revoked", "rotated", "set", "updated", "used")
-          for end in ("at", "on", "date", "time")),
-    }
+    | {f"{verb}{end}" for verb in _TABLE.about_done for end in _TABLE.about_moments}
     | _TABLE.about_together
-)  # fmt: skip
+)

@@ -136,7 +136,7 @@ class Prefilter:
         """
         added = [[names.squash(piece) for piece in name.split("*")] for name in added_names]
         pieces = [max(parts, key=len) for parts in added]
-        latin = [name for name in map(names.squash, names.PHRASES) if name.isascii()]
+        latin = [name for name in map(names.squash, names.ANYWHERE) if name.isascii()]
         roots = _roots([*latin, *(piece for piece in pieces if piece.isascii())])
         alike = [
             *_VALUES,
@@ -166,8 +166,8 @@ class Prefilter:
 def _short_names() -> Iterator[str]:
     """Patterns of names that are too short to be looked for in the midst of a word."""
     table = name_table()
-    exact = _any_of((*names.EXACT, *table.opaque))
-    words = sorted(name for name in names.WORDS if name.isascii())
+    exact = _any_of((*names.WHOLE, *table.opaque))
+    words = sorted(name for name in names.ALIGNED if name.isascii())
     apart = "|".join(_GAP.join(name.split("_")) for name in words)
     yield rf"{_EDGE}(?:{exact})[\W_]*[=:>\"']"
     yield rf'<(?:[^\s<>"\\]*[\W_])?(?:{exact})[\W_]*\s'
@@ -181,7 +181,7 @@ def _short_names() -> Iterator[str]:
 def _other_scripts(added: Iterable[str]) -> Iterator[str]:
     """Patterns of names in other scripts than Latin, over a text as `names.spelled` spells it."""
     table = name_table()
-    every = (*names.PHRASES, *names.WORDS, *names.EXACT, *table.opaque)
+    every = (*names.ANYWHERE, *names.ALIGNED, *names.WHOLE, *table.opaque)
     parts = [
         [names.squash(part) for part in name.split("_")] for name in every if not name.isascii()
     ]
