@@ -1,7 +1,8 @@
-"""The life cycle of an action: open, intent, answered, closed, late; and what happens outside any.
+"""The life cycle of an action: open, intent, closed, late; and what happens outside any.
 
 HTTP requests, WebSockets and actions by hand go through the same steps. They differ in what they
-know: each says with `Lifecycle._known` what its record would be by now.
+know: each says with `Lifecycle._known` what its record would be by now. A request has one step
+more, answered, before it is closed: ``_answered`` in ``http/exchange.py``.
 
 The bare fact comes first: ids, times, method, path, status and outcome cannot fail. All else
 describes it, each part for itself; a part that fails costs only that part (`FailedParts`).

@@ -312,10 +312,15 @@ class ExchangeRecordBuilder(ExchangeFacts):
         )  # fmt: skip
 
     def still_rests_on(self, before: tuple[object, ...]) -> bool:
-        """Return whether nothing of what `rests_on` lists is another thing at the end.
+        """Return whether what was written down with the answer still holds at the end.
 
-        What the application may change in place, what failed before, and what may have been cut
-        since is described again.
+        It does not hold if anything that `rests_on` lists has been replaced. Nor does it in these
+        cases, whatever that lists: the application gave metadata, which it may change in place; a
+        transaction that wrote was rolled back; changes have records of their own; changes were cut;
+        a part could not be described. Then the record is described again, in a whole last frame.
+
+        Args:
+            before: What `rests_on` listed at the answer.
         """
         audit = self.audit
         return (
@@ -505,7 +510,9 @@ def outcome_of(
         status: The status the client was sent; None if none was.
         error: The exception that left the application, if any.
         transaction: What became of the last transaction that wrote; unknown if any is.
-        cut_off: Whether the answer ended before its last chunk.
+        cut_off: Whether the answer ended before its last chunk. So it does if the client
+            disconnects in the middle of a stream and the framework then returns. If it raises
+            instead (Starlette's ``ClientDisconnect``), that is the ``error``.
         turned_away: Whether the answer only redirects the request elsewhere.
 
     Returns:
