@@ -27,6 +27,7 @@ from otel_audit.record import (
     Response,
     to_json,
 )
+from otel_audit.redaction.placeholders import WITHHELD_FOR_SIZE
 
 _Half = TypeVar("_Half", Request, Response)
 
@@ -40,7 +41,6 @@ a record is longer than as JSON, but less than twice as long."""
 PIECE: Final = "audit.piece"
 """Which of several records this is into which one was split for its size; the first is 1."""
 
-_WITHHELD: Final = "[WITHHELD: size]"
 MARGIN: Final = 256
 """Bytes that are added later: the numbers, and the names of what was cut."""
 
@@ -119,11 +119,11 @@ def _shortened(change: Change, limit: int) -> Change:
     bare = msgspec.structs.replace(
         change,
         values={
-            column: [one if len(to_json(one)) <= most else _WITHHELD for one in pair]
+            column: [one if len(to_json(one)) <= most else WITHHELD_FOR_SIZE for one in pair]
             for column, pair in change.values.items()
         },
         patches={},
-        parameters=None if change.parameters is None else _WITHHELD,
+        parameters=None if change.parameters is None else WITHHELD_FOR_SIZE,
         note=note,
     )
     if len(to_json(bare)) <= limit:

@@ -1,12 +1,7 @@
 """Values of a database's own kinds, in the JSON form of `otel_audit.redaction.json_values`.
 
-| value | JSON |
-|---|---|
-| ``JSON.NULL`` | null |
-| Enum member | what its column stores; if unknown, what drivers store: its value, or its name |
-| range | PostgreSQL's text form: ``"[1,10)"``, ``"empty"`` |
-| array, vector | a list |
-| bits of asyncpg | PostgreSQL's text form: ``"0101"`` |
+The table in docs/payload.md, "Values", says which form each has. Here is added what only a database
+has: ranges, members of enumerations, arrays and vectors, the bits of asyncpg, and ``JSON.NULL``.
 
 Of a list or an object no more than 5,000 values are read.
 """

@@ -1,20 +1,8 @@
 """The JSON form of a value: one for bodies, metadata, parameters and changes.
 
-| value | JSON |
-|---|---|
-| None, bool, text | as it is; NUL and lone surrogates become U+FFFD |
-| int | a number with all its digits; one of more than 4,096 bits is ``"[WITHHELD]"`` |
-| float | a number; ``"NaN"``, ``"Infinity"``, ``"-Infinity"`` |
-| Decimal | its text, digits kept: ``"12.30"`` |
-| UUID, path, IP address, interface or network | its text |
-| datetime, date, time | ISO 8601; an offset stays as it is, without one there is none |
-| timedelta | ISO 8601 duration: ``"P1DT2H"``, ``"-PT0.5S"`` |
-| Enum member | its value; in a change, what the column stores of it |
-| bytes | ``{"_binary": true, "_size": bytes}``, from 64 bytes to 4 MB also ``"_sha256"`` |
-| list, tuple | a list; a set as a sorted list |
-| mapping, named tuple, data class, Pydantic or msgspec model | an object with text keys |
-| range (changes only) | PostgreSQL's text: ``"[1,10)"``, ``"empty"`` |
-| anything else | ``{"_type": "module.Class"}``: its text might say what it must not |
+The table in docs/payload.md, "Values", says which form a value has. ``{"_type": "module.Class"}``
+replaces what has none: its text might say what it must not. What only a database has, such as a
+range, the caller brings to a form (`Convert`), for columns and parameters of SQL alike.
 
 A value that is cut is ``{"_truncated": true, "_original_size": bytes, "_head": beginning}``, see
 `otel_audit.redaction.truncate`. ``"[WITHHELD]"`` replaces everything over a bound.
@@ -61,7 +49,7 @@ _BINARY: Final = "_binary"
 _TYPE: Final = "_type"
 
 NOT_CONVERTED: Final[Any] = object()
-"""Result of a `Convert` for a value that it leaves to the table above."""
+"""Result of a `Convert` for a value that it leaves to this module."""
 
 Convert = Callable[[Any], Any]
 
@@ -73,7 +61,7 @@ class NotUnderstoodError(Exception):
 
 
 def json_form(value: Any, budget: list[int], convert: Convert | None = None) -> Any:
-    """Bring a value to its JSON form at every depth, see the table above.
+    """Bring a value to its JSON form at every depth.
 
     Args:
         value: Any value.

@@ -15,11 +15,15 @@ WITHHELD: Final = "[WITHHELD]"
 WITHHELD_FOR_WORK: Final = "[WITHHELD: work]"
 """Stands for what was not looked at, because the document had used up the work it may cause."""
 
+WITHHELD_FOR_SIZE: Final = "[WITHHELD: size]"
+"""Stands for what would have made a record, or one value of it, too large."""
+
 TRUNCATED: Final = "[TRUNCATED]"
 """Stands for the rest of a text that was longer than what is kept of it."""
 
 _STANDS_FOR_ANOTHER: Final = LazyPattern(
-    r"\[REDACTED\](?: \([0-9]+\))?|\[WITHHELD(?:: work)?\]|hmac:[A-Za-z0-9_-]{1,32}:[0-9a-f]{64}"
+    r"\[REDACTED\](?: \([0-9]+\))?|\[WITHHELD(?:: (?:work|size))?\]|"
+    r"hmac:[A-Za-z0-9_-]{1,32}:[0-9a-f]{64}"
 )
 
 

@@ -14,6 +14,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 
 from otel_audit import attributes as names
 from otel_audit._util.cache import BoundedCache
+from otel_audit.redaction.placeholders import WITHHELD_FOR_SIZE
 from otel_audit.server import decode_protobuf_lazily
 
 DEEPEST: Final = 60
@@ -23,9 +24,6 @@ _FLAG: Final = names.FLAG.encode()
 _FLAGGED: Final[bytes] = KeyValue(
     key=names.FLAG, value=AnyValue(bool_value=True)
 ).SerializeToString()
-
-WITHHELD: Final = "[WITHHELD: size]"
-"""Replaces a list or map that is too large to read."""
 
 _LARGEST: Final = 65_536
 """Bytes of a list or map: each two of them can become an object."""
@@ -109,7 +107,7 @@ def _several(value: AnyValue, kind: str, nodes: Nodes, depth: int) -> Any:
     values = (value.array_value if is_list else value.kvlist_value).values
     nodes.left -= len(values)
     if nodes.left < 0:
-        return [WITHHELD] if is_list else WITHHELD
+        return [WITHHELD_FOR_SIZE] if is_list else WITHHELD_FOR_SIZE
     if is_list:
         return [value_of(one, nodes, depth) for one in values]
     return {pair.key: value_of(pair.value, nodes, depth) for pair in values}
@@ -144,7 +142,7 @@ def _large_value(raw: bytes) -> Any:
     text: str = found.string_value
     if 4 * len(text) > len(raw) - _SHORT:
         return text
-    return [WITHHELD] if found.array_value else WITHHELD
+    return [WITHHELD_FOR_SIZE] if found.array_value else WITHHELD_FOR_SIZE
 
 
 def _is_flag(raw: bytes) -> bool:

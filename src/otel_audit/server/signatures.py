@@ -18,8 +18,9 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 from otel_audit.attributes import PRODUCER_ID
 from otel_audit.audit_signal import ALGORITHM, CERTIFICATE, VALUE
 from otel_audit.errors import ConfigurationError, MissingExtraError
+from otel_audit.redaction.placeholders import WITHHELD_FOR_SIZE
 from otel_audit.server.canonical_forms import UndecodableRecordError, canonical_forms, parse_log
-from otel_audit.server.decode_attributes import WITHHELD, Nodes, value_of
+from otel_audit.server.decode_attributes import Nodes, value_of
 
 Verdict = Literal["valid", "invalid", "unsigned", "unknown_signer", "unsupported"]
 
@@ -225,7 +226,9 @@ def _matches_stored(record: LogRecord, attributes: Mapping[str, Any], body: Any)
 
 def _is_same(signed: Any, stored: Any) -> bool:
     # what is too large to be stored is not there at all, and says nothing else
-    return stored in (WITHHELD, [WITHHELD]) or (type(signed), signed) == (type(stored), stored)
+    if stored in (WITHHELD_FOR_SIZE, [WITHHELD_FOR_SIZE]):
+        return True
+    return (type(signed), signed) == (type(stored), stored)
 
 
 def _holds(key: Any, algorithm: str, signature: bytes, text: bytes) -> bool:

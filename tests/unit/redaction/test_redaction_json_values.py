@@ -6,11 +6,12 @@ import decimal
 import enum
 import hashlib
 import ipaddress
+import json
 import math
 import pathlib
 import uuid
 from decimal import Decimal
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import asyncpg
 import msgspec
@@ -74,6 +75,15 @@ class LoudFloat(float):
     __gt__ = __float__
 
 
+class Status(enum.Enum):
+    paid = 1
+
+
+MONEY = type("Money", (), {"__module__": "shop", "__qualname__": "Money"})()
+PAYLOAD = Path(__file__).parents[3] / "docs" / "payload.md"
+"""Has the only table of the forms."""
+
+
 ZONE = dt.timezone(dt.timedelta(hours=-5))
 
 
@@ -132,6 +142,36 @@ class TestColumnForm:
     def test_table(self, value, expected):
         """Every kind of value has the JSON form that the table promises."""
         assert column_form(value) == expected
+
+    def test_documented_table(self):
+        """Each row of the documentation has an example that such a value really gives."""
+        text = PAYLOAD.read_text().partition("| value | JSON | example |\n")[2].partition("\n\n")[0]
+        examples = [
+            json.loads(row.rpartition(" | ")[2].strip(" |`"))
+            for row in text.splitlines()[1:]
+            if not row.startswith("| uploaded file")  # is no value of the application's
+        ]
+        moment = dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.timezone(dt.timedelta(hours=2)))
+        assert examples == [
+            column_form(value)
+            for value in (
+                "tea",
+                9007199254740993,
+                2.5,
+                Decimal("12.30"),
+                ipaddress.ip_network("10.0.0.0/8"),
+                moment,
+                dt.timedelta(days=1, hours=2),
+                Status.paid,
+                b"abc",
+                (1, 2),
+                {2, 1},
+                {"a": 1},
+                Range(1, 10),
+                asyncpg.BitString("0101"),
+                MONEY,
+            )
+        ]
 
     def test_classes_stand_before_those_that_they_derive_from(self):
         """What is looked up first is the nearest class: an address with a mask is an address."""

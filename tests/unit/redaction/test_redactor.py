@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import logging
+import re
 import threading
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 from uuid import UUID
 
@@ -17,7 +19,7 @@ from pydantic import SecretStr
 from otel_audit._util import ratelimited_log
 from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
-from otel_audit.redaction import Finding, Limits, Redactor
+from otel_audit.redaction import Finding, Limits, Redactor, placeholders
 from otel_audit.redaction.hashing import KeyedHash
 
 KEYED = KeyedHash("k2", b"current key", {"k1": b"earlier key"})
@@ -408,3 +410,30 @@ class TestHeaders:
         assert Redactor().headers(pairs, ["accept", "x-bin"]) == {
             "accept": "a, c", "x-bin": "\xe9\ufffd",
         }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "placeholder",
+    sorted(
+        value
+        for name, value in vars(placeholders).items()
+        if name.isupper() and isinstance(value, str) and name != "TRUNCATED"
+    ),
+)
+def test_placeholders_stay_as_they_are(placeholder: str) -> None:
+    """What stands for a removed value is not removed again: it says why the value is not there."""
+    assert Redactor().document({"password": placeholder}) == {"password": placeholder}
+
+
+def test_placeholders_stand_in_one_module() -> None:
+    """No other module spells one: the rules would not know it."""
+    package = Path(placeholders.__file__).parents[1]
+    found = {
+        path.name
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and re.fullmatch(r"\[(?:REDACTED|WITHHELD|TRUNCATED).*\]", node.value)
+    }
+    assert found == {"placeholders.py"}
