@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, fields
+from typing import Final, Protocol
 
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from otel_audit._util.fork import renew_in_child
+
+_METRIC: Final = "metric"
+"""In the metadata of a field: the name of its metric."""
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
@@ -32,18 +35,18 @@ class Counters:
         outbox_errors: Transactions that failed because the outbox did not take their entries.
     """
 
-    emitted: int = 0
-    exported: int = 0
-    dropped: int = 0
-    quarantined: int = 0
-    conflicts: int = 0
-    retries: int = 0
-    capture_errors: int = 0
-    redaction_errors: int = 0
-    refused: int = 0
-    spool_errors: int = 0
-    relayed: int = 0
-    outbox_errors: int = 0
+    emitted: int = field(default=0, metadata={_METRIC: "audit.records.emitted"})
+    exported: int = field(default=0, metadata={_METRIC: "audit.records.exported"})
+    dropped: int = field(default=0, metadata={_METRIC: "audit.records.dropped"})
+    quarantined: int = field(default=0, metadata={_METRIC: "audit.records.quarantined"})
+    conflicts: int = field(default=0, metadata={_METRIC: "audit.records.conflicts"})
+    retries: int = field(default=0, metadata={_METRIC: "audit.export.retries"})
+    capture_errors: int = field(default=0, metadata={_METRIC: "audit.capture.errors"})
+    redaction_errors: int = field(default=0, metadata={_METRIC: "audit.redaction.errors"})
+    refused: int = field(default=0, metadata={_METRIC: "audit.requests.refused"})
+    spool_errors: int = field(default=0, metadata={_METRIC: "audit.spool.errors"})
+    relayed: int = field(default=0, metadata={_METRIC: "audit.outbox.relayed"})
+    outbox_errors: int = field(default=0, metadata={_METRIC: "audit.outbox.errors"})
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __post_init__(self) -> None:
@@ -66,20 +69,10 @@ class Counters:
             return {name: getattr(self, name) for name in _COUNTED}
 
 
-_COUNTED = (
-    "emitted",
-    "exported",
-    "dropped",
-    "quarantined",
-    "conflicts",
-    "retries",
-    "capture_errors",
-    "redaction_errors",
-    "refused",
-    "spool_errors",
-    "relayed",
-    "outbox_errors",
-)
+_COUNTED: Final = {
+    one.name: one.metadata[_METRIC] for one in fields(Counters) if _METRIC in one.metadata
+}
+"""Names of the counters, with the names of their metrics."""
 
 
 class Watched(Protocol):
@@ -113,7 +106,7 @@ def publish(meter: Meter, counters: Counters, watched: Watched) -> Callable[[flo
     Returns:
         Called with the duration of each successful write, in seconds.
     """
-    for name, metric in _METRICS:
+    for name, metric in _COUNTED.items():
         count = functools.partial(_count, counters, name)
         meter.create_observable_counter(metric, callbacks=[_reader(count)], unit="{record}")
     for metric, unit, read in (
@@ -135,19 +128,3 @@ def _reader(value: Callable[[], float]) -> Callable[[CallbackOptions], Iterable[
         yield Observation(value())
 
     return read
-
-
-_METRICS = (
-    ("emitted", "audit.records.emitted"),
-    ("exported", "audit.records.exported"),
-    ("dropped", "audit.records.dropped"),
-    ("quarantined", "audit.records.quarantined"),
-    ("conflicts", "audit.records.conflicts"),
-    ("retries", "audit.export.retries"),
-    ("capture_errors", "audit.capture.errors"),
-    ("redaction_errors", "audit.redaction.errors"),
-    ("refused", "audit.requests.refused"),
-    ("spool_errors", "audit.spool.errors"),
-    ("relayed", "audit.outbox.relayed"),
-    ("outbox_errors", "audit.outbox.errors"),
-)
