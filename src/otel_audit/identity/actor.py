@@ -16,7 +16,7 @@ from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
 from otel_audit.identity.certificate import certificate_subject, check_readable
-from otel_audit.identity.jwt import TokenError, TokenReader, VerifiedToken
+from otel_audit.identity.jwt import DecodedToken, TokenError, TokenReader
 from otel_audit.identity.safe_access import (
     AsgiScope,
     claim,
@@ -53,22 +53,25 @@ _TOKENS: Final = 512
 """Verified tokens whose actor is remembered."""
 _SESSION_BEFORE: Final = "otel_audit.session_actor"
 
-_KEYS: Final = "JWT_KEY, _JWKS_URL or _JWKS_FILE: is it the issuer's key?"
+_KEYS: Final = f"{PREFIX}JWT_KEY, _JWKS_URL or _JWKS_FILE: is it the issuer's key?"
 _MENDED_BY: Final = {
     "bad_signature": _KEYS,
     "unknown_key": _KEYS,
     "ambiguous_key": _KEYS,
     "key_not_for_signatures": _KEYS,
-    "keys_not_loaded": "JWT_JWKS_URL or _JWKS_FILE: can it be read?",
-    "alg_not_allowed": "JWT_ALGORITHMS: does it name what the issuer signs with?",
-    "missing_issuer": "JWT_ISSUER: the tokens name none",
-    "wrong_issuer": "JWT_ISSUER: is it written as in the tokens?",
-    "missing_audience": "JWT_AUDIENCE: the tokens name none",
-    "wrong_audience": "JWT_AUDIENCE: is it written as in the tokens, and all of theirs named?",
-    "audience_not_configured": "JWT_AUDIENCE: the tokens name one, and it is not set",
-    "missing_exp": "JWT_KEY: only tokens that expire are believed; have the issuer set exp",
+    "keys_not_loaded": f"{PREFIX}JWT_JWKS_URL or _JWKS_FILE: can it be read?",
+    "alg_not_allowed": f"{PREFIX}JWT_ALGORITHMS: does it name what the issuer signs with?",
+    "missing_issuer": f"{PREFIX}JWT_ISSUER: the tokens name none",
+    "wrong_issuer": f"{PREFIX}JWT_ISSUER: is it written as in the tokens?",
+    "missing_audience": f"{PREFIX}JWT_AUDIENCE: the tokens name none",
+    "wrong_audience": (
+        f"{PREFIX}JWT_AUDIENCE: is it written as in the tokens, and all of theirs named?"
+    ),
+    "audience_not_configured": f"{PREFIX}JWT_AUDIENCE: the tokens name one, and it is not set",
+    "missing_exp": "only tokens that expire are believed: have the issuer set exp",
 }
-"""Reasons that come from our settings, with the setting to check; all others are the client's."""
+"""Reasons that come from our settings or the issuer's, with what to check; all others are the
+client's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,7 @@ class ActorOptions:
     proxies: Proxies = field(default_factory=Proxies)
     hash: KeyedHash = field(default_factory=KeyedHash)
     resolver: Callable[[AsgiScope], object] | None = None
-    named_by: Callable[[VerifiedToken], Actor | str] = field(init=False, repr=False, compare=False)
+    named_by: Callable[[DecodedToken], Actor | str] = field(init=False, repr=False, compare=False)
     """The actor of a token, or why there is none; cached, because tokens come again and again."""
 
     asked: tuple[tuple[str, Callable[[_Request], Actor | str | None]], ...] = field(
@@ -119,7 +122,7 @@ class ActorOptions:
     def __post_init__(self) -> None:
         known = functools.lru_cache(maxsize=_TOKENS)(lambda token: _token_actor(token, self))
 
-        def named_by(token: VerifiedToken) -> Actor | str:
+        def named_by(token: DecodedToken) -> Actor | str:
             # what anybody may write, and is a new object each time, is not remembered
             return known(token) if token.verified else _token_actor(token, self)
 
@@ -200,7 +203,7 @@ class Bearer(msgspec.Struct, frozen=True):
         problem: Why it is not valid, such as ``token_expired``.
     """
 
-    token: VerifiedToken | None = None
+    token: DecodedToken | None = None
     problem: str | None = None
 
     @property
@@ -283,7 +286,7 @@ def read_bearer(asgi_scope: AsgiScope, options: ActorOptions) -> Bearer:
     try:
         return Bearer(options.verifier.verify(token))
     except TokenError as problem:
-        _hint_at_wrong_setting(problem.reason)
+        _hint_at_cause(problem.reason)
         return Bearer(problem=problem.reason)
 
 
@@ -335,13 +338,13 @@ def subject_of(token: str, options: ActorOptions) -> str | None:
     return named.id if isinstance(named, Actor) else None
 
 
-def _hint_at_wrong_setting(reason: str) -> None:
+def _hint_at_cause(reason: str) -> None:
     if reason in _MENDED_BY:
         log_limited(
             _logger, f"bearer {reason}",
             "bearer tokens are not believed: %s; their actions are recorded as anonymous, unless "
-            "something else tells who acts (%s%s)",
-            reason, PREFIX, _MENDED_BY[reason], level=logging.WARNING,
+            "something else tells who acts (%s)",
+            reason, _MENDED_BY[reason], level=logging.WARNING,
         )  # fmt: skip
 
 
@@ -496,7 +499,7 @@ def _spelled(actor: Actor) -> Actor:
     return msgspec.structs.replace(actor, id=found, on_behalf_of=behind)
 
 
-def _token_actor(token: VerifiedToken, options: ActorOptions) -> Actor | str:
+def _token_actor(token: DecodedToken, options: ActorOptions) -> Actor | str:
     claims = token.claims
     found = identifier(claim(claims, options.id_claim))
     if found is None:

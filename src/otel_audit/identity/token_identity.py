@@ -12,7 +12,7 @@ from otel_audit.record import Actor, Tenant
 
 if TYPE_CHECKING:
     from otel_audit.identity.actor import ActorOptions, Bearer
-    from otel_audit.identity.jwt import VerifiedToken
+    from otel_audit.identity.jwt import DecodedToken
     from otel_audit.identity.safe_access import AsgiScope
     from otel_audit.identity.tenant import TenantOptions
     from otel_audit.redaction import Redactor
@@ -45,7 +45,7 @@ class TokenIdentities:
         self._tenants = tenants
         self._redactor = redactor
         self._is_on = is_on and actors.asks_token_next and tenants.asks_token_alone
-        self._known: Memo[VerifiedToken, Identity | None] = Memo(self._named_by, _TOKENS)
+        self._known: Memo[DecodedToken, Identity | None] = Memo(self._named_by, _TOKENS)
 
     def read(
         self, asgi_scope: AsgiScope, audit_scope: AuditScope, bearer: Bearer
@@ -76,7 +76,7 @@ class TokenIdentities:
             return None
         return self._known[token]
 
-    def _named_by(self, token: VerifiedToken) -> Identity | None:
+    def _named_by(self, token: DecodedToken) -> Identity | None:
         try:
             actor = self._actors.named_by(token)
             tenant = tenant_of_claims(token.claims, self._tenants)

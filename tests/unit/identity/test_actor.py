@@ -212,6 +212,8 @@ class TestSetWrong:
         header = (b"authorization", f"Bearer {forever}".encode())
         assert resolve(header, **JWT).reason == "missing_exp"
         assert "missing_exp" in caplog.text
+        assert "have the issuer set exp" in caplog.text
+        assert "OTEL_AUDIT_" not in caplog.text
 
     @pytest.mark.parametrize("given", [bearer(sub="a", exp=1), (b"authorization", b"Bearer x")])
     def test_what_is_the_clients_fault_is_not(

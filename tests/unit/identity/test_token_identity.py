@@ -9,7 +9,7 @@ import pytest
 
 from otel_audit.config import AuditConfig
 from otel_audit.identity.actor import ActorOptions, Bearer, resolve_actor
-from otel_audit.identity.jwt import VerifiedToken
+from otel_audit.identity.jwt import DecodedToken
 from otel_audit.identity.redact_identity import shown_actor, shown_tenant
 from otel_audit.identity.tenant import TenantOptions, resolve_tenant
 from otel_audit.identity.token_identity import TokenIdentities
@@ -38,7 +38,7 @@ def ask(
     config = AuditConfig(**SETTINGS, **settings)
     actors, tenants = ActorOptions.from_config(config), TenantOptions.from_config(config)
     scope = {"headers": [], "state": {"request_id": "r"}, **(asgi or {})}
-    bearer = Bearer(VerifiedToken(claims, None, math.inf, verified=verified))
+    bearer = Bearer(DecodedToken(claims, None, math.inf, verified=verified))
     audit = audit or AuditScope()
     identities = TokenIdentities(actors, tenants, REDACTOR, is_on=is_on)
     found = [identities.read(scope, audit, bearer) for _ in range(2)]

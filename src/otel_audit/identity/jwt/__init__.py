@@ -3,7 +3,7 @@
 Private: ``docs/api.md`` lists the public modules.
 """
 
-from otel_audit.identity.jwt.token import TokenError, VerifiedToken
+from otel_audit.identity.jwt.token import DecodedToken, TokenError
 from otel_audit.identity.jwt.verifier import JwtVerifier, TokenReader
 
-__all__ = ["JwtVerifier", "TokenError", "TokenReader", "VerifiedToken"]
+__all__ = ["DecodedToken", "JwtVerifier", "TokenError", "TokenReader"]

@@ -52,7 +52,7 @@ class TokenError(Exception):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class VerifiedToken:
+class DecodedToken:
     """The content of a token; if it is verified, the same object again for the same token.
 
     Attributes:

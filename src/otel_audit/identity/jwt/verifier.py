@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from otel_audit._util.cache import BoundedCache
 from otel_audit.identity.jwt.token import (
     LONGEST,
+    DecodedToken,
     Header,
     TokenError,
-    VerifiedToken,
     check_claims,
     decode_object,
     decoded,
@@ -57,7 +57,7 @@ _hash: Final = token_hash()
 class TokenReader(Protocol):
     """Gives the actor's resolver the content of a token."""
 
-    def verify(self, token: str) -> VerifiedToken:
+    def verify(self, token: str) -> DecodedToken:
         """Return what a token says, without waiting.
 
         Raises:
@@ -102,7 +102,7 @@ class Issuer:
 
 @dataclass(frozen=True, slots=True)
 class _Remembered:
-    token: VerifiedToken
+    token: DecodedToken
     keys: KeySource
     generation: int
 
@@ -130,7 +130,7 @@ class JwtVerifier:
         self._cache: BoundedCache[bytes, _Remembered] = BoundedCache(CACHED // 2)
         self._cached_lately = self._cache.recent
 
-    def verify(self, token: str) -> VerifiedToken:
+    def verify(self, token: str) -> DecodedToken:
         """Verify a token, without waiting for anything.
 
         Args:
@@ -170,7 +170,7 @@ class JwtVerifier:
             raise TokenError("missing_issuer" if named is None else "wrong_issuer")
         return issuer
 
-    def _check(self, token: str, header: Header, issuer: Issuer) -> VerifiedToken:
+    def _check(self, token: str, header: Header, issuer: Issuer) -> DecodedToken:
         from otel_audit.identity.jwt.keys import verify_signature
 
         payload = verify_signature(token, issuer.keys.find(header), header.algorithm)
@@ -183,7 +183,7 @@ class JwtVerifier:
             audience=issuer.audience,
             need_expiry=True,
         )
-        return VerifiedToken(MappingProxyType(claims), issuer.name, end, verified=True)
+        return DecodedToken(MappingProxyType(claims), issuer.name, end, verified=True)
 
 
 class UnverifiedReader:
@@ -214,7 +214,7 @@ class UnverifiedReader:
         self._audience = audience
         self._clock = clock
 
-    def verify(self, token: str) -> VerifiedToken:
+    def verify(self, token: str) -> DecodedToken:
         """Read a token.
 
         Raises:
@@ -231,7 +231,7 @@ class UnverifiedReader:
             audience=self._audience,
             need_expiry=False,
         )
-        return VerifiedToken(MappingProxyType(claims), self._issuer, end, verified=False)
+        return DecodedToken(MappingProxyType(claims), self._issuer, end, verified=False)
 
 
 @dataclass(frozen=True, slots=True)
