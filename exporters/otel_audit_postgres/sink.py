@@ -550,7 +550,7 @@ class PostgresSink:
     async def _judge(
         self, connection: Connection[Any], row: Row, error: Exception, became: _BatchResult
     ) -> None:
-        """Put a record aside that is at fault itself; keep waiting one that the store is for.
+        """Put a record aside that is at fault itself; postpone it where the store is.
 
         A check of ours knows records. What somebody else has added to the tables (a trigger, a
         constraint, an index), what is missing there, or a sequence that is behind, refuses
@@ -734,7 +734,7 @@ class _BatchResult:
     has_taken_any: bool = False
 
     def postponed_as_sent(self, rows: Iterable[Row]) -> Iterator[str]:
-        """Ids of stored records, as their sender spelled them."""
+        """Ids of the postponed records, as their sender spelled them."""
         spelled = {str(row.id): row.record_id for row in rows} if self.postponed else {}
         return (spelled.get(record_id, record_id) for record_id in self.postponed)
 

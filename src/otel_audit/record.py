@@ -142,7 +142,9 @@ class Body(_Part, frozen=True, kw_only=True, gc=False):
         content_type: Media type as declared.
         sha256: Hex digest of the redacted text (never of what was removed).
         absent: Why there is no content, or why it is cut: ``truncated``, ``binary``,
-            ``encoded`` (an unknown content coding), ``not_read``, ``unparsable``.
+            ``encoded`` (an unknown content coding), ``not_read``, ``not_copied`` (the level was not
+            known yet when the request began), ``file`` (the server sent a file by itself),
+            ``unparsable``.
     """
 
     content: msgspec.Raw = NO_CONTENT

@@ -54,7 +54,7 @@ RowProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class RowSelection:
-    """The rows to read, and the source of their hashes.
+    """The rows to read, and what is needed to judge them.
 
     Attributes:
         since: Only those that were sealed at this time or later.
@@ -368,7 +368,7 @@ async def _judge_suspects(
 
 
 async def blame(connection: Connection[Any], block: Block, findings: Findings) -> None:
-    """Return what happened to a block whose rows agree with its leaves, and whose root does not."""
+    """Add what happened to a block whose rows agree with its leaves, and whose root does not."""
     found: dict[uuid.UUID, list[Leaf]] = defaultdict(list)
     async for row in store.rows(connection, block.row_ids()):
         found[row["id"]].append(leaf_of(row))
