@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import logging
 import os
 import socket
@@ -415,6 +416,17 @@ class _Survey:
     outlived: set[tuple[int, int]] = field(default_factory=set)
 
 
+class WithoutLock(enum.Enum):
+    """Why a spool has no lock."""
+
+    BEING_REMOVED = enum.auto()
+    """Nothing is in it any more."""
+    PROCESS_IS_DEAD = enum.auto()
+    """The machine has started again since, and the power loss has taken the lock away."""
+    UNKNOWN = enum.auto()
+    """Its process may live; a person must say."""
+
+
 def adopt(
     directory: Path,
     service: str,
@@ -516,33 +528,40 @@ def _locked(place: OwnDirectory) -> int | None:
         return lock_if_dead(place)
     except FileNotFoundError:
         pass
-    missing = missing_lock(place)
-    if missing is None:
-        return None
-    if missing:
-        _warn_once(place.path, missing)
-        return None
-    with suppress(FileExistsError):
-        return create_lock(place)
+    match why_without_lock(place):
+        case WithoutLock.PROCESS_IS_DEAD:
+            with suppress(FileExistsError):
+                return create_lock(place)
+        case WithoutLock.UNKNOWN:
+            _warn_once(place.path, without_lock_message(place))
+        case WithoutLock.BEING_REMOVED:
+            pass
     return None
 
 
-def missing_lock(place: OwnDirectory) -> str | None:
-    """Say what to do about a spool that has no lock.
-
-    Returns:
-        None if it is being removed; empty where its process is dead for sure; else a sentence.
+def why_without_lock(place: OwnDirectory) -> WithoutLock:
+    """Say why a spool has no lock.
 
     Raises:
         OSError: It cannot be read.
     """
     if not bytes_in(place):
-        return None
+        return WithoutLock.BEING_REMOVED
     label = read_label(place)
     if label is not None and label.host == socket.gethostname():
         booted = boot_id()
         if label.boot_id and booted and label.boot_id != booted:
-            return ""
+            return WithoutLock.PROCESS_IS_DEAD
+    return WithoutLock.UNKNOWN
+
+
+def without_lock_message(place: OwnDirectory) -> str:
+    """Say what to do about a spool without a lock whose process may live.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    label = read_label(place)
     process = "" if label is None else f" {label.pid} of host {label.host}"
     return (
         f"has no file {LOCK}, so nobody can tell whether its process{process} lives; if it does "

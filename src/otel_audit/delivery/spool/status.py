@@ -30,7 +30,12 @@ from otel_audit.delivery.spool.locks import lock_if_dead, release
 from otel_audit.delivery.spool.manifest import belongs_elsewhere
 from otel_audit.delivery.spool.open import open_spool
 from otel_audit.delivery.spool.ownership import ForeignError, OwnDirectory, danger_above
-from otel_audit.delivery.spool.recover import missing_lock, obstacle_to_adoption
+from otel_audit.delivery.spool.recover import (
+    WithoutLock,
+    obstacle_to_adoption,
+    why_without_lock,
+    without_lock_message,
+)
 from otel_audit.errors import OtelAuditError
 
 _LISTED: Final = 10
@@ -232,10 +237,10 @@ def _look(spool: OwnDirectory, problems: list[str], stuck: list[str]) -> tuple[b
         try:
             lock = lock_if_dead(spool)
         except FileNotFoundError:
-            missing = missing_lock(spool)
-            if missing:
-                stuck.append(f"{spool.path} {missing}")
-            return missing is not None, age
+            why = why_without_lock(spool)
+            if why is WithoutLock.UNKNOWN:
+                stuck.append(f"{spool.path} {without_lock_message(spool)}")
+            return why is not WithoutLock.BEING_REMOVED, age
     except ForeignError as error:
         problems.append(_foreign(error))
         return False, 0.0
