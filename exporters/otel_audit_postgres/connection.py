@@ -74,7 +74,7 @@ __all__ = [
     "disconnected",
     "is_pooled",
     "refuse_unreplicated",
-    "settle",
+    "wait_until_durable",
 ]
 
 _LOOK_FOR_CLIENT: Final = 10.0
@@ -373,7 +373,7 @@ def is_pooled(connection: Connection[Any]) -> bool:
     return isinstance(connection, OwnConnection) and connection.is_pooled
 
 
-async def settle(connection: Connection[Any]) -> None:
+async def wait_until_durable(connection: Connection[Any]) -> None:
     """Wait until all that can be seen now is durable: on disk, and on a synchronous standby.
 
     A row may be seen whose COMMIT was cut off while it waited. A statement that only finds it

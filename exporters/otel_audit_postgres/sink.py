@@ -40,7 +40,7 @@ from otel_audit_postgres.connection import (
     disconnect_later,
     disconnected,
     refuse_unreplicated,
-    settle,
+    wait_until_durable,
 )
 from otel_audit_postgres.copy_load import SMALLEST_LOAD, Loader
 from otel_audit_postgres.errors import (
@@ -372,7 +372,7 @@ class PostgresSink:
                 yield connection
                 if became is not None and became.relies_on_what_is_seen:
                     async with asyncio.timeout(self._statement_timeout):
-                        await settle(connection)
+                        await wait_until_durable(connection)
                 refuse_unreplicated(connection)
                 if became is not None and became.postponed:
                     # the next try in a new session: one keeps numbers of sequences, for example

@@ -388,7 +388,7 @@ def _start(runtime: Runtime, app_engine: Any) -> Runtime:
         raise
     _runtime = runtime
     if _orm is not None:
-        runtime.settle_changes = _orm.settle
+        runtime.report_commits = _orm.report_commits
     elif runtime.config.orm == "observed":
         _once_imported("sqlalchemy", functools.partial(_attach_orm_late, runtime))
     runtime.watch_spans()
@@ -509,7 +509,7 @@ def _attach_orm_late(runtime: Runtime) -> None:
     if _runtime is runtime and _orm is None:
         _orm = _attach_orm(runtime, None)
         if _orm is not None:
-            runtime.settle_changes = _orm.settle
+            runtime.report_commits = _orm.report_commits
 
 
 def _end() -> None:

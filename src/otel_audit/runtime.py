@@ -172,7 +172,7 @@ class Runtime:
         )
         if seen is not None:
             self._options = dataclasses.replace(self._options, log=seen)
-        self.settle_changes: Callable[[], None] = _nothing
+        self.report_commits: Callable[[], None] = _nothing
         self._spans = ChildSpans() if config.child_spans else None
         self._sending = PropagatorInstaller() if config.baggage_send else None
         self._attaches = self._spans is not None or self._sending is not None
@@ -181,7 +181,7 @@ class Runtime:
             redactor=self.redactor,
             aliases=config.actor_type_aliases,
             service=_service_name,
-            settle=self._settle_changes,
+            report_commits=self._report_commits,
             around=origin_from_context if config.baggage_trust else Origin,
             opened=self._begins,
             begin=recorder.opened
@@ -349,8 +349,8 @@ class Runtime:
         if self.delivery is not None:
             if self._stream is not None:
                 self._stream.end()
-            settle = functools.partial(self.delivery.settle, self.config.shutdown_timeout)
-            await in_thread(settle)
+            deliver = functools.partial(self.delivery.flush_and_rest, self.config.shutdown_timeout)
+            await in_thread(deliver)
             if self.atomic is not None:
                 flush = functools.partial(self.atomic.flush, self.config.shutdown_timeout)
                 await in_thread(flush)
@@ -501,7 +501,7 @@ class Runtime:
     def close(self) -> None:
         """Deliver what waits and end the writer. Never raises."""
         self.report_names()
-        self.settle_changes()
+        self.report_commits()
         if self._spans is not None:
             self._spans.detach()
         if self._sending is not None:
@@ -541,7 +541,7 @@ class Runtime:
 
     def _waiting(self, options: CaptureOptions) -> CaptureOptions:
         """Add what an exchange waits for, if the settings need it."""
-        options = dataclasses.replace(options, settle=self._settle_changes)
+        options = dataclasses.replace(options, report_commits=self._report_commits)
         config, stream = self.config, self._stream
         if self.delivery is None or stream is None:
             return options
@@ -586,8 +586,8 @@ class Runtime:
             self.count_error()
             log_limited(_logger, "attach", "Actor and tenant are not passed on", error=error)
 
-    def _settle_changes(self) -> None:
-        self.settle_changes()
+    def _report_commits(self) -> None:
+        self.report_commits()
 
     def _count_redaction_error(self) -> None:
         self.counters.add("redaction_errors")

@@ -182,7 +182,7 @@ class _Pipeline:
     async def end(self) -> None:
         """Write what is left."""
         await self._pass_on()
-        await self._settled()
+        await self._wait_for_writer()
 
     async def stop(self) -> None:
         """Wait for the thread to end; its files are closed next."""
@@ -192,9 +192,9 @@ class _Pipeline:
     async def _pass_on(self) -> None:
         stretches, self._waiting, self._rows = self._waiting, [], 0
         async for places, copied in self._parts([one for of in stretches for one in of.places]):
-            await self._settled()
+            await self._wait_for_writer()
             self._begin(self._writer.write, copied, places)
-        await self._settled()
+        await self._wait_for_writer()
         self._begin(self._writer.complete, stretches)
 
     async def _parts(
@@ -233,7 +233,7 @@ class _Pipeline:
     def _begin(self, work: Callable[..., None], *values: Any) -> None:
         self._under_way = asyncio.create_task(asyncio.to_thread(work, *values))
 
-    async def _settled(self) -> None:
+    async def _wait_for_writer(self) -> None:
         """Wait for what is under way; what it raises is raised here."""
         under_way, self._under_way = self._under_way, None
         if under_way is not None:

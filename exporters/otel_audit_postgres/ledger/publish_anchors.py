@@ -125,7 +125,7 @@ class Publishing:
         ]
         await self._wait(filter(None, begun))
 
-    async def settle(self, timeout: float) -> None:  # noqa: ASYNC109 - hands it on
+    async def end_running(self, timeout: float) -> None:  # noqa: ASYNC109 - hands it on
         """Wait for what is under way; what then still is has failed, and is given up."""
         if self._under_way:
             await asyncio.wait(self._under_way.values(), timeout=timeout)

@@ -23,7 +23,7 @@ from otel_audit_postgres.connection import (
     connect,
     disconnect_later,
     disconnected,
-    settle,
+    wait_until_durable,
 )
 from otel_audit_postgres.errors import as_store_error
 from otel_audit_postgres.ledger import store
@@ -208,7 +208,7 @@ class Sealer:
                         return done
                 if note is not None and (plan.agreeing or plan.block is not None):
                     # what an anchor has seen must be there after a failover, too
-                    await settle(connection)
+                    await wait_until_durable(connection)
                 self._tree = plan.tree
                 self.lag = await store.waiting_for(connection)
             except BaseException as error:
@@ -230,9 +230,9 @@ class Sealer:
                 await self._publishing.publish(note, plan.agreeing, plan.new)
         return done
 
-    async def settle(self, timeout: float = 3.0) -> None:  # noqa: ASYNC109 - hands it on
+    async def end_publications(self, timeout: float = 3.0) -> None:  # noqa: ASYNC109 - hands it on
         """Wait for running publications, and cancel those that do not end in time."""
-        await self._publishing.settle(timeout)
+        await self._publishing.end_running(timeout)
 
     async def run(self, stop: asyncio.Event, interval: float = 1.0) -> None:
         """Seal until stopped.

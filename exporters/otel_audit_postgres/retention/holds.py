@@ -225,7 +225,7 @@ async def release_hold(
         return [key for one in released for key in await _lift(connection, archive, one)]
 
 
-async def settle_holds(
+async def apply_holds(
     connection: Connection[Any], archive: ArchiveStore, since: int
 ) -> tuple[list[str], list[str]]:
     """Set the locks of archive objects by the holds, after an interruption or for a new month.

@@ -47,7 +47,7 @@ from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.errors import sqlstate
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.keys import PublicKey, Signer
-from otel_audit_postgres.retention.holds import hold_on_object, settle_holds
+from otel_audit_postgres.retention.holds import apply_holds, hold_on_object
 from otel_audit_postgres.retention.months import collapse
 from otel_audit_postgres.retention.plan import PlannedMonth, RetentionPlan, end_of, planned
 from otel_audit_postgres.retention.policy import (
@@ -67,7 +67,7 @@ _RETIRED: Final = (
 )
 _IS_SEALED: Final = "SELECT audit.is_sealed($1)"
 _DROP: Final = "SELECT audit.drop_partition($1, $2)"
-_SETTLED_UP_TO: Final = (
+_APPLIED_UP_TO: Final = (
     "SELECT coalesce((done ->> 'step')::integer, 0) FROM audit.retention_runs "
     "ORDER BY recorded_at DESC LIMIT 1"
 )
@@ -231,21 +231,21 @@ class _Run:
         if self._report.dropped:
             self._step("", "collapse")
             self._report.collapsed = await collapse(self._setting.dsn)
-        step = await self._settle_holds()
+        step = await self._apply_holds()
         await self._expire(plan)
         await self._connection.fetchval(_END_RESTORED)
         await self._record(plan, step)
         return self._report
 
-    async def _settle_holds(self) -> int:
+    async def _apply_holds(self) -> int:
         """Put holds on objects archived since the last run. Returns the last manifest with them."""
         archives = await recorded_archives(self._connection)
         archive = self._setting.archive
         if archive is None:
             return 0
         self._step("", "holds")
-        since = await self._connection.fetchval(_SETTLED_UP_TO) or 0
-        self._report.held, _ = await settle_holds(self._connection, archive, since)
+        since = await self._connection.fetchval(_APPLIED_UP_TO) or 0
+        self._report.held, _ = await apply_holds(self._connection, archive, since)
         return archives[-1].step if archives else 0
 
     async def _record(self, plan: RetentionPlan, step: int) -> None:

@@ -186,7 +186,7 @@ class SpilledChanges(msgspec.Struct):
         )
         return first, rest
 
-    def settle(self, outcome: TransactionOutcome) -> None:
+    def set_outcome(self, outcome: TransactionOutcome) -> None:
         """Set the transaction's outcome; its changes are not shared yet."""
         self.outcome = outcome
         for change in self.recent:

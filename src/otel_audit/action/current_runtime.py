@@ -34,7 +34,7 @@ class CurrentRuntime:
         redactor: Takes secrets out.
         aliases: The application's roles to canonical ones.
         service: Name of the process, which is the actor if there is no other.
-        settle: Brings home the commits that the database has answered.
+        report_commits: Brings home the commits that the database has answered.
         around: Says who and for whom, where no action is around.
         opened: Called for each action that begins, before anything else.
         begin: Writes down that an action has begun; False where it must not.
@@ -52,7 +52,7 @@ class CurrentRuntime:
     redactor: Redactor
     aliases: Mapping[str, str]
     service: Callable[[], str]
-    settle: Callable[[], None]
+    report_commits: Callable[[], None]
     around: Callable[[], Origin]
     opened: Callable[[], None]
     begin: Callable[[AuditRecord, Span | None], bool]

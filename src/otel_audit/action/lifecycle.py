@@ -118,7 +118,7 @@ class Lifecycle(ABC):
         action's own record; what ends after this gets a record of its own.
         """
         try:
-            self._ports.settle()
+            self._ports.report_commits()
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._parts.fail("changes", error)
         self._audit.late = self._record_late

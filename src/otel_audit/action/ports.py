@@ -63,7 +63,7 @@ class Ports(Protocol):
         """Takes the records."""
 
     @property
-    def settle(self) -> Callable[[], None]:
+    def report_commits(self) -> Callable[[], None]:
         """Brings home the commits that the database has answered."""
 
     @property
@@ -87,7 +87,7 @@ class NoPorts:
     """The ports where nothing is audited."""
 
     recorder: Recorder = NoRecorder()
-    settle: Callable[[], None] = staticmethod(_nothing)
+    report_commits: Callable[[], None] = staticmethod(_nothing)
     on_error: Callable[[], None] = staticmethod(_nothing)
     on_loss: Callable[[Exception], None] = staticmethod(_nothing)
     intended: Intended | None = None

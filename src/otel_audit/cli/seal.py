@@ -83,7 +83,7 @@ async def _once(sealer: Sealer, *, as_json: bool) -> None:
             rows += done.rows
             faulty += done.faulty
             malformed += len(done.malformed)
-        await sealer.settle()
+        await sealer.end_publications()
     finally:
         await sealer.close()
     if done.is_held_up:
@@ -118,7 +118,7 @@ async def _for_ever(sealer: Sealer, interval: float, watch: RetentionWatch) -> N
     watching = asyncio.create_task(watch.run())
     try:
         await sealer.run(stop, interval)
-        await sealer.settle()
+        await sealer.end_publications()
     finally:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)

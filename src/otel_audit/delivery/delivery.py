@@ -323,7 +323,7 @@ class Delivery:
             self._looked.get(timeout=timeout)
             self._looked.put(None)  # for whoever waits next
 
-    def settle(self, timeout: float) -> None:
+    def flush_and_rest(self, timeout: float) -> None:
         """Deliver what waits, and leave as little behind as can be: the process may be killed next.
 
         Args:

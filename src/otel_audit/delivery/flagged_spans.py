@@ -25,7 +25,7 @@ _logger = logging.getLogger(__name__)
 class TakesSpans(Protocol):
     """The receiver of flagged spans."""
 
-    def adopted(self, entry: Entry, /) -> None:
+    def deliver_span(self, entry: Entry, /) -> None:
         """Deliver a span's record. Never raises."""
 
 
@@ -83,7 +83,7 @@ class FlaggedSpans(SpanProcessor):
         if self._provider is None or not names.is_flagged(span):
             return
         try:
-            self._recorder.adopted(read_flagged(span, self._redacting))
+            self._recorder.deliver_span(read_flagged(span, self._redacting))
         except Exception as error:  # noqa: BLE001 - an exception here would reach the application
             self._on_error()
             log_limited(_logger, "flagged", "A flagged span gave no record", error=error)

@@ -245,7 +245,7 @@ class Producer:
             self.begin()
         self._send(record, server_span)
 
-    def adopted(self, entry: Entry) -> None:
+    def deliver_span(self, entry: Entry) -> None:
         """Deliver the record of another program's span; it has been a span already."""
         if isinstance(entry, Refused):
             self._delivery.submit(entry)

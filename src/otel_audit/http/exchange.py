@@ -457,7 +457,7 @@ class Exchange(Lifecycle):
     def _takes_long(self) -> None:
         """The action still runs: a record says so. Who it is may not be settled yet."""
         audit, builder = self._audit, self._builder
-        settled = builder.settled
+        resolution = builder.resolution
         try:
             decision = builder.decide(wrote=bool(audit.changes_pending or audit.transactions))
             found = audit.actor, audit.tenant
@@ -471,18 +471,18 @@ class Exchange(Lifecycle):
                 self._decided_at_start = decision
                 self._options.recorder.closed(as_started(known), audit.server_span)
             if (audit.actor, audit.tenant) == found and not self.bodies.ended:
-                builder.settled = settled
+                builder.resolution = resolution
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._count_failure(error)
 
     def _records_at_commit(self, changes: SpilledChanges) -> Iterator[AuditRecord]:
         """As for any action; who it is may not be settled yet, and then is settled again later."""
         audit, builder = self._audit, self._builder
-        settled = builder.settled
+        resolution = builder.resolution
         if builder.decide(wrote=True) is not None:
             yield from super()._records_at_commit(changes)
         if not self.bodies.ended and not audit.closed:
-            builder.settled = settled
+            builder.resolution = resolution
 
     def _known(self, *, at_commit: bool) -> AuditRecord:
         """Make the record of what is known now."""

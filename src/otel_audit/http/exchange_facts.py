@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from otel_audit.policy import PolicyDecision
     from otel_audit.redaction import Redactor
 
-_Settled: TypeAlias = (
+_Resolution: TypeAlias = (
     "tuple[Actor | None, Tenant | None, bool, tuple[object, ...] | None, "
     "tuple[Actor | None, Tenant | None]]"
 )
@@ -177,12 +177,12 @@ class ExchangeFacts:
         )
 
     @property
-    def settled(self) -> _Settled:
+    def resolution(self) -> _Resolution:
         """Actor, tenant, and the facts they depend on: to undo a decision that came too early."""
         return self.audit.actor, self.audit.tenant, self.resolved, self.judged, self._named
 
-    @settled.setter
-    def settled(self, earlier: _Settled) -> None:
+    @resolution.setter
+    def resolution(self, earlier: _Resolution) -> None:
         audit = self.audit
         # with what was resolved then: an actor that was named since is not among it, as it must be
         # redacted first

@@ -50,7 +50,8 @@ class CaptureOptions:
             the recorder says so later.
         durable: Waits until the record of an answer is on disk; None: no wait.
         intended: Brings an intent to the store; says whether the action may begin.
-        settle: Brings home what the database has answered, so that it is in this action's record.
+        report_commits: Brings home what the database has answered, so that it is in this action's
+            record.
         refuses: Whether an action that cannot be written down at all must not be.
         strict: Whether every action needs an intent, where the policy does not say so.
     """
@@ -80,7 +81,7 @@ class CaptureOptions:
     intended: Callable[[AuditRecord, trace.Span | None], Awaitable[bool]] | None = None
     strict: bool = False
     refuses: bool = False
-    settle: Callable[[], None] = lambda: None
+    report_commits: Callable[[], None] = lambda: None
     socket_messages: bool = False
     span_urls: bool = False
     on_loss: Callable[[Exception], None] = lambda _error: None

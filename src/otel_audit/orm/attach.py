@@ -59,13 +59,13 @@ class Attachment:
     Attributes:
         redactor: Redacts before anything leaves a listener.
         options: What is captured.
-        settle: Reports commits that have been answered; see `TransactionTracker.settle`. Never
-            raises.
+        report_commits: Reports commits that have been answered; see
+            `TransactionTracker.report_commits`. Never raises.
     """
 
     redactor: ValueRedactor
     options: OrmOptions
-    settle: Callable[[], None]
+    report_commits: Callable[[], None]
     _tracker: TransactionTracker
     _mappers: MapperInfoCache
     _redaction: ColumnRedaction
@@ -215,8 +215,10 @@ def _build(
         listeners[:0] = [
             _Listener(Engine, name, getattr(promised, name), {}) for name in _events(promised)
         ]
-    settle = guarded(tracker.settle, guard)
-    return Attachment(redactor, options, settle, tracker, mapper_infos, column_redaction, listeners)
+    report_commits = guarded(tracker.report_commits, guard)
+    return Attachment(
+        redactor, options, report_commits, tracker, mapper_infos, column_redaction, listeners
+    )
 
 
 def _events(listeners: object) -> list[str]:

@@ -156,7 +156,7 @@ class SessionListeners:
 
     def after_commit(self, _session: Session) -> None:
         """Learn that the commits sent before have worked."""
-        self._tracker.settle()
+        self._tracker.report_commits()
 
 
 class PoolListeners:

@@ -160,7 +160,7 @@ class OutboxListeners:
     def _write_batch(
         self, connection: Connection, state: TransactionState, owner: Owner, batch: SpilledChanges
     ) -> None:
-        batch.settle("committed")
+        batch.set_outcome("committed")
         encoded = (self._transactional.encode(one) for one in self._composed(owner, batch))
         ids: list[str] = []
         for rows in _in_parts(encoded):

@@ -68,7 +68,7 @@ class WrittenByAction(msgspec.Struct, eq=False):
     records: list[str] = msgspec.field(default_factory=list)
 
 
-class SavepointLevel(msgspec.Struct, eq=False):
+class TransactionLevel(msgspec.Struct, eq=False):
     """A transaction, or a savepoint in it.
 
     Attributes:
@@ -90,7 +90,7 @@ class SavepointLevel(msgspec.Struct, eq=False):
             found = self.batches[owner] = SpilledChanges(self.room)
         return found
 
-    def absorb(self, other: SavepointLevel) -> None:
+    def absorb(self, other: TransactionLevel) -> None:
         """Take over what a released savepoint has written."""
         for owner, batch in other.batches.items():
             self.batch(owner).absorb(batch)
@@ -123,7 +123,7 @@ class TransactionState(msgspec.Struct, eq=False):
 
     room: SpillOptions = msgspec.field(default_factory=SpillOptions)
     keep_rolled_back: bool = False
-    levels: list[SavepointLevel] = msgspec.field(default_factory=list)
+    levels: list[TransactionLevel] = msgspec.field(default_factory=list)
     undone: dict[Owner, SpilledChanges] = msgspec.field(default_factory=dict)
     recorded: dict[Owner, WrittenByAction] = msgspec.field(default_factory=dict)
     refused: dict[Owner, list[str]] = msgspec.field(default_factory=dict)
@@ -140,10 +140,10 @@ class TransactionState(msgspec.Struct, eq=False):
     connection: Any = None
 
     def __post_init__(self) -> None:
-        self.levels = [SavepointLevel(self.room)]
+        self.levels = [TransactionLevel(self.room)]
 
     @property
-    def top(self) -> SavepointLevel:
+    def top(self) -> TransactionLevel:
         """The innermost level, where what is written now belongs."""
         return self.levels[-1]
 
@@ -201,7 +201,7 @@ class TransactionState(msgspec.Struct, eq=False):
     def open_savepoint(self, name: str) -> None:
         """A savepoint was set."""
         self.is_released = False
-        self.levels.append(SavepointLevel(self.room, name))
+        self.levels.append(TransactionLevel(self.room, name))
 
     def release_savepoint(self, name: str) -> None:
         """A savepoint was released: what it holds belongs to the level around it."""
@@ -256,7 +256,7 @@ class TransactionState(msgspec.Struct, eq=False):
             Actions and what they have written; one that did not even try is left out.
         """
         batches = self.gather() if len(self.levels) > 1 else self.levels[0].batches
-        self.levels = [SavepointLevel(self.room)]
+        self.levels = [TransactionLevel(self.room)]
         return batches.items()
 
     @property
@@ -271,7 +271,7 @@ class TransactionState(msgspec.Struct, eq=False):
                 found = None
         return found
 
-    def _leave(self, name: str) -> list[SavepointLevel]:
+    def _leave(self, name: str) -> list[TransactionLevel]:
         for position in range(len(self.levels) - 1, 0, -1):
             if self.levels[position].name == name:
                 left = self.levels[position:]

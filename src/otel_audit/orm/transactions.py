@@ -181,7 +181,7 @@ class TransactionTracker:
         its ROLLBACK: to the database it continues, and has the outcome of the next writes.
         """
         if self.awaited or self._gone:
-            self.settle()
+            self.report_commits()
         facts = self.facts(connection)
         state = facts.state
         if state is not None:
@@ -238,7 +238,7 @@ class TransactionTracker:
                 undecided = is_pipelined_autocommit(connection)
                 self.end(connection, "unknown" if undecided else "rolled_back")
 
-    def settle(self) -> None:
+    def report_commits(self) -> None:
         """Report every commit that has been answered.
 
         SQLAlchemy reports when a COMMIT is about to be sent and when it fails, not when it has
@@ -253,7 +253,7 @@ class TransactionTracker:
             if (state.autocommitted or state.is_released) and _is_over(state, connection):
                 self._end(state, "committed")
             elif state.committing:
-                self._settle(state, connection)
+                self._report_if_answered(state, connection)
 
     def connection_checked_in(self, driver_connection: object) -> None:
         """A connection came back to its pool, and so its COMMIT, if any, has been answered.
@@ -263,7 +263,7 @@ class TransactionTracker:
         """
         for state in list(self.awaited.values()):
             if state.committing and state.driver_connection is driver_connection:
-                self._settle(state, state.connection())
+                self._report_if_answered(state, state.connection())
 
     def connection_reset(self, driver_connection: object, *, unfinished: bool) -> None:
         """A connection is about to come back: see whether its COMMIT, if any, was sent.
@@ -279,7 +279,7 @@ class TransactionTracker:
                     unfinished or in_transaction(driver_connection)
                 )
 
-    def _settle(self, state: TransactionState, connection: Connection | None) -> None:
+    def _report_if_answered(self, state: TransactionState, connection: Connection | None) -> None:
         """Report a commit that was sent, if it has been answered."""
         if connection is None:
             self._lost(state.connection)
@@ -299,7 +299,7 @@ class TransactionTracker:
 
     def close(self) -> None:
         """Report what can be known, and the rest as unknown; for detaching."""
-        self.settle()
+        self.report_commits()
         for state in list(self._open.values()):
             self._end(state, "unknown")
 
@@ -348,11 +348,11 @@ class TransactionTracker:
             self._on_recorded()
         if state.undone:
             for owner, batch in state.undone.items():
-                batch.settle("rolled_back")
+                batch.set_outcome("rolled_back")
                 self._report_undone(owner, batch)
         if not state.recorded and self._on_unrecorded is None:  # as nearly always
             for owner, batch in state.finish():
-                batch.settle(outcome)
+                batch.set_outcome(outcome)
                 self._report(owner, outcome, batch, state, None)
             return
         on_unrecorded = self._on_unrecorded if outcome == "committed" else None
@@ -364,7 +364,7 @@ class TransactionTracker:
                 whole = recorded.pop(owner).changes
                 whole.absorb(batch)
                 batch = whole  # noqa: PLW2901 - the same batch, complete
-            batch.settle(outcome)
+            batch.set_outcome(outcome)
             self._report(owner, outcome, batch, state, recorded.pop(owner, None))
         if has_unrecorded and on_unrecorded is not None:
             on_unrecorded(state)

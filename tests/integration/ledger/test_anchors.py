@@ -97,7 +97,7 @@ class TestWaiting:
         assert [one.asked for one in hanging] == [1, 1]
         assert "hanging does not answer" in caplog.text
         assert sealer.failed_publications >= 2
-        await sealer.settle(0.1)
+        await sealer.end_publications(0.1)
         await sealer.close()
 
     async def test_for_a_signer_holds_no_transaction(self, impatient, tmp_path):
@@ -139,7 +139,7 @@ class TestWaiting:
             while not kept:
                 await log.write(1)
                 await sealer.seal()
-        await sealer.settle()
+        await sealer.end_publications()
         await sealer.close()
 
     async def test_two_sealers_that_plan_the_same_append_it_once(self, log):

@@ -367,7 +367,7 @@ class TestAnchors:
         assert sealer.failed_publications >= 1
         assert read_checkpoint(await log.anchor.last()).size == 3
         may_go_on.set()
-        await sealer.settle()
+        await sealer.end_publications()
         await sealer.seal()
         await sealer.close()
         assert read_checkpoint(kept["note"]).size == 3

@@ -191,7 +191,7 @@ class TestManyBatches:
         rows = [{"code": f"c{number}"} for number in range(3)]
         with action() as scope, engine.connect() as connection:
             connection.execute(insert(Tag).returning(Tag.code), rows)
-            capture.attachment.settle()
+            capture.attachment.report_commits()
             assert [change.rows for change in scope.changes] == [3]
 
 
@@ -234,7 +234,7 @@ class TestPools:
             session.flush()
             del session
             gc.collect()
-            capture.attachment.settle()
+            capture.attachment.report_commits()
         with engine.connect() as connection:
             assert connection.scalar(text("select count(*) from tag")) == ended[1]
         assert (scope.transaction, len(scope.changes)) == ended
@@ -248,7 +248,7 @@ class TestPools:
             session.flush()
             del session
             gc.collect()
-            capture.attachment.settle()
+            capture.attachment.report_commits()
         assert scope.transaction == "unknown"
 
     async def test_a_commit_that_a_listener_has_kept_back(self, capture, connect):
@@ -265,7 +265,7 @@ class TestPools:
                 with pytest.raises(ValueError, match="kept back"):
                     connection.commit()
                 event.remove(engine, "commit", refuse)
-            capture.attachment.settle()
+            capture.attachment.report_commits()
         with engine.connect() as connection:
             assert connection.scalar(text("select count(*) from tag")) == 1
         assert (scope.transaction, len(scope.changes)) == ("committed", 1)

@@ -316,7 +316,7 @@ class History(RuleBasedStateMachine):
 
     def check_outcome(self, before, how):
         """The outcome of the action follows the last transaction that wrote."""
-        self.capture.attachment.settle()
+        self.capture.attachment.report_commits()
         if how == "commit" and self.committed() > before:
             assert self.scope.final_transaction == "committed"
             rolled_back = self.scope.rolled_back_transactions > 0
@@ -476,7 +476,7 @@ class AutocommitHistory(History):
 
     def told(self) -> list[Change]:
         # SQLite commits where a savepoint is released that has begun the transaction
-        self.capture.attachment.settle()
+        self.capture.attachment.report_commits()
         return super().told()
 
     def check_outcome(self, before, how):

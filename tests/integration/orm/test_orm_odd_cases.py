@@ -330,7 +330,7 @@ class TestSituations:
                 connection.rollback()
             del connection
             gc.collect()
-            capture.attachment.settle()
+            capture.attachment.report_commits()
         assert scope.transaction == "unknown"
 
     @pytest.mark.parametrize("outcome", ["committed", "rolled_back"])
@@ -387,7 +387,7 @@ class TestSituations:
         with action() as scope, engine.connect() as connection:
             connection.execute(insert(Tag).values(code="a"))
             connection.commit()
-            capture.attachment.settle()
+            capture.attachment.report_commits()
             assert scope.transaction == "committed"
         engine.dispose()
 

@@ -185,7 +185,7 @@ class TestOutcome:
             session.flush()
             del session
             gc.collect()
-            capture.attachment.settle()
+            capture.attachment.report_commits()
         assert scope.transaction == "rolled_back"
 
     async def test_collected_while_a_lock_is_held(self, sqlite):
@@ -208,7 +208,7 @@ class TestOutcome:
                 del session
                 gc.collect()
                 assert found == []
-            attachment.settle()
+            attachment.report_commits()
         finally:
             detach(attachment)
         assert found == [("rolled_back", 1)]
@@ -518,7 +518,7 @@ class TestConnections:
         with action() as scope, sqlite.engine.connect() as connection:
             connection.execute(insert(Tag).values(code="a"))
             connection.commit()
-            capture.attachment.settle()
+            capture.attachment.report_commits()
             assert scope.transaction == "committed"
 
     async def test_session_in_a_foreign_transaction(self, capture, sqlite):

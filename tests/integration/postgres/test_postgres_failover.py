@@ -15,7 +15,7 @@ import asyncpg
 import msgspec
 import pytest
 from otel_audit_postgres import PostgresSink
-from otel_audit_postgres.connection import connect, settle
+from otel_audit_postgres.connection import connect, wait_until_durable
 from strategies import a_record
 
 from otel_audit._util.ids import uuid7
@@ -125,10 +125,10 @@ async def test_whatever_the_role_waits_for_by_default(own_store, standby, defaul
     assert await connection.fetchval("SHOW synchronous_commit") == (
         "remote_apply" if default == "remote_apply" else "on"
     )
-    await settle(connection)
+    await wait_until_durable(connection)
     await asyncio.to_thread(standby.stop)
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(settle(connection), 1)
+        await asyncio.wait_for(wait_until_durable(connection), 1)
     await connection.close()
 
 

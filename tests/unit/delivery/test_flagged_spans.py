@@ -54,7 +54,7 @@ class App:
         assert self.watcher.attach(self.provider)
         self.tracer = early_tracer if early else self.provider.get_tracer("app.late")
 
-    def adopted(self, entry: Any) -> None:
+    def deliver_span(self, entry: Any) -> None:
         self.got.append(entry)
 
     def count_error(self) -> None:
@@ -176,7 +176,7 @@ class TestFlaggedSpans:
     def test_an_exception_of_ours_does_not_reach_the_application(self, monkeypatch):
         """Whatever goes wrong here, the application's span ends as ever; it is counted."""
         app = App(ALWAYS_ON)
-        monkeypatch.setattr(app, "adopted", lambda entry: 1 / 0)
+        monkeypatch.setattr(app, "deliver_span", lambda entry: 1 / 0)
         with app.tracer.start_as_current_span("report.made", attributes=FLAGGED):
             pass
         assert app.errors == 1

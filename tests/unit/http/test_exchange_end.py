@@ -180,9 +180,9 @@ async def test_an_actor_named_late_is_redacted_after_a_look_that_is_undone(monke
         otel_audit.set_actor(TOKEN)
         otel_audit.set_tenant(TOKEN)
         (builder,) = made
-        settled = builder.settled
+        resolution = builder.resolution
         builder.decide(wrote=True)
-        builder.settled = settled
+        builder.resolution = resolution
 
     monkeypatch.setattr(ExchangeRecordBuilder, "__init__", remember)
     _, _, closed = await recorded(orders(name_and_look))

@@ -91,7 +91,7 @@ class TestLedger:
         expected = [number for numbers in model for number in numbers]
         batch = dict(ledger.finish()).get(None, SpilledChanges())
         assert batch.count == len(expected)
-        batch.settle("committed")
+        batch.set_outcome("committed")
         assert [one.key["id"] for one in batch] == expected
         assert {one.transaction for one in batch} <= {"committed"}
         assert len(batch.recent) <= page

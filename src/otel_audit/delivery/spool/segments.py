@@ -233,7 +233,7 @@ class Segments:
     def _with_room_for(self, size: int) -> Segment:
         current = self.last
         if self.in_doubt:
-            self._settle(current)
+            self._count_remainder(current)
         elif not current.size or current.size + size <= self._segment_bytes:
             return current
         return self.begin_next()
@@ -252,7 +252,7 @@ class Segments:
         self.last = following
         return following
 
-    def _settle(self, segment: Segment) -> None:
+    def _count_remainder(self, segment: Segment) -> None:
         """Count what a write that did not come to its end has left."""
         try:
             size = os.fstat(segment.file).st_size
