@@ -14,7 +14,7 @@ MARK: Final = "~p1."
 KEY_ID_BYTES: Final = 8
 """Bytes of a key's id: 64 random bits."""
 PSEUDONYM_BYTES: Final = 12
-"""96 bits: two values of a store are alike by chance never."""
+"""96 bits: two values of a store practically never have the same pseudonym by chance."""
 _PARTS: Final = 3
 """Pseudonym, key's id, and the encrypted value."""
 _ENCRYPTED: Final = re.compile(r"(~p1\.[\w-]{16})\.[\w-]+\.[\w-]+", re.ASCII)

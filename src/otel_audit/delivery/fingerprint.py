@@ -12,7 +12,7 @@ from otel_audit._util.postgres_dsn import role_of
 from otel_audit.config import AuditConfig
 
 _HEX_DIGITS: Final = 16
-"""64 bits: two of a user's destinations are alike by chance never."""
+"""64 bits: two destinations of one user practically never have the same digest by chance."""
 _POSTGRES_PORT: Final = "5432"
 _PORTS: Final = {"http": 80, "https": 443}
 """A URL's port where it names none."""

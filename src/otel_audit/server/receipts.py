@@ -48,7 +48,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _RECEIPTS: Final = 1000
 """The field's number in the answer: OTLP itself uses the first ones only."""
 _QUARANTINED: Final = 1001
-"""As `_RECEIPTS`."""
+"""The number of the field beside it."""
 _FIXED64: Final = 1
 
 

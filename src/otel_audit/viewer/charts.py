@@ -12,7 +12,7 @@ from otel_audit_postgres.query.grammar import Query, QueryValue, Term
 WIDTH: Final = 1000
 """Units of the drawing; the page scales it."""
 HEIGHT: Final = 72
-"""The same."""
+"""In the same units."""
 _OUTCOMES: Final = ("success", "unknown", "failure")
 _WITHIN: Final = 0.85
 """The share of its place that a bar fills: the rest keeps it apart from the next one."""
