@@ -41,7 +41,6 @@ _NAMED: Final = 3
 _MOST_SUSPECTS: Final = 10_000
 """Rows that are judged one by one; beyond these the check says that there are more."""
 
-
 _UNREADABLE: Final = (OSError, ArithmeticError, ValueError, LookupError, TypeError, csv.Error)
 """What a file that somebody changed may raise."""
 
@@ -121,7 +120,7 @@ class _Suspects:
     count: int = 0
 
     def add(self, number: int, sealed: SealedRow, names: list[str]) -> None:
-        """Add a row, if it is one."""
+        """Add a row, if a column of it is not what its text says, or its text is not a record."""
         if sealed.columns is None and not names:
             if len(self.illegible) < _MOST_SUSPECTS:
                 self.illegible.append(str(uuid.UUID(bytes=sealed.leaf.id)))
@@ -196,15 +195,15 @@ def _otherwise(number: int, names: Sequence[str]) -> str:
 def _check_manifest(path: Path, leaves: Sequence[tuple[int, bytes]], found: ExportCheck) -> None:
     """Compare what the manifest says of the file, which is not signed, with the file."""
     manifest = found.manifest
-    told: dict[str, tuple[object, object]] = {
+    stated: dict[str, tuple[object, object]] = {
         "rows": (manifest.rows, found.rows),
         "size": (manifest.size, path.stat().st_size),
         "first_leaf": (manifest.first_leaf, leaves[0][0] if leaves else None),
         "last_leaf": (manifest.last_leaf, leaves[-1][0] if leaves else None),
     }
     with contextlib.suppress(NoteError):  # which was said
-        told["log"] = (manifest.log, read_checkpoint(manifest.checkpoint).origin)
-    for name, (says, has) in told.items():
+        stated["log"] = (manifest.log, read_checkpoint(manifest.checkpoint).origin)
+    for name, (says, has) in stated.items():
         if says != has:
             found.problems.append(f"the manifest says {says} of {name}, and it is {has}")
     if manifest.changed:

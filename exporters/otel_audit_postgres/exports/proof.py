@@ -24,7 +24,6 @@ FORMAT: Final = "otel-audit export 4"
 EARLIER: Final = "otel-audit export 3"
 """Of a version whose proofs of CSV have no texts; else the same."""
 
-
 _FIRST: Final = "first"
 _NOTE: Final = "malformed"
 

@@ -65,7 +65,7 @@ def _named(report: RecoveryReport) -> str:
     if not names:
         return ""
     further = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return f"; damaged and not said again: record {', '.join(names[:_MOST_NAMED])}{further}"
+    return f"; lost records whose ids can be read: {', '.join(names[:_MOST_NAMED])}{further}"
 
 
 def _entries(spool: AbandonedSpool) -> Iterator[RecoveredEntry]:

@@ -158,7 +158,7 @@ class TestRecovery:
         deliver(recovery, store)
         assert [record.event_name for record in store.got] == ["no.2"]
         assert recovery._counters.dropped == 1
-        assert f"not said again: record {begun.record_id}\n" in caplog.text
+        assert f"lost records whose ids can be read: {begun.record_id}\n" in caplog.text
         assert ended.record_id not in caplog.text
 
     def test_what_cannot_be_removed_is_not_delivered_for_ever(self, home, monkeypatch):
