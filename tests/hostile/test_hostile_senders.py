@@ -208,9 +208,11 @@ class TestBombs:
             await sink.post(request(span(1)))
             for name, path, kind, message in bombs(names):
                 for coding, body in compressed(message, codings):
-                    allowed = times * (MOST_CPU + len(body) / 1e6 * MOST_CPU_PER_MB)
                     # what the machine does beside it is slow once, what the sink does each time
                     for attempt in range(3):
+                        if attempt:  # a machine that others use changes its pace within minutes
+                            times = how_slow()
+                        allowed = times * (MOST_CPU + len(body) / 1e6 * MOST_CPU_PER_MB)
                         sink.store.batches.clear()
                         async with Watch() as watch:
                             answer = await sink.post(
