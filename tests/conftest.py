@@ -174,7 +174,11 @@ def _caught_errors_fail(
     monkeypatch.setattr(ratelimited_log, "on_caught", note)
     yield
     if caught:
-        raise BaseExceptionGroup("a guard has caught what this test does not ask for", caught)
+        # an error that is no `Exception`, such as CancelledError, would leave all other fixtures of
+        # the test in use, `monkeypatch` among them, and so fail each later test of this process
+        raise AssertionError(
+            "a guard has caught what this test does not ask for"
+        ) from BaseExceptionGroup("caught", caught)
     assert child_errors.taken() == [], "an error in a process that was started"
 
 

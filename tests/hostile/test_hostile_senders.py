@@ -23,6 +23,7 @@ import asyncpg
 import httpx
 import psutil
 import pytest
+from machine_pace import how_slow
 from memory_store import MemoryStore
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue, KeyValueList
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
@@ -169,21 +170,6 @@ def _as_the_server_collects() -> Iterator[None]:
     yield
     gc.set_threshold(*before)
     gc.unfreeze()
-
-
-def how_slow() -> float:
-    """How many times slower this machine is than the one that the limits were set on, or 1."""
-    return max(min(_seconds_of_calls() for _ in range(5)) / _SECONDS_THERE, 1.0)
-
-
-_SECONDS_THERE: Final = 0.045
-
-
-def _seconds_of_calls() -> float:
-    began = time.process_time()
-    for number in range(30_000):
-        json.dumps([number, str(number)])
-    return time.process_time() - began
 
 
 class TestBombs:

@@ -1,7 +1,7 @@
 """Whatever a client sends, and wherever: what auditing adds to the event loop's work is bounded.
 
-Measured as CPU time of the thread, the best of three, so that a busy machine does no harm. The
-target is 20 ms; the assertion leaves room for a slow machine.
+Measured as CPU time of the thread, the best of three. The target is 20 ms; the assertion leaves
+room, and what takes longer is measured again in relation to the machine's pace at that time.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import pytest
 from asgi_app import Kept, Tapped, answer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from machine_pace import how_slow
 
 from otel_audit import AuditConfig
 from otel_audit.action.arguments import RecordArguments
@@ -57,6 +58,16 @@ PATTERNS = {
     "commas": "a, ",
     "mixed": '[{"%41\\u0025=pin:1,4111é',
 }  # fmt: skip
+
+
+def at_usual_pace(measure: Callable[[], float], most: float = MOST_MS) -> float:
+    """Milliseconds, as on a machine of the usual pace if they are more than the limit here."""
+    spent = measure()
+    for _ in range(2):
+        if spent < most:
+            break
+        spent = measure() / how_slow()
+    return spent
 
 
 def cost(act: Callable[[], Any]) -> float:
@@ -151,25 +162,27 @@ class TestRequests:
     @pytest.mark.parametrize(("pattern", "place"), [*everywhere()])
     def test_cost_is_bounded(self, pattern: str, place: str) -> None:
         """Sixty thousand bytes of anything, anywhere in a request, cost a few milliseconds."""
-        assert cost_of_request(**PLACES[place](filled(PATTERNS[pattern]))) < MOST_MS
+        request = PLACES[place](filled(PATTERNS[pattern]))
+        assert at_usual_pace(lambda: cost_of_request(**request)) < MOST_MS
 
     def test_all_places_at_once(self) -> None:
         """The parts of one request together are bounded too."""
         text = filled("pin=1 ")
-        spent = cost_of_request(
-            path="/" + text,
-            query_string=latin(text),
-            headers=[(b"referer", latin(text)), *typed(b"text/plain")],
-            body=text.encode(),
-        )
-        assert spent < MOST_MS
+        request = {
+            "path": "/" + text,
+            "query_string": latin(text),
+            "headers": [(b"referer", latin(text)), *typed(b"text/plain")],
+            "body": text.encode(),
+        }
+        assert at_usual_pace(lambda: cost_of_request(**request)) < MOST_MS
 
     @given(text=st.text(min_size=1, max_size=12), place=st.sampled_from([*PLACES]))
     @settings(max_examples=60, deadline=None)
     def test_of_any_pattern(self, text: str, place: str) -> None:
         """Nor does any other pattern cost more."""
         text = text.encode("utf-8", "replace").decode()
-        assert cost_of_request(**PLACES[place](filled(text))) < MOST_MS
+        request = PLACES[place](filled(text))
+        assert at_usual_pace(lambda: cost_of_request(**request)) < MOST_MS
 
 
 class TestHeads:
@@ -233,7 +246,7 @@ class TestByHand:
             action.end(None)
             return (time.thread_time() - begun) * 1_000
 
-        assert min(once() for _ in range(3)) < MOST_MS
+        assert at_usual_pace(lambda: min(once() for _ in range(3))) < MOST_MS
         assert len(to_json(kept.all("closed")[-1])) < 262_144
 
 
@@ -242,7 +255,12 @@ class TestErrors:
     def test_a_message_is_cut_first(self, pattern: str) -> None:
         """A message of 900 kB is not read to its end to keep a thousand characters of it."""
         error = ValueError(filled(PATTERNS[pattern], 900_000))
-        assert cost(lambda: describe_error(error, redactor, Budget())) < MOST_MS / 2
+        assert (
+            at_usual_pace(
+                lambda: cost(lambda: describe_error(error, redactor, Budget())), MOST_MS / 2
+            )
+            < MOST_MS / 2
+        )
         assert len(describe_error(error, redactor, Budget()).message or "") < 1_100
 
     def test_what_was_cut_is_named(self) -> None:
@@ -259,7 +277,10 @@ class TestValues:
         """Of a note of 900 kB a few hundred characters are looked at."""
         masking = ColumnRedaction(redactor, 4_096)
         text = filled(PATTERNS[pattern], 900_000)
-        assert cost(lambda: masking.value("note", text)) < MOST_MS / 2
+        assert (
+            at_usual_pace(lambda: cost(lambda: masking.value("note", text)), MOST_MS / 2)
+            < MOST_MS / 2
+        )
         assert len(to_json(masking.value("note", text))) < 3_000
 
     @pytest.mark.parametrize("pattern", PATTERNS)
@@ -269,7 +290,9 @@ class TestValues:
         token = enter(AuditScope())
         try:
             text = filled(PATTERNS[pattern], 4_000)
-            spent = cost(lambda: [masking.value("note", text) for _ in range(300)])
+            spent = at_usual_pace(
+                lambda: cost(lambda: [masking.value("note", text) for _ in range(300)]), 150.0
+            )
         finally:
             leave(token)
         assert spent < 150.0
@@ -278,7 +301,10 @@ class TestValues:
         """Nor are lists and objects: what is kept of them is a beginning."""
         masking = ColumnRedaction(redactor, 4_096)
         document = {f"key{number}": [number, "pin=1"] for number in range(100_000)}
-        assert cost(lambda: masking.value("data", document)) < MOST_MS / 2
+        assert (
+            at_usual_pace(lambda: cost(lambda: masking.value("data", document)), MOST_MS / 2)
+            < MOST_MS / 2
+        )
         assert set(masking.value("data", document)) == {"_truncated", "_head"}
 
     def test_a_large_import_of_plain_rows_is_kept_in_full(self) -> None:

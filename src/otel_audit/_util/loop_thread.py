@@ -419,9 +419,11 @@ def _close(coroutine: Coroutine[Any, Any, object]) -> None:
         for _ in range(_MOST_WAITS):
             coroutine.throw(asyncio.CancelledError())
         coroutine.close()
-    except BaseException as error:  # noqa: BLE001 - its end: cancelled, or failed
+    except (asyncio.CancelledError, StopIteration):
+        pass  # it was cancelled, or returned
+    except BaseException as error:  # noqa: BLE001 - another end; nobody waits for it
         log_limited(
-            _logger, "forgotten task", "A task that was cut off did not end by itself",
+            _logger, "forgotten task", "A task that was cut off failed",
             level=logging.DEBUG, error=error,
         )  # fmt: skip
 
