@@ -461,10 +461,11 @@ class AuditConfig(BaseSettings):
         "end of each answer.",
     )
     spool_max_bytes: int = Field(
-        1024 * 1024 * 1024, ge=16_384, description="Most bytes of a service's spools."
-    )
+        1024 * 1024 * 1024, ge=16_384, le=2**63 - 1,  # a metric carries it, in 64 bits
+        description="Most bytes of a service's spools; at least four times the bytes of one file.",
+    )  # fmt: skip
     spool_segment_bytes: int = Field(
-        8 * 1024 * 1024, ge=4096, description="Bytes of one spool file."
+        8 * 1024 * 1024, ge=4096, le=1024 * 1024 * 1024, description="Bytes of one spool file."
     )
     spool_max_age: float | None = Field(
         None, gt=0, description="Seconds that a record may wait; then new actions are refused."
@@ -560,8 +561,9 @@ class AuditConfig(BaseSettings):
         24 * 1024 * 1024, ge=1024, description="Bytes of one request to the OTLP sink, as received."
     )
     serve_max_message_bytes: int = Field(
-        32 * 1024 * 1024, ge=1024, description="Bytes of one request, decompressed."
-    )
+        32 * 1024 * 1024, ge=1024, le=2**31 - 1,  # no message of Protobuf is larger
+        description="Bytes of one request, decompressed.",
+    )  # fmt: skip
     serve_max_in_flight_bytes: int = Field(
         64 * 1024 * 1024, ge=1024,
         description="Bytes of all requests under way; above it the sink answers 429.",

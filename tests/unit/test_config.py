@@ -6,12 +6,21 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from opentelemetry.proto.metrics.v1.metrics_pb2 import NumberDataPoint
+from sinks import Sink
 
 from otel_audit._util.postgres_dsn import plain_dsn
 from otel_audit.config import AuditConfig
+from otel_audit.delivery.factory import make_delivery
+from otel_audit.delivery.metrics import Counters
 from otel_audit.errors import ConfigurationError
 
 DSN = "postgresql://writer:hunter2@db.example/audit"
+_NUMBERS = {
+    name: kinds
+    for name, setting in AuditConfig.model_fields.items()
+    if (kinds := {int, float} & {setting.annotation, *get_args(setting.annotation)})
+}
 
 
 class TestSources:
@@ -100,6 +109,29 @@ class TestFaults:
         monkeypatch.setenv(name, value)
         with pytest.raises(ConfigurationError, match=name):
             AuditConfig()
+
+    @pytest.mark.parametrize("value", ["0", "-1", "1e-6", "1e12", "1e30", "9e999", "nan"])
+    @pytest.mark.parametrize(
+        "name",
+        _NUMBERS,
+    )
+    def test_a_number_that_is_accepted_can_be_used(self, tmp_path, name, value):
+        """What the spool, a metric or gRPC cannot take is refused as the setting that it is of."""
+        text = value if float in _NUMBERS[name] else f"{float(value):.0f}"
+        try:
+            config = AuditConfig(dsn=DSN, spool_dir=tmp_path, **{name: text})
+        except ConfigurationError as error:
+            assert f"OTEL_AUDIT_{name.upper()}: " in str(error)  # noqa: PT017 - or it is accepted
+            return
+        try:
+            make_delivery(config, Sink, Counters()).queue.spool.close()
+        except ConfigurationError as error:
+            # fewer than four of its files: for those who open a spool only
+            assert "less than 4 segments" in str(error)  # noqa: PT017 - or it is opened
+        # what metrics are, in OTLP
+        NumberDataPoint(as_int=config.spool_max_bytes)
+        # what gRPC takes for the longest message
+        assert config.serve_max_message_bytes.bit_length() < 32
 
     def test_no_error_shows_a_value(self, monkeypatch):
         """A secret in the wrong place does not end in a log."""

@@ -54,9 +54,10 @@ def test_a_body_has_the_same_limits_everywhere():
 
 
 def test_settings_of_a_spool_are_refused_where_the_spool_refuses_them():
-    """The smallest values that the settings accept are those that the spool accepts."""
+    """The smallest and largest values that the settings accept are those that the spool accepts."""
     smallest = _bound("spool_segment_bytes", "ge")
     assert smallest == spool.SMALLEST_SEGMENT
+    assert _bound("spool_segment_bytes", "le") == spool.LARGEST_SEGMENT
     assert _bound("spool_max_bytes", "ge") == spool.SEGMENTS_AT_LEAST * smallest
 
 

@@ -38,6 +38,16 @@ def test_a_receiver_that_does_not_know_us(monkeypatch):
     assert told.exit_code == 1
 
 
+def test_bounds_of_the_spool_that_contradict_each_other(monkeypatch):
+    """With them the application does not start; the setting is named."""
+    monkeypatch.setenv("OTEL_AUDIT_SPOOL_MAX_BYTES", "20000")
+    with receiving() as receiver:
+        told = doctor(monkeypatch, receiver.url)
+    assert "FAIL" in told.output
+    assert "OTEL_AUDIT_SPOOL_MAX_BYTES" in told.output
+    assert told.exit_code == 1
+
+
 def test_what_was_refused_is_warned_of(monkeypatch):
     """How many, where, and the command that lists them."""
     record = a_record()
