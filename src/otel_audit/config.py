@@ -188,7 +188,9 @@ class AuditConfig(BaseSettings):
     redact_fields: Names = Field(
         (), description="Field names to redact, in addition to the defaults."
     )
-    redact_allow: Names = Field((), description="Field names that must not be redacted.")
+    redact_allow: Names = Field(
+        (), description="Whole field names that must not be redacted; `pin` does not allow `x-pin`."
+    )
     redact_paths: Names = Field(
         (), description="Paths within a document to redact, such as customer.*.iban."
     )

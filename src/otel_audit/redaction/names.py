@@ -195,7 +195,8 @@ class NameRules:
     """The built-in name rules, and the names an application adds or allows.
 
     A name with ``*`` is a pattern over the name in snake case. What is named both to redact and
-    to allow is redacted.
+    to allow is redacted. A name to redact counts also behind ``x-`` and as a part of
+    ``patient[name]``; one to allow is the whole name, because ``X-Api-Key`` is not ``api_key``.
     """
 
     def __init__(self, redact: Iterable[str] = (), allow: Iterable[str] = ()) -> None:
@@ -222,11 +223,20 @@ class NameRules:
     def _decide(self, name: str) -> NameVerdict:
         squashed = squash(name)
         snake = "_".join(name_words(name))
-        if self._redact.matches(squashed, snake):
+        if self._redact.matches(squashed, snake) or (self.added and self._redacts_part(name)):
             return NameVerdict(rule="name:configured", configured=True)
         if self._allow.matches(squashed, snake):
             return _ALLOWED
         return built_in(name)
+
+    def _redacts_part(self, name: str) -> bool:
+        parts = [name.replace("]", "")]
+        if "[" in name:
+            parts = parts[0].split("[")
+        marked = _marked(parts[0])
+        if marked[: len(_EXTENSION)].casefold() == _EXTENSION:
+            parts.append(marked[len(_EXTENSION) :])
+        return any(self._redact.matches(squash(one), "_".join(name_words(one))) for one in parts)
 
 
 def _checked(setting: str, names: Iterable[str]) -> tuple[str, ...]:

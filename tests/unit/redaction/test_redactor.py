@@ -61,6 +61,35 @@ class TestFromConfig:
         }  # fmt: skip
         assert "eyJ" not in redactor.field("token", "eyJhbGciOi.eyJzdWIiOi.c2ln")
 
+    def test_names_to_redact_count_as_parts_of_a_name(self) -> None:
+        """A form nests names in brackets; a header begins with x-. Other names that end so do not."""
+        redactor = Redactor.from_config(AuditConfig(redact_fields=("diagnosis", "*_note")))
+        names = (
+            "patient[diagnosis]", "patient[0][Diagnosis]", "diagnosis[0]", "diagnosis[en]",
+            "x-diagnosis", "X_DIAGNOSIS", "x-diagnosis[]", "patient[my_note]",
+        )  # fmt: skip
+        taken = [name for name in names if redactor.field(name, "flu") == "[REDACTED]"]
+        assert taken == list(names)
+        form = "patient%5Bdiagnosis%5D=flu&patient[diagnosis]=flu&room=7"
+        assert "flu" not in redactor.query(form)
+        assert redactor.text("patient[diagnosis]=flu") == "patient[diagnosis]=[REDACTED]"
+        others = ("patient_diagnosis", "xdiagnosis", "diagnosis_code", "patient[code]", "x-ray")
+        kept = [name for name in others if redactor.field(name, "flu") == "flu"]
+        assert kept == list(others)
+
+    def test_names_to_allow_are_whole_names(self) -> None:
+        """The header X-Pin may hold the credential itself: it is allowed by its own name."""
+        names = ("pin", "Pin", "x-pin", "user_pin", "user[pin]")
+
+        def readable(*allowed: str) -> list[str]:
+            redactor = Redactor.from_config(AuditConfig(redact_allow=allowed))
+            return [name for name in names if redactor.field(name, "1234") == "1234"]
+
+        assert readable() == []
+        assert readable("pin") == ["pin", "Pin"]
+        assert readable("pin", "x-pin") == ["pin", "Pin", "x-pin"]
+        assert readable("*pin") == list(names)
+
     def test_redacts_what_is_named_in_both_lists(self) -> None:
         """In doubt for redaction."""
         redactor = Redactor(fields=["note"], allow=["note"])
