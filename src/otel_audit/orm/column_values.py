@@ -1,13 +1,15 @@
 """Values of a database's own kinds, in the JSON form of `otel_audit.redaction.json_values`.
 
 The table in docs/payload.md, "Values", says which form each has. Here is added what only a database
-has: ranges, members of enumerations, arrays and vectors, the bits of asyncpg, and ``JSON.NULL``.
+has: ranges, members of enumerations, arrays and vectors, ``JSON.NULL``, and what the classes of
+drivers hold.
 
 Of a list or an object no more than 5,000 values are read.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 from typing import Any, Final
 
@@ -24,8 +26,26 @@ from otel_audit.redaction.json_values import (
 _MOST_VALUES: Final = 5_000
 """Values of one column, in lists and objects, that are brought to JSON; the rest is withheld."""
 
-_BIT_STRING: Final = "asyncpg.pgproto.types", "BitString"
-"""The module and the name of the class in which asyncpg gives bits; others give a text."""
+
+def _path(value: Any) -> Any:
+    # an open and a closed one of the same points are two values
+    return {"points": list(value.points), "is_closed": value.is_closed}
+
+
+_DRIVER_FORMS: Final[dict[str, tuple[tuple[str, Callable[[Any], Any]], ...]]] = {
+    "BitString": (("asyncpg.pgproto.types", lambda value: value.as_string().replace(" ", "")),),
+    # before a path, which it derives from
+    "Polygon": (("asyncpg.pgproto.types", lambda value: list(value.points)),),
+    "Path": (("asyncpg.pgproto.types", _path),),
+    "Multirange": (("psycopg.types.multirange", list),),
+    "_JsonWrapper": (("psycopg.types.json", lambda value: value.obj),),
+    "Json": (("psycopg2._json", lambda value: value.adapted),),
+    "Binary": (
+        ("psycopg.dbapi20", lambda value: value.obj),
+        ("psycopg2.extensions", lambda value: value.adapted),
+    ),
+}
+"""What the classes of drivers hold, by the name of the class and its module: none is imported."""
 
 SMALL: Final = 10**9
 """Numbers below it are too short to be a card's, a bank's, or a person's."""
@@ -67,9 +87,10 @@ def _convert(value: Any) -> Any:
 
 
 def _convert_driver_kind(value: Any) -> Any:
-    kind = type(value)
-    if (kind.__module__, kind.__name__) == _BIT_STRING:
-        return value.as_string().replace(" ", "")
+    for kind in type(value).__mro__:
+        for module, read in _DRIVER_FORMS.get(kind.__name__, ()):
+            if kind.__module__ == module:
+                return read(value)
     if hasattr(value, "lower") and hasattr(value, "upper"):
         return _range_text(value)
     as_list = getattr(value, "tolist", None) or getattr(value, "to_list", None)

@@ -11,8 +11,10 @@ import json
 import uuid
 from typing import Any
 
+import asyncpg
 import pytest
 from orm_harness import action, capturing, postgres_store, sqlite_store
+from psycopg.types.json import Jsonb
 from sqlalchemy import (
     CHAR,
     JSON,
@@ -456,6 +458,63 @@ def test_documents_that_drivers_wrap(capture, orm_dsn, driver):
     assert changed.values["document"][0] == {"version": 2, "data": {"a": 1}}
     assert changed.patches == {"document": [{"op": "replace", "path": "/data/a", "value": 2}]}
     assert many.parameters == {"document": {"version": 2, "data": {"a": 3}}}
+
+
+class Outline(UserDefinedType[Any]):
+    cache_ok = True
+
+    def get_col_spec(self, **_):
+        return "path"
+
+
+async def test_a_path_that_is_closed(capture, orm_dsn):
+    """Two paths of the same points are not equal if one is closed; asyncpg gives a class."""
+    plots = Table("plots", Base.metadata, Column("id", Integer, primary_key=True))
+    plots.append_column(Column("outline", Outline))
+
+    class Plot:
+        pass
+
+    Base.registry.map_imperatively(Plot, plots)
+    engine = create_async_engine(orm_dsn)
+
+    def work(connection):
+        with Session(connection, join_transaction_mode="create_savepoint") as session:
+            plots.create(connection)
+            session.add(Plot(id=1, outline=asyncpg.Path((0, 0), (1, 0))))
+            session.commit()
+            plot = session.get(Plot, 1)
+            plot.outline = asyncpg.Path((0, 0), (1, 0), is_closed=True)
+            session.commit()
+            plots.drop(connection)
+
+    with action() as scope:
+        async with engine.begin() as connection:
+            await connection.run_sync(work)
+    await engine.dispose()
+    Base.metadata.remove(plots)
+    changed = scope.changes[-1].values["outline"]
+    points = [[0.0, 0.0], [1.0, 0.0]]
+    assert changed == [{"points": points, "is_closed": end} for end in (False, True)]
+
+
+def test_a_document_that_the_application_wraps(orm_dsn):
+    """Of a parameter that holds a document each member is redacted by its name."""
+    engine = create_engine(orm_dsn.replace("asyncpg", "psycopg"))
+    attachment = attach(Redactor(), options=OrmOptions())
+    try:
+        with action() as scope, engine.begin() as connection:
+            connection.execute(text("CREATE TABLE wraps (settings jsonb)"))
+            connection.execute(
+                text("INSERT INTO wraps (settings) VALUES (:settings)"),
+                {"settings": Jsonb({"theme": "dark", "password": "hunter2"})},
+            )
+            connection.execute(text("DROP TABLE wraps"))
+    finally:
+        detach(attachment)
+        engine.dispose()
+    (made,) = (one for one in scope.changes if one.operation == "insert")
+    assert made.parameters == {"settings": {"theme": "dark", "password": "[REDACTED]"}}
 
 
 class TestExpressions:

@@ -15,9 +15,14 @@ from pathlib import Path, PurePosixPath
 
 import asyncpg
 import msgspec
+import psycopg
+import psycopg2.extras
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from psycopg.types.json import Json, Jsonb
+from psycopg.types.multirange import Int4Multirange, Multirange
+from psycopg.types.range import Range as PsycopgRange
 from sqlalchemy import JSON, DateTime
 from sqlalchemy.dialects.postgresql import Range
 
@@ -131,6 +136,25 @@ class TestColumnForm:
             (Loud(3), 3),
             (LoudFloat("inf"), "Infinity"),
             (asyncpg.BitString("010110101"), "010110101"),
+            (asyncpg.Point(1, 2), [1.0, 2.0]),
+            (asyncpg.Box(asyncpg.Point(3, 4), asyncpg.Point(1, 2)), [[3.0, 4.0], [1.0, 2.0]]),
+            (asyncpg.Line(1, 2, 3), [1, 2, 3]),
+            (asyncpg.LineSegment((1, 2), (3, 4)), [[1.0, 2.0], [3.0, 4.0]]),
+            (asyncpg.Circle((1, 2), 3), [[1.0, 2.0], 3]),
+            (asyncpg.Polygon((1, 2), (3, 4)), [[1.0, 2.0], [3.0, 4.0]]),
+            (
+                asyncpg.Path((1, 2), (3, 4), is_closed=True),
+                {"points": [[1.0, 2.0], [3.0, 4.0]], "is_closed": True},
+            ),
+            (asyncpg.Path((1, 2)), {"points": [[1.0, 2.0]], "is_closed": False}),
+            (Int4Multirange([PsycopgRange(1, 3), PsycopgRange(5, None)]), ["[1,3)", "[5,)"]),
+            (Multirange(), []),
+            (Json({"a": [1, None]}), {"a": [1, None]}),
+            (Jsonb(None), None),
+            (psycopg2.extras.Json(["a"]), ["a"]),
+            (psycopg.Binary(b"abc"), {"_binary": True, "_size": 3}),
+            (psycopg2.Binary(b"abc"), {"_binary": True, "_size": 3}),
+            ([Jsonb(Jsonb(1)), asyncpg.Polygon((1, 2))], [1, [[1.0, 2.0]]]),
             (Vector(), [1.0, 2.5]),
             ({3, 1, 2}, [1, 2, 3]),
             ((1, (2,)), [1, [2]]),
@@ -169,6 +193,9 @@ class TestColumnForm:
                 {"a": 1},
                 Range(1, 10),
                 asyncpg.BitString("0101"),
+                asyncpg.Polygon((0, 0), (1, 0), (1, 1)),
+                asyncpg.Path((0, 0), (1, 0)),
+                Jsonb({"a": 1}),
                 MONEY,
             )
         ]
