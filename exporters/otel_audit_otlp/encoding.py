@@ -25,7 +25,8 @@ from otel_audit.record import AuditRecord, to_json
 from otel_audit_otlp import protobuf_wire
 
 LARGEST_REQUEST: Final = 3_500_000
-"""Bytes of spans in one request; receivers take 4 MiB (gRPC's default) behind them, or more."""
+"""Bytes of spans or log records in one request. Receivers take 4 MiB (gRPC's default) behind them,
+or more."""
 
 LARGEST_RECORD: Final = 1_040_000
 """Bytes of a record's JSON text: a little below what `otel-audit serve` takes by default."""

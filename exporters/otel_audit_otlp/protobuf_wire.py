@@ -14,10 +14,12 @@ from typing import Any, Final
 
 
 def _parts(field: int) -> bytes:
+    # wire type 2: a length, and so many bytes
     return bytes((field << 3 | 2,))
 
 
 def _fixed64(field: int) -> bytes:
+    # wire type 1: eight bytes
     return bytes((field << 3 | 1,))
 
 
@@ -40,6 +42,7 @@ REQUEST_RESOURCE_LOGS: Final = _parts(1)
 RESOURCE_LOGS_SCOPE_LOGS: Final = _parts(2)
 SCOPE_LOGS_RECORD: Final = _parts(2)
 LOG_TIME: Final = _fixed64(1)
+# SeverityNumber: 9 is INFO, 13 is WARN
 LOG_SEVERITY_INFO: Final = bytes((2 << 3, 9))
 LOG_SEVERITY_WARN: Final = bytes((2 << 3, 13))
 LOG_BODY: Final = _parts(5)

@@ -121,14 +121,17 @@ class TimeLimits:
     """
 
     statement: float = 0.0
+    # a lock that is not free within 30 s is held by something that hangs, or by a migration
     lock: float = 30.0
+    # between two statements a file may be written or a person asked, but not for ten minutes
     idle: float = 600.0
     settings: tuple[str, ...] = ()
 
     @classmethod
     def of_statements(cls, seconds: float) -> TimeLimits:
         """For statements that wait for this long here, too."""
-        # a lock's limit first, which says what it waited for
+        # a lock's limit is reached first, because its error says what was waited for; 10 s between
+        # two statements are for a process that is short of CPU
         return cls(seconds, seconds * 0.75, max(seconds * 2, 10.0))
 
 

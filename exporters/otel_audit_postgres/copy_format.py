@@ -27,6 +27,7 @@ count = Struct("!h").pack
 length = Struct("!i").pack
 """The length of a field whose value follows."""
 _SHORT: Final = 1_024
+"""Bytes below which all columns but the payload usually are."""
 LENGTHS: Final = [length(size) for size in range(_SHORT)]
 """Those of short fields, ready: looking one up takes half the time of packing it."""
 _int4 = Struct("!ii").pack

@@ -40,6 +40,7 @@ from otel_audit_postgres.sink import PostgresSink
 _logger = logging.getLogger(__name__)
 
 _BACKOFF: Final = Backoff(first=0.1, longest=2.0)
+"""Seconds; the longest is short, because an export has ten seconds in all by default."""
 _LAST_GRACE: Final = 2.0
 """Seconds that closing the connection and the thread may take at shutdown."""
 
@@ -208,4 +209,5 @@ def _read(
 
 def _left(until: float) -> float:
     """Seconds until then, at least a moment."""
+    # closing needs turns of the event loop also when the time is up
     return max(until - time.monotonic(), 0.05)

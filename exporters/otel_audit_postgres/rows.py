@@ -91,6 +91,7 @@ _UUID_LETTERS: Final = 32
 _ALIKE: Final = frozenset({str, int, bool, type(None)})
 """Types whose values read alike before they were written down as JSON and after."""
 _REMEMBERED: Final = 2048
+"""Short texts of a kind that are kept in binary: names, types, and ids of users and tenants."""
 _SHORT: Final = 255
 """Characters of a text that comes again and again, such as a name; ids and messages do not."""
 

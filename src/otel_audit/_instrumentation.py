@@ -437,6 +437,8 @@ def _close_with_child(runtime: Runtime) -> None:
     util = sys.modules.get("multiprocessing.util")
     process = sys.modules.get("multiprocessing.process")
     if util is not None and process is not None and process.parent_process() is not None:
+        # finalizers run from the highest priority down: pools have 15, a queue that is still being
+        # written has -5, and records that are made meanwhile are to be delivered, too
         util.Finalize(None, runtime.close, exitpriority=-100)
 
 

@@ -146,6 +146,7 @@ class AuditConfig(BaseSettings):
     otlp_compression: Literal["gzip", "none"] = Field(
         "gzip", description="Compression of requests to the receiver."
     )
+    # the default is that of OpenTelemetry for its own exporters
     otlp_timeout: float = Field(
         10.0, gt=0, le=600, description="Longest time of one request to the receiver, in seconds."
     )
@@ -163,12 +164,16 @@ class AuditConfig(BaseSettings):
     sensitive_paths: Names = Field(
         (), description="Path prefixes whose reads are recorded, at level metadata."
     )
+    # most bodies of JSON are below 10 kB; a larger limit also lets a hostile body cost more work
+    # (redaction.budget); at most 10 MB, as two copies of it are in memory for each open request
     body_limit: int = Field(
         10_000,
         ge=0,
         le=10_000_000,
         description="Bytes that are copied of a request body, and of a response body.",
     )
+    # at least what path, query and headers may have together (28,672 characters, see
+    # http.request_metadata); at most a little below the usual size of a spool file, 8 MiB
     record_limit: int = Field(
         262_144, ge=32_768, le=8_000_000,
         description="Bytes of one record. Further changes go into further records; other "
@@ -226,6 +231,8 @@ class AuditConfig(BaseSettings):
         None, description="URL of the issuer's JWK set; fetched in the background."
     )
     jwt_jwks_file: Path | None = Field(None, description="File with the issuer's JWK set.")
+    # for so long a key is still accepted that its issuer has withdrawn; more often than twice a
+    # minute is a load on the issuer, and after a day (jwks.KEPT) keys count as too old anyway
     jwt_jwks_refresh: float = Field(
         300.0, ge=30, le=86_400, description="Seconds between two readings of the JWK sets."
     )
@@ -251,6 +258,7 @@ class AuditConfig(BaseSettings):
         (), description="The `aud` that a token must have; of several, one is enough."
     )
     jwt_issuer: str | None = Field(None, description="The `iss` that a token must have.")
+    # RFC 7519 allows "no more than a few minutes"
     jwt_leeway: float = Field(
         0.0, ge=0, le=600, description="Tolerated clock difference in seconds."
     )
@@ -327,6 +335,7 @@ class AuditConfig(BaseSettings):
         default=False,
         description="Write one line of JSON for each request on the logger otel_audit.requests.",
     )
+    # longer than requests usually take: each action that takes longer has a second record
     long_action_after: float | None = Field(
         30.0, gt=0, le=86_400,
         description="Seconds after which a running action is recorded as started.",
@@ -344,6 +353,7 @@ class AuditConfig(BaseSettings):
         default=True,
         description="Relay the outbox from this process; otherwise run `otel-audit relay`.",
     )
+    # entries of this process rouse the relay at once; a shorter pause only costs more empty SELECTs
     outbox_interval: float = Field(
         1.0, gt=0, le=3600,
         description="Seconds between two checks of the outbox for entries of other processes.",
@@ -381,10 +391,12 @@ class AuditConfig(BaseSettings):
         (),
         description="Tables whose bulk UPDATE and DELETE are also recorded row by row.",
     )
+    # they are read inside the application's transaction, which waits, and its locks last longer
     orm_max_before_images: int = Field(
         1_000, ge=1, le=1_000_000,
         description="Most rows of such a statement; if there are more, none is read.",
     )  # fmt: skip
+    # as many are in memory for each open transaction; further ones wait in a file (_util.spill)
     orm_max_entries: int = Field(
         1_000,
         ge=1,
@@ -410,13 +422,16 @@ class AuditConfig(BaseSettings):
     queue_size: int = Field(
         20_000, ge=1, description="Most records in memory that wait for the store."
     )
+    # the size of OpenTelemetry's own batches; 1 MB of records ends a batch earlier
     batch_size: int = Field(512, ge=1, le=10_000, description="Records in one write.")
+    # records are in the store so much later; less makes more and smaller transactions there
     batch_interval: float = Field(
         0.2,
         ge=0,
         le=60,
         description="Longest wait of a record for others of its batch, in seconds.",
     )
+    # below the 30 s after which Kubernetes kills a container; what is left is in the spool
     shutdown_timeout: float = Field(
         10.0, ge=0, le=600, description="Longest wait for delivery at shutdown, in seconds."
     )
@@ -428,6 +443,7 @@ class AuditConfig(BaseSettings):
         description="Whether an action may begin before the store has its intent (spool), "
         "or not (strict).",
     )
+    # a COMMIT takes milliseconds; while the store is away, each request waits so long for nothing
     strict_timeout: float = Field(
         2.0, gt=0, le=120,
         description="Seconds that a request waits for its intent; then it is refused.",
@@ -440,11 +456,13 @@ class AuditConfig(BaseSettings):
         default=True,
         description="Record the start, life and orderly end of each process.",
     )
+    # less than half of the 15 minutes after which `otel-audit gaps` calls a process cut off
     heartbeat_interval: float = Field(
         300.0, ge=0, le=86_400,
         description="Seconds without a record after which a process records that it lives; "
         "0: never.",
     )  # fmt: skip
+    # a restart or failover of the store takes less: alerts are to be about what does not heal
     unhealthy_after: float = Field(
         300.0, gt=0,
         description="Seconds that a record may wait; then the health report calls it overdue.",
@@ -462,6 +480,8 @@ class AuditConfig(BaseSettings):
         description="When the spool is synced to disk: never, every 100 ms, or before the "
         "end of each answer.",
     )
+    # the smallest is four of the smallest files: one that is written, one in reserve for actions
+    # under way, and room for what waits (delivery.spool.settings)
     spool_max_bytes: int = Field(
         1024 * 1024 * 1024, ge=16_384, le=2**63 - 1,  # a metric carries it, in 64 bits
         description="Most bytes of a service's spools; at least four times the bytes of one file.",
@@ -503,6 +523,7 @@ class AuditConfig(BaseSettings):
         default=False,
         description="Seal also in this process, if its role may; a separate process is safer.",
     )
+    # until a row is sealed, whoever owns the database can change it unnoticed
     seal_interval: float = Field(
         1.0, ge=0.01, le=3600, description="Seconds between two rounds of sealing."
     )
@@ -559,6 +580,8 @@ class AuditConfig(BaseSettings):
     serve_trust_file: Path | None = Field(
         None, description="The file of signers that the OTLP sink trusts."
     )
+    # our exporter sends 3.5 MB at most, a Collector's batches are larger; one decompressed message
+    # fits twice into what may be under way, since a sender may have half of that (backpressure)
     serve_max_body_bytes: int = Field(
         24 * 1024 * 1024, ge=1024, description="Bytes of one request to the OTLP sink, as received."
     )
@@ -570,6 +593,7 @@ class AuditConfig(BaseSettings):
         64 * 1024 * 1024, ge=1024,
         description="Bytes of all requests under way; above it the sink answers 429.",
     )  # fmt: skip
+    # more than otel_audit_otlp.encoding.LARGEST_RECORD, or the sink refuses what we send
     serve_max_record_bytes: int = Field(
         1024 * 1024, ge=1024,
         description="Bytes of one record in the sink; a larger one goes to quarantine.",
@@ -577,6 +601,7 @@ class AuditConfig(BaseSettings):
     serve_body_timeout: float = Field(
         20.0, gt=0, le=600, description="Seconds until a request's body must have arrived."
     )
+    # while one waits for its COMMIT, the other one stores the next group
     serve_connections: int = Field(
         2, ge=1, le=64, description="The OTLP sink's connections to the store."
     )

@@ -474,6 +474,7 @@ def is_plain_key(key: Iterable[object]) -> bool:
     return not any(type(part) is str and ("," in part or "\\" in part) for part in key)
 
 
+# names of classes, tables and routes; more than an application uses in its requests
 @functools.lru_cache(maxsize=1024)
 def snake_case(name: str) -> str:
     """Spell a name in snake case."""

@@ -23,12 +23,12 @@ from otel_audit_postgres.connection import (
 from otel_audit_postgres.errors import INIT, as_store_error, refusal_reason
 from otel_audit_postgres.rows import COLUMNS, to_row
 from otel_audit_postgres.schema import pg_catalog
+from otel_audit_postgres.schema.install import OLDEST_SERVER
 from otel_audit_postgres.schema.migrations import latest_version
 from otel_audit_postgres.schema.readiness import WRITER_NEEDED, only_reads, refuse_version
 
-OLDEST_SERVER: Final = 15
 NEWEST_SERVER: Final = 18
-"""The server versions that are tested."""
+"""The newest server version that is tested."""
 
 _CONNECT_TIMEOUT: Final = 5.0
 """Seconds: a person waits for the answer."""
@@ -413,7 +413,7 @@ def _schema_version(version: int) -> CheckResult:
 
 def _partitions(present: set[str]) -> CheckResult:
     this_month = datetime.now(UTC).replace(day=1)
-    next_month = this_month + timedelta(days=32)
+    next_month = this_month + timedelta(days=32)  # past the end of any month, not past two
     wanted = [f"audit_logs_{month:%Y_%m}" for month in (this_month, next_month)]
     # without it a record of another month is refused
     wanted.append("audit_logs_default")

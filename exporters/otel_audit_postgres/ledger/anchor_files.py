@@ -6,6 +6,7 @@ lets files be made and nothing else: write once, append-only, object lock.
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -91,7 +92,7 @@ def add_to(directory: Path, note: str) -> None:
                 path.unlink()
             raise
         return
-    raise FileExistsError(17, "too many that were cut off", str(directory / name))
+    raise FileExistsError(errno.EEXIST, "too many that were cut off", str(directory / name))
 
 
 def _candidates(directory: Path) -> Iterator[Path]:

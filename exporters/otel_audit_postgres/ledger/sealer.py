@@ -230,6 +230,7 @@ class Sealer:
                 await self._publishing.publish(note, plan.agreeing, plan.new)
         return done
 
+    # a process that ends has ten seconds in all by default, and closes more than this
     async def end_publications(self, timeout: float = 3.0) -> None:  # noqa: ASYNC109 - hands it on
         """Wait for running publications, and cancel those that do not end in time."""
         await self._publishing.end_running(timeout)

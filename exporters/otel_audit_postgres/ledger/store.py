@@ -111,6 +111,8 @@ _LAST_NOTE: Final = "SELECT note FROM audit.ledger_checkpoints ORDER BY size DES
 _NOTES: Final = (
     "SELECT size, note FROM audit.ledger_checkpoints WHERE size > $1 AND size <= $2 ORDER BY size"
 )
+_IDS_AT_ONCE: Final = 5_000
+"""Ids that are fetched together; asyncpg's default is 50, a round trip for each."""
 _SIZE: Final = "SELECT coalesce(max(size), 0) FROM audit.ledger_checkpoints"
 # one that was recorded at no time at all says nothing about how long it waits; the first of the
 # queue wait longest, and all of a long queue are not read after each block that is taken from it
@@ -585,7 +587,7 @@ async def row_count(connection: Connection[Any]) -> int:
 
 async def stored_ids(connection: Connection[Any]) -> AsyncIterator[tuple[uuid.UUID, bool, int]]:
     """Every id in the trail, with its number of rows, and whether they are in the queue."""
-    async for row in connection.cursor(_STORED_IDS, prefetch=5000):
+    async for row in connection.cursor(_STORED_IDS, prefetch=_IDS_AT_ONCE):
         yield row[0], row[1], row[2]
 
 

@@ -164,7 +164,10 @@ def _root_of(hashes: bytes) -> bytes:
     while len(hashes) > HASH_SIZE:
         pairs = range(0, len(hashes), 2 * HASH_SIZE)
         hashes = b"".join(
-            [node_hash(hashes[at : at + 32], hashes[at + 32 : at + 64]) for at in pairs]
+            [
+                node_hash(hashes[at : at + HASH_SIZE], hashes[at + HASH_SIZE : at + 2 * HASH_SIZE])
+                for at in pairs
+            ]
         )
     return hashes
 
@@ -172,5 +175,5 @@ def _root_of(hashes: bytes) -> bytes:
 def _place_leaves(nodes: _Nodes, block: Block, start: int, end: int) -> None:
     first, last = max(start, block.first), min(end, block.first + block.count)
     for number in range(first, last):
-        at = (number - block.first) * 32
-        nodes[0, number] = block.hashes[at : at + 32]
+        at = (number - block.first) * HASH_SIZE
+        nodes[0, number] = block.hashes[at : at + HASH_SIZE]

@@ -41,6 +41,8 @@ _logger = logging.getLogger(__name__)
 REMEMBERED_FOR: Final = 60.0
 """Seconds for which a key is cached: so long other processes may use a destroyed key,
 and data encrypted with it cannot be read."""
+_ASKED_AGAIN_AFTER: Final = 5.0
+"""Seconds for which a database of keys that is away is not asked: each batch would wait for it."""
 _MOST_REMEMBERED: Final = 10_000
 """Keys that are remembered, about: a cache has up to twice the size that it is given."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -310,7 +312,7 @@ class KeyStore:
             except StoreUnavailableError as error:
                 if self._pending is None:
                     raise
-                self._away_until = now + REMEMBERED_FOR / 12
+                self._away_until = now + _ASKED_AGAIN_AFTER
                 log_limited(
                     _logger, "keys away",
                     "the database of keys cannot be reached (%s): personal values are encrypted "

@@ -75,6 +75,8 @@ _LONG: Final = timedelta(hours=48)
 """Below, bars of an hour say too little."""
 _MOST_WAITING: Final = 10_000
 """Rows without a seal beyond which hourly counts, which the sealer keeps, lag too far behind."""
+# each divides a minute, an hour or a day, so that bars begin at round times; then come 3 days, a
+# week, 30 days, 90 days and 365 days
 _WIDTHS: Final = tuple(
     timedelta(seconds=seconds)
     for seconds in (

@@ -92,7 +92,7 @@ async def same_action(
         "AND id BETWEEN $3 AND $4 "
         f"ORDER BY id LIMIT {MOST}"
     )
-    made = record.id.int >> 80
+    made = record.id.int >> 80  # the first 48 bits of a UUIDv7: milliseconds
     begin, end = (
         uuid.UUID(int=min(max(moment, 0), (1 << 48) - 1) << 80)
         for moment in (made - _BEFORE_MS, made + _AFTER_MS)

@@ -51,6 +51,13 @@ class TookTooLongError(StoreError):
         )
 
 
+CONNECTIONS: Final = 4
+"""Connections of a viewer's process; who finds none free for `statement_timeout` is asked to try
+again."""
+STATEMENT_TIMEOUT: Final = 5.0
+"""Seconds of one statement: a person waits for its page, and the store has other work."""
+
+
 class TrailPool:
     """Hands out trails, each for one person and one piece of work."""
 
@@ -58,8 +65,8 @@ class TrailPool:
         self,
         dsn: str,
         *,
-        size: int = 4,
-        statement_timeout: float = 5.0,
+        size: int = CONNECTIONS,
+        statement_timeout: float = STATEMENT_TIMEOUT,
         views: Views = "required",
     ) -> None:
         """Open nothing yet.

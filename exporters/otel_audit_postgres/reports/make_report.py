@@ -22,7 +22,7 @@ from otel_audit_postgres.query.trail import ReaderScope, Trail, look_as
 from otel_audit_postgres.reports.evidence import Witnesses, gather
 from otel_audit_postgres.reports.found_evidence import Evidence
 from otel_audit_postgres.reports.model import AT_ONCE, Definition, ReportRow
-from otel_audit_postgres.reports.options import Options
+from otel_audit_postgres.reports.options import LARGEST_SAMPLE, Options
 from otel_audit_postgres.reports.retention_policy import months
 from otel_audit_postgres.reports.snapshot import TAMPERED, Snapshot, taken, utc_text
 
@@ -112,8 +112,8 @@ def checked(definition: Definition, options: Options, now: datetime | None = Non
             f"the period ends in the future, {utc_text(options.end)}: it must end now or "
             "earlier, such as --to now"
         )
-    if not 1 <= options.sample <= 10_000:  # noqa: PLR2004 - what a person can read, and more
-        raise ConfigurationError(f"--sample: from 1 to 10,000, not {options.sample}")
+    if not 1 <= options.sample <= LARGEST_SAMPLE:
+        raise ConfigurationError(f"--sample: from 1 to {LARGEST_SAMPLE:,}, not {options.sample}")
     parse(options.query)
     if options.subject is not None and "subject" not in definition.needs:
         raise ConfigurationError("--subject goes with the report subject; for others, --query")

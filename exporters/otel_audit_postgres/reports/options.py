@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
+
+SAMPLE: Final = 25
+"""Records of a sample: what a person reads in one sitting; `otel-audit report` has it, too."""
+LARGEST_SAMPLE: Final = 10_000
+"""More than a person can read; it is in memory as a whole."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +32,6 @@ class Options:
     tenant: str | None = None
     query: str = ""
     subject: str | None = None
-    sample: int = 25
+    sample: int = SAMPLE
     seed: str = "1"
     checkpoint: int | None = None

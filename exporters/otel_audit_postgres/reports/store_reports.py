@@ -14,6 +14,8 @@ from otel_audit_postgres.reports.payload_parts import part
 from otel_audit_postgres.reports.retention_policy import month_end, months, policy_in_force
 from otel_audit_postgres.reports.snapshot import OF_THE_STORE, Snapshot, selected, utc_text
 
+_NAMED: Final = 5
+"""Streams with missing numbers that are named; the others are counted."""
 _LAG: Final = """
 SELECT max(extract(epoch FROM b.recorded_at - l.recorded_at)) AS lag
 FROM audit.ledger_blocks b
@@ -97,8 +99,8 @@ async def _gaps(snapshot: Snapshot, begin: datetime, end: datetime) -> str:
     found = await snapshot.connection.fetch(sql, *asked.values)
     if not found:
         return "none"
-    named = ", ".join(f"{row['producer_id']}: {row['missing']}" for row in found[:5])
-    more = f", and {len(found) - 5} more" if len(found) > 5 else ""  # noqa: PLR2004 - as above
+    named = ", ".join(f"{row['producer_id']}: {row['missing']}" for row in found[:_NAMED])
+    more = f", and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
     return f"{named}{more}"
 
 

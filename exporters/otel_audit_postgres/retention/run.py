@@ -111,6 +111,7 @@ class Setting:
     signer: Signer | None = None
     keys: Sequence[PublicKey] = ()
     seal: Callable[[], Awaitable[object]] | None = None
+    # a sealer has a round each second: after a minute there is none, or it is stuck
     wait: float = 60.0
     on_step: OnStep | None = None
     progress: Callable[[int], None] | None = None
@@ -263,6 +264,7 @@ class _Run:
 
     async def _month(self, month: PlannedMonth) -> None:
         name = f"{month.month:%Y-%m}"
+        # rows that come late make it begin anew; a month that still grows after that is not over
         for _ in range(3):
             await self._keep_leading()
             archive = await self._archived(month)

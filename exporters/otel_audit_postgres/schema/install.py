@@ -30,6 +30,9 @@ from otel_audit_postgres.schema.migrations import (
 from otel_audit_postgres.schema.partitions import DEFAULT_DETACHED, has_default
 from otel_audit_postgres.schema.roles import OWNER, Members, borrow, hand_over, quoted
 
+OLDEST_SERVER: Final = 15
+"""The oldest version of PostgreSQL that is tested."""
+
 LOCK: Final = SchemaLock(7301962839480013, "audit.schema_version")  # arbitrary, our own
 PERMIT: Final = "SET LOCAL otel_audit.permit_ddl = 'on'"
 """Says to the event trigger that a superuser means to change the schema."""
@@ -339,8 +342,10 @@ async def _state(connection: Connection[Any]) -> Any:
             f"the audit store's database has encoding {state['encoding']}; "
             "create it with ENCODING 'UTF8'"
         )
-    if state["server"] < 15:  # noqa: PLR2004 - the oldest that is tested
-        raise StoreError(f"PostgreSQL {state['server']} is too old: 15 or newer is needed")
+    if state["server"] < OLDEST_SERVER:
+        raise StoreError(
+            f"PostgreSQL {state['server']} is too old: {OLDEST_SERVER} or newer is needed"
+        )
     return state
 
 

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
+
+FIRST_PAUSE: Final = 0.1
+"""Seconds: what is away for a moment only, such as a pooler that restarts, delays no longer."""
+LONGEST_PAUSE: Final = 15.0
+"""Seconds: once a store is back, it is tried again after so long at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,8 +21,8 @@ class Backoff:
         longest: The cap.
     """
 
-    first: float = 0.1
-    longest: float = 15.0
+    first: float = FIRST_PAUSE
+    longest: float = LONGEST_PAUSE
 
     def pauses(self) -> Iterator[float]:
         """Give one pause after the other, without end."""

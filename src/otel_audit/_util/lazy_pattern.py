@@ -17,6 +17,12 @@ _NO_SPAN: Final = (-1, -1)
 _waiting: Final[weakref.WeakSet[LazyPattern]] = weakref.WeakSet()
 
 
+MEMORY: Final = 64 << 20
+"""Bytes that RE2 may use for a pattern of many alternatives; its default is 8 MiB. RE2 refuses a
+pattern that does not fit into its share of them. Where the states do not fit, it searches without
+an automaton, which takes many times as long."""
+
+
 class LazyPattern:
     """A pattern; after its first use its methods are those of the compiled one, at no cost.
 

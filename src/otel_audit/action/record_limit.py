@@ -46,6 +46,11 @@ MARGIN: Final = 256
 
 _SHORT: Final = 256
 """Characters of a text that is kept in a record that was too large."""
+_FIRST_SHARE: Final = 3 / 4
+"""The share of the limit that all but the changes may have in the first record: the last quarter is
+room for a change."""
+_CHANGE_SHARE: Final = 1 / 4
+"""The share of the limit that one change may have, so that it fits beside the rest."""
 _FEW: Final = 50
 """Members of a list or an object that are kept in such a record."""
 
@@ -71,7 +76,7 @@ def fit(
     if len(to_json(record)) + MARGIN <= limit:
         return [record]
     changes, total = record.changes, record.changes_total
-    first = _shrunk(with_changes(record, (), total), limit * 3 // 4)
+    first = _shrunk(with_changes(record, (), total), int(limit * _FIRST_SHARE))
     if not changes:
         return [first]
     total = len(changes) if total is None else total
@@ -100,8 +105,8 @@ def _packed(
     for given in changes:
         change = given
         size = len(to_json(change)) + 1
-        if size > limit // 4:
-            change = _shortened(change, limit // 4)
+        if size > limit * _CHANGE_SHARE:
+            change = _shortened(change, int(limit * _CHANGE_SHARE))
             size = len(to_json(change)) + 1
         if size > room:
             yield tuple(part)
@@ -115,6 +120,7 @@ def _shortened(change: Change, limit: int) -> Change:
     """Leave out the largest values of a change, and say so in its note."""
     note = "values were left out: one record must not be so large"
     note = note if change.note is None else f"{clipped(change.note)}; {note}"
+    # two values a column: all of them take half, the other half is for names and the key
     most = limit // (4 * max(len(change.values), 1))
     bare = msgspec.structs.replace(
         change,

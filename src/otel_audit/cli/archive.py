@@ -139,6 +139,7 @@ def query(
 @click.argument("month", metavar="MONTH")
 @dsn_option
 @archive_option
+# what was archived is not to come back for good: retention takes it away after so many days
 @click.option("--days", default=7, show_default=True, type=click.IntRange(1, 90))
 @click.option("--end", is_flag=True, help="Remove the month again.")
 @click.option("--yes", is_flag=True, help="Do not ask.")

@@ -174,6 +174,7 @@ def _printing(store: DevStore, seen: list[int]) -> Iterator[None]:
         show_rows(lines)
 
     watching = run_in_thread("otel-audit-dev", lambda: _watch(store.reader, ready, stop, show))
+    # what the application does first is to be printed; a store that is slow must not keep it back
     ready.wait(timeout=10)
     try:
         yield
@@ -249,6 +250,7 @@ def _viewer(store: DevStore) -> Iterator[None]:
         yield
     finally:
         server.should_exit = True
+        # an open page may hold its connection; the thread ends with the process anyway
         thread.join(timeout=5)
 
 

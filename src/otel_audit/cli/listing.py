@@ -34,6 +34,7 @@ _ROLLED_BACK: Final = "↺"
 _PHASES: Final = ("completed", "continued", "changes", "started", "intent")
 """Phases of an action, the most informative first."""
 _SHORTEST: Final = {"event": 16, "actor": 12, "target": 9, "tenant": 6, "service": 6}
+"""Characters of a column below which it is not narrowed: what tells its values apart."""
 _SHORTEST_ID: Final = 13
 """Characters of an id up to its millisecond."""
 

@@ -75,6 +75,7 @@ def _check(dsn: str | None, *, as_json: bool) -> None:
 
 @click.command()
 @dsn_option
+# this month and two more: a timer that fails has a month to be noticed in
 @click.option(
     "--ahead", type=click.IntRange(0, 12), default=2, show_default=True, metavar="MONTHS",
     help="How many months ahead partitions are made.",

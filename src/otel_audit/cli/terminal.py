@@ -263,6 +263,7 @@ def echo_folded(pieces: Sequence[Piece]) -> None:
         return
     console = _console(width)
     text = _text(pieces)[indent:]
+    # on a screen that is narrower than the indent, 20 columns are still words
     for line in text.wrap(console, max(width - indent, 20)):
         console.print(Text(" " * indent) + line, soft_wrap=True)
 

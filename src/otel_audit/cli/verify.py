@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 import click
@@ -42,6 +42,8 @@ _LISTED = 200
 _MALFORMED_LISTED = 5
 """Malformed rows on a screen; the others are counted."""
 _WORTH_IT = 50_000  # leaves; below, starting processes costs more than it saves
+_MOST_JOBS: Final = 4
+"""Processes by default: each has a connection, and the store also serves applications."""
 
 
 @click.command()
@@ -257,7 +259,7 @@ def _jobs(dsn: str) -> int:
     """One process for a small log; for a large one, as many as there are processors, up to four."""
     from otel_audit_postgres.ledger.verify.verify import size_of
 
-    return 1 if run_coroutine(size_of(dsn)) < _WORTH_IT else min(os.cpu_count() or 1, 4)
+    return 1 if run_coroutine(size_of(dsn)) < _WORTH_IT else min(os.cpu_count() or 1, _MOST_JOBS)
 
 
 def _bar(*, visible: bool) -> Progress:

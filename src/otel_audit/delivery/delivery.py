@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
-from otel_audit._util.backoff import Backoff
+from otel_audit._util.backoff import FIRST_PAUSE, LONGEST_PAUSE, Backoff
 from otel_audit._util.fork import renew_in_child
 from otel_audit._util.loop_thread import ThreadState
 from otel_audit._util.ratelimited_log import log_limited
@@ -64,8 +64,8 @@ class DeliveryOptions:
     batch_size: int = 512
     batch_bytes: int = 1_000_000
     batch_interval: float = 0.2
-    first_pause: float = 0.1
-    longest_pause: float = 15.0
+    first_pause: float = FIRST_PAUSE
+    longest_pause: float = LONGEST_PAUSE
     sync_interval: float = 0.1
     adopt_interval: float = 10.0
 

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple, Protocol
 import msgspec
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
-from otel_audit._util.backoff import Backoff
+from otel_audit._util.backoff import FIRST_PAUSE, LONGEST_PAUSE, Backoff
 from otel_audit._util.fork import renew_in_child
 from otel_audit._util.ids import uuid7
 from otel_audit._util.ratelimited_log import log_limited
@@ -99,8 +99,8 @@ class RelayOptions:
     interval: float = 1.0
     batch_size: int = 512
     batch_bytes: int = BATCH_BYTES
-    first_pause: float = 0.1
-    longest_pause: float = 15.0
+    first_pause: float = FIRST_PAUSE
+    longest_pause: float = LONGEST_PAUSE
 
 
 class PostponedError(StoreError):

@@ -390,6 +390,7 @@ def _decode_head(raw: bytes, codec: str, *, complete: bool, errors: str = "stric
     """Decode; a character that the cut went through is left out."""
     if complete:
         return raw.decode(codec, errors)
+    # a character has four bytes at most, in UTF-8 and in UTF-32: a cut leaves up to three of it
     for missing in range(4):
         try:
             return raw[: len(raw) - missing].decode(codec, errors)

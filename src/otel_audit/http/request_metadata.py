@@ -320,6 +320,7 @@ class _DescribedHeaders:
         return found
 
 
+# a configuration each: a process has one, tests have some
 @functools.lru_cache(maxsize=16)
 def _headers_of(keep: Any, redactor: Any) -> _DescribedHeaders:
     return _DescribedHeaders(keep, redactor)
@@ -352,12 +353,13 @@ def _bounded_lines(
     return kept
 
 
+# as above
 @functools.lru_cache(maxsize=16)
 def _names_kept(keep: Any) -> Memo[bytes, bool]:
     """Whether a header is kept, by its name as it is sent; the usual names are remembered."""
     return Memo(
         lambda name: len(name) <= LONGEST_HEADER and name.decode("latin-1").lower() in keep,
-        1024,
+        1024,  # a few hundred names are in use; clients may invent more
         lambda name: len(name) <= _CACHED_NAME,
     )
 

@@ -59,6 +59,7 @@ class SocketTally:
             self._keep(self._copied_in, message)
         elif kind == "websocket.disconnect" and self.closed_by is None:
             self.closed_by = "client"
+            # ASGI: a frame without a code is 1005, "no status received" (RFC 6455, 7.4.1)
             self.code = message.get("code", 1005)
 
     def sent(self, message: Mapping[str, Any]) -> None:

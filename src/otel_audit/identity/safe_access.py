@@ -148,6 +148,7 @@ def cookie_value(scope: AsgiScope, name: str) -> str | None:
     return next((value.strip() for key, _, value in pairs if key.strip() == name and value), None)
 
 
+# names come from settings, about ten of them
 @functools.lru_cache(maxsize=64)
 def _as_header(name: str) -> bytes:
     return name.lower().encode("latin-1", "replace")
@@ -218,6 +219,7 @@ def first_identifier(thing: object, names: Iterable[str]) -> str | None:
     return None
 
 
+# a token with more roles or scopes than 50 would fill the record with them
 def words(value: object, limit: int = 50) -> tuple[str, ...]:
     """Return a list of words from a sequence, or from text with spaces or commas between."""
     if isinstance(value, str):

@@ -363,6 +363,7 @@ class _Reader:
             place += self._word(place) == "INTO"
             place += self._word(place) == "ONLY"
             table, after = self._name(place)
+            # before USING there may be an alias, with or without AS, and one more word
             is_merge = table and "USING" in (self._word(one) for one in range(after, after + 4))
             return [Write("update", table, note=self._merged(after))] if is_merge else None
         if strict:

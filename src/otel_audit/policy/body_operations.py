@@ -86,6 +86,7 @@ OPERATION_TAIL: Final = 64
 """Characters at the end of a path that say whether its bodies name the operation."""
 
 
+# more routes than applications have; beyond it a path is looked at again
 @functools.lru_cache(maxsize=2048)
 def carries_operations(path: str) -> bool:
     """Return whether a path looks like one whose bodies name the operation.
@@ -188,6 +189,7 @@ def name_operations(operations: Operations) -> Naming | None:
     return _name(operations.kind, operations.names[0])
 
 
+# more operations than a schema has; clients may invent others
 @functools.lru_cache(maxsize=2048)
 def _name(kind: str, name: str) -> Naming | None:
     if name.startswith("__"):

@@ -15,6 +15,7 @@ _PERHAPS_BEHIND: Final = frozenset({"mapping", "object", "record", "schema"})
 """The same, if the table's name confirms it; a ``MedicalRecord`` is a record."""
 
 
+# more classes and tables than applications have
 @functools.lru_cache(maxsize=2048)
 def entity_noun(name: str, table: str | None = None) -> str:
     """Say what the rows of a mapped class are called.

@@ -53,7 +53,9 @@ class Limits:
         length: Characters of text in all, and bytes of a JSON text.
     """
 
+    # applications do not nest as deep; each level is a call, and Python allows 1,000 of them
     depth: int = 64
+    # a hundred times the usual body (OTEL_AUDIT_BODY_LIMIT); the work budget ends most walks before
     nodes: int = 100_000
     length: int = 1_000_000
 

@@ -45,6 +45,8 @@ _EXTENSION: Final = "x_"
 """Beginning of a name with its separator: ``x_ray`` has it, ``xray`` has not."""
 _CACHED_NAME: Final = 128
 """Characters of a name whose verdict is remembered: clients choose names, and memory is bounded."""
+REMEMBERED: Final = 4_096
+"""Names whose verdict is remembered: fields, columns and headers, and those that clients invent."""
 _LONGEST_NAME: Final = 1_000
 """Characters of a name that is judged; the value of a longer one is removed."""
 _MOST_WORDS_OF_ONE: Final = 5
@@ -212,7 +214,7 @@ class NameRules:
         self.added = _checked("REDACT_FIELDS", redact)
         self._redact = _Matcher(self.added)
         self._allow = _Matcher(_checked("REDACT_ALLOW", allow))
-        self._judge = lru_cache(maxsize=4_096)(self._decide)
+        self._judge = lru_cache(maxsize=REMEMBERED)(self._decide)
 
     def judge(self, name: str) -> NameVerdict:
         """Return what a name says about its value; cheap for a cached name."""

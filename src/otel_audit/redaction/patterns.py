@@ -14,7 +14,7 @@ from typing import Any, Final
 import re2
 
 from otel_audit._util.ids import UUID_PATTERN
-from otel_audit._util.lazy_pattern import LazyPattern
+from otel_audit._util.lazy_pattern import MEMORY, LazyPattern
 from otel_audit.redaction import checksums
 from otel_audit.redaction.key_value import PROSE
 from otel_audit.redaction.load_data import key_shapes, quoted_values
@@ -88,7 +88,7 @@ JWT: Final = ValueRule(
 
 def _many_states() -> Any:
     options = re2.Options()
-    options.max_mem = 64 << 20
+    options.max_mem = MEMORY
     options.log_errors = False
     return options
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import re2
 
 from otel_audit._util.cache import Memo
-from otel_audit._util.lazy_pattern import LazyPattern
+from otel_audit._util.lazy_pattern import MEMORY, LazyPattern
 from otel_audit.redaction import names
 from otel_audit.redaction.checksums import IBAN_LENGTHS
 from otel_audit.redaction.labelled_values import FLAG_PATTERN, SPECIAL_PATTERN
@@ -202,7 +202,7 @@ def _compiled(patterns: Iterable[str]) -> LazyPattern:
     options = re2.Options()
     options.never_capture = True
     options.case_sensitive = False
-    options.max_mem = 64 << 20
+    options.max_mem = MEMORY
     options.log_errors = False
     whole = "|".join(f"(?:{pattern})" for pattern in patterns)
     return LazyPattern(whole.encode(), options)

@@ -152,6 +152,7 @@ class Redactor:
             emails=config.redact_emails,
             mode=config.redact_mode,
             keyed_hash=keyed_hash,
+            # decoded and spelled as JSON, a byte of a body can have several characters
             limits=Limits(length=max(Limits().length, 4 * config.body_limit)),
             headers=os.environ.get(_SANITIZE, "").split(","),
             on_error=on_error,

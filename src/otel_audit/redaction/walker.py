@@ -23,7 +23,7 @@ from otel_audit.redaction.json_values import (
     json_shape,
 )
 from otel_audit.redaction.labelled_values import labelled_secrets
-from otel_audit.redaction.names import CLEAR
+from otel_audit.redaction.names import CLEAR, REMEMBERED
 from otel_audit.redaction.number_spelling import SpelledFloat, encode, parse_exact
 from otel_audit.redaction.placeholders import REDACTED, WITHHELD, WITHHELD_FOR_WORK, is_token
 from otel_audit.redaction.text import TextRules
@@ -96,7 +96,7 @@ class RedactionRules:
     known_key: Callable[[str], tuple[str, float]] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "known_key", lru_cache(maxsize=4_096)(self._clean_key))
+        object.__setattr__(self, "known_key", lru_cache(maxsize=REMEMBERED)(self._clean_key))
 
     def replacement(self, value: Any) -> str:
         """Make the replacement of a removed value."""

@@ -29,6 +29,7 @@ from otel_audit.server.credentials import CredentialsFile, Sender
 from otel_audit.server.errors import (
     JSON,
     PROTOBUF,
+    RETRY_AFTER,
     Code,
     RequestError,
     as_status,
@@ -263,7 +264,7 @@ async def _export(service: Service, request: Request) -> Response:
         log_limited(
             access_log.logger, "request", "A request failed and is to be sent again", error=error
         )
-        problem = unavailable("an unexpected error; nothing is known to be stored", 5)
+        problem = unavailable("an unexpected error; nothing is known to be stored", RETRY_AFTER)
     if problem is not None:
         service.meters.refused[problem.kind] += 1
         kind = JSON if _media_type(request) == JSON else PROTOBUF

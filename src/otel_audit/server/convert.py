@@ -350,6 +350,7 @@ def with_own_place(item: ReceivedItem) -> ReceivedItem:
 
 
 def _ample() -> RequestBudget:
+    # what is not a request of a client has no bound but those of `RequestBudget` itself
     return RequestBudget(1 << 30, 1 << 30)
 
 

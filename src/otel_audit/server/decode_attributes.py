@@ -140,6 +140,7 @@ def _large_value(raw: bytes) -> Any:
     """Decode a text; a list or map of that size is withheld."""
     found = decode_protobuf_lazily.Value.FromString(raw)
     text: str = found.string_value
+    # a character has four bytes at most: with fewer of them, something else makes it so large
     if 4 * len(text) > len(raw) - _SHORT:
         return text
     return [WITHHELD_FOR_SIZE] if found.array_value else WITHHELD_FOR_SIZE

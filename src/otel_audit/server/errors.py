@@ -19,6 +19,10 @@ JSON: Final = "application/json"
 _LENGTH_DELIMITED: Final = 2
 
 
+RETRY_AFTER: Final = 5
+"""Seconds after which senders shall try again: the default of the setting `serve_retry_after`."""
+
+
 class Code(IntEnum):
     """The codes of ``google.rpc.Code`` that are used here."""
 

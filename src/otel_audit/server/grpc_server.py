@@ -18,7 +18,13 @@ from otel_audit.server import decode_protobuf, partial_success
 from otel_audit.server.access_log import logger, write
 from otel_audit.server.authentication import CERTIFICATE
 from otel_audit.server.credentials import Certificate, Sender
-from otel_audit.server.errors import PROTOBUF, RequestError, status_message, unavailable
+from otel_audit.server.errors import (
+    PROTOBUF,
+    RETRY_AFTER,
+    RequestError,
+    status_message,
+    unavailable,
+)
 from otel_audit.server.request_budget import LARGEST_HEADERS, RequestBudget
 from otel_audit.server.service import Service
 
@@ -115,7 +121,7 @@ class GrpcServer:
             problem = found
         except Exception as error:  # noqa: BLE001 - INTERNAL would make exporters drop their batch
             log_limited(logger, "call", "A call failed and is to be sent again", error=error)
-            problem = unavailable("an unexpected error; nothing is known to be stored", 5)
+            problem = unavailable("an unexpected error; nothing is known to be stored", RETRY_AFTER)
         code = 0 if problem is None else int(problem.code)
         if problem is not None:
             self._service.meters.refused[problem.kind] += 1

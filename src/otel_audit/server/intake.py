@@ -21,7 +21,7 @@ from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.delivery.sink import Accepted, Conflict, Receipt, Refused, Store
 from otel_audit.errors import StoreError, StoreUnavailableError
 from otel_audit.record import AuditRecord
-from otel_audit.server.errors import unavailable
+from otel_audit.server.errors import RETRY_AFTER, unavailable
 
 _logger = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ class Intake:
         *,
         writers: int = 2,
         batch: int = 1000,
-        retry_after: int = 5,
+        retry_after: int = RETRY_AFTER,
         observe: Callable[[float, int], None] = lambda _seconds, _records: None,
     ) -> None:
         """Remember the settings; no connection is opened yet.

@@ -78,6 +78,7 @@ def resource_of(message: bytes, group: Range) -> Resource:
     found: list[bytes] = []
     left_out = 0
     for start, stop in _all(message, group, _RESOURCE):
+        # those that are skipped cost time, too: after 8 times what is kept it is no resource
         for at, end in islice(_within(message, (start, stop), 1), 8 * MOST_ATTRIBUTES):
             if len(found) >= MOST_ATTRIBUTES or end - at > _LARGEST_ATTRIBUTE:
                 left_out += 1

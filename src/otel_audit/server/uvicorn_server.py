@@ -160,6 +160,8 @@ def run(listening: Listening, *, shutdown_timeout: float) -> None:
         "proxy_headers": False,
         "limit_concurrency": listening.connections,
         "h11_max_incomplete_event_size": _LARGEST_HEAD,
+        # longer than the 60 s for which proxies keep a silent connection: whoever closes first must
+        # be the sender, or a request that is just on its way is lost
         "timeout_keep_alive": 75,
         "timeout_graceful_shutdown": int(shutdown_timeout) or 1,
         "log_config": None,
@@ -218,6 +220,7 @@ def _grpc(listening: Listening) -> GrpcListening | None:
 def _collect_seldom() -> None:
     """Look for garbage less often: a batch makes many objects, and nearly none in cycles."""
     gc.freeze()
+    # CPython's 10 before each of the older generations are doubled: these take longest
     gc.set_threshold(_BETWEEN_COLLECTIONS, 20, 20)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -104,6 +105,7 @@ class FileDestination:
         """Rename the file to the first leaf that is not in it, so that names sort in order."""
         self._close()
         moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+        # a name is taken if the file was rotated twice in a second at the same leaf
         for number in range(1_000):
             more = f".{number}" if number else ""
             rotated = self._path.with_name(
@@ -114,7 +116,7 @@ class FileDestination:
                 self._path.unlink()
                 sync_directory(self._path.parent)
                 return
-        raise FileExistsError(17, "File exists", str(rotated))
+        raise FileExistsError(errno.EEXIST, "File exists", str(rotated))
 
     def _close(self) -> None:
         opened, self._open = self._open, None

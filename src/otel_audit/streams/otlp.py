@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import httpx
 from otel_audit_otlp import protobuf_wire as wire
+from otel_audit_otlp.encoding import LARGEST_REQUEST
 
 from otel_audit._util.http_response import HttpResponse
 from otel_audit._util.loopback import is_loopback
@@ -26,8 +27,6 @@ except ImportError as missing:
     raise MissingExtraError("a stream over OTLP", "streams") from missing
 
 LOGS_PATH: Final = "/v1/logs"
-LARGEST_REQUEST: Final = 3_500_000
-"""Bytes of log records in one request."""
 _SCOPE: Final = wire.part(wire.SCOPE_SPANS_SCOPE, wire.part(wire.SCOPE_NAME, b"otel_audit.streams"))
 _RESOURCE: Final = wire.part(
     wire.RESOURCE_SPANS_RESOURCE,

@@ -29,6 +29,8 @@ _IN_URL: Final = re.compile(r"[^\s\x00-\x20\x7f-\x9f\u200b-\u200f\u2028-\u202e\u
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 _SECRET: Final = re.compile(r"[!-~]+")
 _MB: Final = 1_000_000
+_LONGEST_REQUEST: Final = 300
+"""Seconds: while a request is under way, the stream's transaction in the store is open, too."""
 
 
 class _Destination(BaseModel):
@@ -51,7 +53,8 @@ class _Destination(BaseModel):
     filter: str = ""
     tenants: tuple[str, ...] = ()
     personal: bool = False
-    batch: Annotated[int, Field(ge=1, le=5000)] = 1000
+    # PAGE and LARGEST_PAGE of otel_audit_postgres.ledger.sealed_rows, which reads them
+    batch: Annotated[int, Field(ge=1, le=5_000)] = 1_000
     ocsf_users: tuple[str, ...] | None = None
     ocsf_groups: tuple[str, ...] | None = None
     ocsf_administrative: tuple[str, ...] | None = None
@@ -104,6 +107,7 @@ class FileSettings(_Destination):
 
     kind: Literal["file"]
     path: Path
+    # below about 1 kB each event would have a file of its own
     rotate_bytes: Annotated[int, Field(ge=1_000)] = 100 * _MB
 
 
@@ -121,7 +125,8 @@ class OtlpSettings(_Destination):
     endpoint: str
     token_env: str | None = None
     certificate: Path | None = None
-    timeout: Annotated[float, Field(gt=0, le=300)] = 30.0
+    # a batch is one request
+    timeout: Annotated[float, Field(gt=0, le=_LONGEST_REQUEST)] = 30.0
 
     @field_validator("endpoint")
     @classmethod
@@ -145,7 +150,8 @@ class WebhookSettings(_Destination):
     secret_env: Annotated[tuple[str, ...], Field(min_length=1, max_length=2)]
     allow_private: bool = False
     certificate: Path | None = None
-    timeout: Annotated[float, Field(gt=0, le=300)] = 15.0
+    # an event is a request; Standard Webhooks recommends 15 to 30 s
+    timeout: Annotated[float, Field(gt=0, le=_LONGEST_REQUEST)] = 15.0
 
     @field_validator("url")
     @classmethod

@@ -26,6 +26,9 @@ from otel_audit.testing.snapshots import snapshot
 PATIENCE: Final = 2.0
 """Seconds that an assertion waits for actions that are still open."""
 
+_LOOK_EVERY: Final = 0.005
+"""Seconds between two looks at them: not noticed by a person, and no load."""
+
 _NEAREST: Final = 3
 """Records that a failed assertion compares with what was expected, the most alike first."""
 _REASONS: Final = 5
@@ -181,7 +184,7 @@ class Audit:
         """Wait, in a test on asyncio, for actions that are still open; their loop continues."""
         until = time.monotonic() + timeout
         while self.records.unfinished and time.monotonic() < until:  # noqa: ASYNC110 - any thread
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(_LOOK_EVERY)
 
     def _fitting(self, wanted: Wanted) -> list[AuditRecord]:
         return [record for record in self.records if not wanted.differences(record)]
@@ -192,7 +195,7 @@ class Audit:
             return
         until = time.monotonic() + PATIENCE
         while self.records.unfinished and not enough() and time.monotonic() < until:
-            time.sleep(0.005)
+            time.sleep(_LOOK_EVERY)
 
     def _missing(self, wanted: Wanted) -> str:
         records = list(self.records)

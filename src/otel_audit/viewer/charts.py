@@ -112,6 +112,7 @@ def _pieces(outcomes: dict[str, int], highest: int) -> tuple[ChartPiece, ...]:
         count = outcomes.get(outcome, 0)
         if not count:
             continue
+        # one record among thousands is still seen
         height = max(count / highest * HEIGHT, 1.5)
         y -= height
         pieces.append(ChartPiece(outcome, round(y, 2), round(height, 2)))

@@ -137,7 +137,7 @@ def mint_token(  # noqa: PLR0913 - what a token says
         ConfigurationError: It would last too long, or for nobody.
     """
     if not 0 < minutes <= LONGEST_MINUTES:
-        raise ConfigurationError(f"mint_token: minutes={minutes}, 60 at most")
+        raise ConfigurationError(f"mint_token: minutes={minutes}, {LONGEST_MINUTES} at most")
     # refuses what no viewer can be
     allowed = Viewer(viewer, "tenant", (tenant,), frozenset(may))
     now = int(time.time())

@@ -30,12 +30,15 @@ from otel_audit.viewer.rendering import render, stream
 from otel_audit.viewer.site import Site, hide_own_events, missing, parse_query
 
 ROWS: Final = 50
+"""Records on a page, as on the command line."""
 _THING: Final = re.compile(r"[A-Za-z][\w.]*:[^\s:]+")
 _FEW: Final = 10
+"""The most frequent values that a page lists of a field."""
 _ERASED: Final = "[ERASED"
 _MOST_STATES: Final = 2_000
 """Records of a history from which states are computed."""
 _AROUND: Final = timedelta(minutes=5)
+"""Before and after a record: what else its actor did."""
 _STATE_PAGE: Final = 500
 """Records of it that are fetched at once."""
 _FACETS: Final = ("event", "outcome", "actor", "tenant", "action", "status", "service", "target")

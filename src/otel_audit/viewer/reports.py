@@ -13,7 +13,7 @@ from otel_audit_postgres.query.times import parse_time
 from otel_audit_postgres.reports.evidence import Witnesses
 from otel_audit_postgres.reports.make_report import Report, looked_at, make_report
 from otel_audit_postgres.reports.model import Definition
-from otel_audit_postgres.reports.options import Options
+from otel_audit_postgres.reports.options import SAMPLE, Options
 from otel_audit_postgres.reports.registry import REPORTS, find_report
 from otel_audit_postgres.reports.render import html_body, pieces
 from starlette.requests import Request
@@ -99,7 +99,7 @@ def _options(definition: Definition, request: Request) -> Options:
     params = request.query_params
     try:
         begin, end = parse_time(params.get("from", "")), parse_time(params.get("to", ""))
-        sample = int(params.get("sample") or 25)
+        sample = int(params.get("sample") or SAMPLE)
         checkpoint = int(params["checkpoint"]) if params.get("checkpoint") else None
     except ValueError as error:
         raise ConfigurationError(f"the report cannot be made: {error}") from None

@@ -9,6 +9,7 @@ from urllib.parse import quote, urlsplit
 
 from otel_audit_postgres.ledger.anchors import Anchor
 from otel_audit_postgres.ledger.keys import PublicKey
+from otel_audit_postgres.query.pool import CONNECTIONS, STATEMENT_TIMEOUT
 from otel_audit_postgres.query.trail import Views
 
 from otel_audit.errors import ConfigurationError
@@ -55,8 +56,8 @@ class ViewerSettings:
     archive: ArchiveStore | None = None
     trace_url: str | None = None
     record_views: Views = "required"
-    connections: int = 4
-    statement_timeout: float = 5.0
+    connections: int = CONNECTIONS
+    statement_timeout: float = STATEMENT_TIMEOUT
 
     def __post_init__(self) -> None:
         """Refuse a trace link without a place for the id."""

@@ -227,6 +227,7 @@ async def problem(request: Request, viewer: Viewer | None, error: OtelAuditError
         status,
     )
     if isinstance(error, StoreUnavailableError):
+        # 5 s, as the OTLP sink says by default, where the store does not say when
         response.headers["retry-after"] = str(int(error.retry_after or 5))
     return response
 

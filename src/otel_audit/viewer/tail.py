@@ -117,6 +117,7 @@ class _Tail:
                 except OtelAuditError as error:
                     yield self._event("problem", {"problem": visible(str(error))})
                     last_sent = time.monotonic()
+                    # a store that is away is not asked each second by each open page
                     await asyncio.sleep(_EVERY * 5)
                     continue
                 if found:

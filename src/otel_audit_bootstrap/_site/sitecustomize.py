@@ -15,6 +15,7 @@ except ImportError as _error:
     )
     if _required:
         sys.stderr.flush()
+        # EXIT_CONFIGURATION of otel_audit_bootstrap, which could not be imported
         os._exit(78)
 else:
     begin()
