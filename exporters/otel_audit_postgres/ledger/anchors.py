@@ -242,7 +242,7 @@ async def ask(anchor: Anchor) -> str | None:
 
 
 async def not_for_ever(anchor: Anchor, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Have something done with an anchor in a thread and loop of its own.
+    """Call an anchor in a thread and loop of its own, for a limited time.
 
     An anchor may be anybody's code: one that blocks its event loop could not be given up there.
 
@@ -273,7 +273,7 @@ def remembers(anchor: Anchor) -> bool:
 
 
 def forgotten(anchor: Anchor, size: int) -> str | None:
-    """Say what it means that an anchor holds nothing; None if that is as it should be.
+    """Return what is wrong if an anchor holds nothing; None if nothing is.
 
     Args:
         anchor: An anchor that was read, and has no checkpoint.

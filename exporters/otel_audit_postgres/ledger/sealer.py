@@ -1,4 +1,4 @@
-"""The sealer: turns the rows that wait into leaves, and signs what the tree has become.
+"""The sealer: turns the rows that wait into leaves, and signs the new tree.
 
 However many sealers run, in each moment one of them seals; all may die at any moment, as a block,
 its checkpoint and the queue change together or not at all.
@@ -259,7 +259,7 @@ class Sealer:
                 await _wait(stop, interval)
 
     async def _followed(self, connection: Connection[Any]) -> Sealed:
-        """Say what becomes of what waits, while another one leads."""
+        """Measure how long rows wait while another sealer leads; log it if that is too long."""
         self.lag = await store.waiting_for(connection)
         holders = tuple(await store.holders(connection)) if self.lag > OVERDUE else ()
         done = Sealed(0, self._tree.size, leads=False, waits=self.lag, holders=holders)

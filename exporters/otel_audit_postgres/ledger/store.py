@@ -429,7 +429,7 @@ async def record_quarantined(connection: Connection[Any]) -> None:
 async def unkept_quarantine(
     connection: Connection[Any],
 ) -> AsyncIterator[tuple[uuid.UUID, list[str], bool]]:
-    """Records about rows in quarantine which are gone or changed; whether the store made them.
+    """Records about rows in quarantine that are gone or changed; and whether the store made them.
 
     Every writer can insert records about rows that never were; such a record is not the store's.
     """

@@ -1,4 +1,4 @@
-"""All that a query finds, a batch at a time, for files."""
+"""All matching records, a batch at a time, for files."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ async def payload_texts(
 
 
 def says_who(name: str) -> bool:
-    """Whether a name is neither encrypted, redacted, hashed nor erased."""
+    """Whether a name is readable: neither encrypted, redacted, hashed nor erased."""
     return not name.startswith(_HIDDEN)
 
 

@@ -159,7 +159,7 @@ class Found:
         action_id: The action's id, which all its records share.
         phase: Which part of the action it tells.
         service_name: Which service recorded it.
-        transaction_outcome: What became of the transactions that wrote, such as ``rolled_back``.
+        transaction_outcome: How the transactions that wrote ended, such as ``rolled_back``.
         actor_reason: Why no actor was identified, such as ``bad_signature``; None if ``actor_id``
             is not ``anonymous``.
 

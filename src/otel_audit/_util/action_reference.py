@@ -34,7 +34,7 @@ class ActionReference(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     request_id: str | None = None
 
     def to_json(self) -> str:
-        """Write it as text, for a message. It names the actor: keep it from strangers."""
+        """Write it as text, for a message. It names the actor, so show it to nobody else."""
         return msgspec.json.encode(self).decode()
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Asyncio and Trio: whichever of them runs the application, what is ours runs on asyncio.
+"""Support for asyncio and Trio: the application may run on either, our own code runs on asyncio.
 
 Trio is not a dependency: it is looked at only where the application has imported it.
 """
@@ -17,17 +17,17 @@ T = TypeVar("T")
 
 
 class Timer(Protocol):
-    """Something that will be done, unless it is cancelled before."""
+    """A scheduled call that can be cancelled."""
 
     def cancel(self) -> object:
-        """Do not do it."""
+        """Cancel the call."""
 
 
 def call_after(seconds: float, act: Callable[[], None]) -> Timer | None:
-    """Have something done when a time is over, unless the timer is cancelled before.
+    """Call a function after some seconds, unless the timer is cancelled first.
 
     Args:
-        seconds: The time.
+        seconds: Seconds to wait.
         act: Is called on the event loop, in an empty context; must not raise.
 
     Returns:
@@ -63,9 +63,9 @@ async def in_thread(act: Callable[[], T]) -> T:
 
 
 async def in_slices(steps: Iterator[object]) -> None:
-    """Take all steps, and let the event loop go on between one and the next.
+    """Take all steps, and yield to the event loop between one and the next.
 
-    A task that is cancelled meanwhile takes at once what is left: none is left out.
+    If the task is cancelled meanwhile, it takes the remaining steps at once: none is skipped.
 
     Args:
         steps: Each does its part when the iterator advances; must not raise.
@@ -101,7 +101,7 @@ def on_any_loop(ask: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, An
 
 
 def is_cancellation(error: BaseException | None) -> bool:
-    """Return whether an exception is how asyncio or Trio cuts a task off."""
+    """Return whether an exception is the cancellation of a task by asyncio or Trio."""
     if isinstance(error, asyncio.CancelledError):
         return True
     cancelled = getattr(sys.modules.get("trio"), "Cancelled", None)

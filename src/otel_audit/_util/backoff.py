@@ -1,4 +1,4 @@
-"""Pauses between tries of what fails: each twice as long as the one before, up to a cap."""
+"""Pauses between tries: each twice as long as the one before, up to a cap."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class BoundedCache(dict[K, V]):
 
 
 def are_few_names(names: tuple[str, ...]) -> bool:
-    """Return whether names are worth keeping as a key: spans of one kind have the same few."""
+    """Return whether names are few and short enough for a key: those of a kind of span are."""
     return len(names) <= _WIDEST and sum(map(len, names)) <= _LONGEST
 
 

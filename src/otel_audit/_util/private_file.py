@@ -15,8 +15,8 @@ def is_private(facts: os.stat_result) -> bool:
 
     Kubernetes mounts a secret with ``fsGroup`` as root's, readable for that group (mode 0440), and
     a process that is not root could not read it otherwise. So a group of this process may read it,
-    where the process cannot close it itself: root owns it, or nobody may write it. Its own file is
-    the process's to close: on many a host its group has other members.
+    where the process cannot change the mode: root owns it, or nobody may write it. For its own file
+    the process can, and must: on many hosts its group has other members.
 
     Args:
         facts: What `os.stat` says of the file.

@@ -1,7 +1,7 @@
 """A buffer for many changes: the latest in memory, full pages in a private file.
 
-The file has no name, so that it goes with the process, whatever ends it. It is written only by
-the transaction that is too large for memory; each page keeps the file open.
+The file has no name, so that it disappears with the process, however that ends. It is written only
+by the transaction that is too large for memory; each page keeps the file open.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class SpilledPage:
 
     Attributes:
         count: How many.
-        outcome: What became of their transaction, once that is known.
+        outcome: How their transaction ended, once that is known.
     """
 
     count: int
@@ -120,7 +120,7 @@ class SpilledChanges(msgspec.Struct):
         full: Pages in the file, the earliest first.
         recent: What came after them.
         unspilled: What could not be spilled, counted by operation, entity and table.
-        outcome: What became of their transaction, once that is known.
+        outcome: How their transaction ended, once that is known.
     """
 
     room: SpillOptions = SpillOptions()
@@ -147,7 +147,7 @@ class SpilledChanges(msgspec.Struct):
         self.recent.append(change)
 
     def absorb(self, other: SpilledChanges) -> None:
-        """Take over what another has, behind what is here."""
+        """Move the changes of another buffer to the end of this one."""
         if other.full and self.recent:
             self._spill()
         self.full.extend(other.full)

@@ -1,4 +1,4 @@
-"""Who speaks, where nobody has configured logging: Python then prints the bare message."""
+"""Names us in log messages where logging is not configured: Python prints them without a name."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _LOGGERS: Final = ("otel_audit", "otel_audit_postgres", "otel_audit_otlp")
 class NamedLastResort(logging.Handler):
     """As `logging.lastResort`, with our name before a message that lacks it.
 
-    It keeps quiet as soon as any other handler hears of the message.
+    It prints nothing if any other handler gets the message.
     """
 
     is_last_resort = True
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print the message, if nobody else does."""
+        """Print the message, unless another handler does."""
         resort = logging.lastResort
         if resort is None or record.levelno < resort.level or is_configured(record.name):
             return
@@ -44,7 +44,7 @@ def _handlers(name: str) -> Iterator[logging.Handler]:
 
 
 def name_unconfigured_messages() -> None:
-    """Let our loggers' messages say whose they are, also where logging is not configured."""
+    """Print our messages with our name, where logging is not configured."""
     for name in _LOGGERS:
         logger = logging.getLogger(name)
         if not any(isinstance(one, NamedLastResort) for one in logger.handlers):

@@ -52,7 +52,7 @@ class RecordArguments:
 
 
 def parse_event(event: object, redactor: Redactor) -> str:
-    """Read an event name; one that is none becomes ``unnamed``."""
+    """Read an event name; an invalid one becomes ``unnamed``."""
     name = parse_name(event, redactor) if isinstance(event, str) else ""
     if not name:
         log_limited(_logger, "event", "An audit event has no name; it is recorded as: unnamed")
@@ -60,7 +60,7 @@ def parse_event(event: object, redactor: Redactor) -> str:
 
 
 def parse_action(action: object) -> str | None:
-    """Read a kind of action; None if it is none: words in capitals."""
+    """Read a kind of action: words in capitals, such as ``CREATE``; None for all else."""
     return action if isinstance(action, str) and _ACTION.fullmatch(action) else None
 
 
@@ -83,8 +83,8 @@ def parse_parent(parent: object) -> ActionReference:
     """Read which action has caused this one: a reference, or its text.
 
     Returns:
-        For what is none: one without an id, by ``anonymous`` with a reason, as the process must
-        not stand for whoever it was.
+        For all else, one without an id, whose actor is ``anonymous`` with a reason: the process
+        must not be taken for the actor.
     """
     try:
         if isinstance(parent, str):

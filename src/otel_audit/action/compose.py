@@ -107,7 +107,7 @@ def action_record(  # noqa: PLR0913 - one argument a field that only the caller 
         level: How much of it is recorded.
         actor: Who does it.
         metadata: The application's own facts and ours.
-        transaction: What became of the transactions that wrote.
+        transaction: How the transactions that wrote ended.
         tenant: For whom.
         target: On what.
         source: From where.
@@ -162,9 +162,9 @@ def _decision(response: Response | None) -> AccessDecision | None:
 
 
 class Opening(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """What is written down when an action begins: all that a crash would leave of it.
+    """The facts that are written down when an action begins: all that a crash leaves of it.
 
-    One is made for each action, and hardly one is ever read: so it is no record before that.
+    One is made for each action, and few are ever read; only those become a record.
 
     Attributes:
         record_id, action_id, occurred_at: As in the record.
@@ -241,7 +241,7 @@ def process_record(  # noqa: PLR0913 - one argument a field that only the caller
         target: On what.
         changes: What it changed, as far as this record has room for it.
         changes_total: How many changes there were.
-        transaction: What became of the transaction that wrote.
+        transaction: How the transaction that wrote ended.
         action_id: The action that it belongs to; None: it is one of its own.
         parent_action_id: The action that has caused it.
         metadata: Further facts.
@@ -283,10 +283,10 @@ def changes_outside(  # noqa: PLR0913 - one fact an argument
 ) -> Iterator[AuditRecord]:
     """Build the records of a transaction that no action contained: a script, a worker, a start-up.
 
-    That there was one, and how many rows it changed, cannot fail; each other part fails for itself.
+    The transaction and the number of its rows are always recorded; each other part may fail alone.
 
     Args:
-        outcome: What became of the transaction.
+        outcome: How the transaction ended.
         changes: What it changed.
         service: Gives the process's service name, which stands in for the actor.
         parts: Takes note of what could not be described.
@@ -343,7 +343,7 @@ def as_started(known: AuditRecord) -> AuditRecord:
 
     Returns:
         A record of phase ``started`` with an id of its own and the same action id. Changes are
-        left to the record at the end, which knows what became of them.
+        left to the record at the end, which knows whether they were committed.
     """
     return _replace(
         known,
@@ -370,7 +370,7 @@ def change_records(
     Args:
         known: What the action's own record was, or would be by now.
         scope: The action.
-        outcome: What became of the transaction.
+        outcome: How the transaction ended.
         changes: What it changed, as far as it is kept.
         parts: Takes note of what could not be described.
 
@@ -436,12 +436,12 @@ def as_continued(
 
 
 class Ending(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """What may have changed of an action since its answer; all else is as it was written down then.
+    """The fields of an action that may change after its answer; all others are as written then.
 
     Attributes:
         outcome: How it ended.
         duration: How long it took, nanoseconds.
-        transaction: What became of the transactions that wrote.
+        transaction: How the transactions that wrote ended.
         changes_total: How many changes there were.
         changes_rolled_back: As in the record.
         target: On what; unset where that is as before.
@@ -473,7 +473,7 @@ def ending_of(
 
     Args:
         answered: The record of that moment.
-        scope: The action; gives the time and what its transactions came to.
+        scope: The action; gives the time and the outcome of its transactions.
         outcome: How it ended.
         target: On what; a change may have named it since.
     """
@@ -492,7 +492,7 @@ def ending_of(
 
 
 def ended(answered: AuditRecord, ending: Ending, number: int | None = None) -> AuditRecord:
-    """Bring what was known when the answer went out to its end.
+    """Apply an ending to the record of the answer.
 
     Args:
         answered: The record of that moment.
@@ -514,7 +514,7 @@ def ended(answered: AuditRecord, ending: Ending, number: int | None = None) -> A
 
 
 def ended_unseen(begun: AuditRecord, ending: Ending) -> AuditRecord:
-    """Make the record of an action whose description is lost, of its beginning and its end.
+    """Make a record from the beginning and the end of an action; the record of its answer is lost.
 
     Args:
         begun: What was written down when it began.

@@ -34,8 +34,8 @@ class CurrentRuntime:
         redactor: Takes secrets out.
         aliases: The application's roles to canonical ones.
         service: Name of the process, which is the actor if there is no other.
-        report_commits: Brings home the commits that the database has answered.
-        around: Says who and for whom, where no action is around.
+        report_commits: Assigns commits that the database has answered to their actions.
+        around: Returns actor and tenant where no action is under way.
         opened: Called for each action that begins, before anything else.
         begin: Writes down that an action has begun; False where it must not.
         on_error: Called for each failure of ours.
@@ -72,7 +72,7 @@ class _State:
 
 
 def use(runtime: CurrentRuntime | None) -> None:
-    """Begin to record by hand through this; None: end it."""
+    """Set the runtime through which manual recording records; None: end it."""
     _State.in_use = runtime
     _State.warned = False
 

@@ -5,7 +5,7 @@ know: each says with `Lifecycle._known` what its record would be by now. A reque
 more, answered, before it is closed: ``_answered`` in ``http/exchange.py``.
 
 The bare fact comes first: ids, times, method, path, status and outcome cannot fail. All else
-describes it, each part for itself; a part that fails costs only that part (`FailedParts`).
+describes it. A part that fails is left out, and no other (`FailedParts`).
 An action that takes long gets a record that it has started (`Watchdog`), so that none runs unseen.
 
 Nothing here raises anything of ours. A step that fails is counted and logged, and the application
@@ -112,10 +112,10 @@ class Lifecycle(ABC):
             return
 
     def _end_scope(self) -> None:
-        """Close the scope: what its transactions came to is known.
+        """Close the scope, after which the outcome of its transactions is known.
 
-        First the commits that the database has answered are brought home, so that they are in the
-        action's own record; what ends after this gets a record of its own.
+        Commits that the database has answered are assigned first, so that they are in the action's
+        own record. What ends after this gets a record of its own.
         """
         try:
             self._ports.report_commits()
@@ -227,7 +227,7 @@ def record_outside(
 
     Args:
         ports: What takes the records.
-        outcome: What became of the transaction.
+        outcome: How the transaction ended.
         changes: What it changed.
         service: Names the process.
         begun_in: Id of the action that began the task which has written, and which is over.
@@ -254,13 +254,13 @@ class Watchdog:
         self._of_thread = threading.local()
 
     def begin(self, act: Callable[[], None]) -> WatchedAction | None:
-        """Have something done when the time is over.
+        """Call a function when the time is over.
 
         Args:
             act: Is called on the event loop, in an empty context; must not raise.
 
         Returns:
-            Where to end it before that; None if no event loop runs here.
+            The entry, to end it before that; None if no event loop runs here.
         """
         try:
             loop = asyncio.get_running_loop()
@@ -280,7 +280,7 @@ class WatchedAction(Protocol):
     """An action's entry at the watchdog."""
 
     def end(self, act: Callable[[], None]) -> None:
-        """Do not do it any more."""
+        """Cancel the call."""
 
 
 class _Alone:

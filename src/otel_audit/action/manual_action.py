@@ -202,7 +202,7 @@ class Action(Lifecycle):
                 self._release()
 
     def _over(self, error: BaseException | None) -> Outcome | None:
-        """Leave the action; None if it was left before, or nothing is audited."""
+        """Leave the action; return its outcome, None if it ended before or nothing is audited."""
         self._leave()
         runtime, scope = self._runtime, self._audit
         if runtime is None:
@@ -237,7 +237,7 @@ class Action(Lifecycle):
             copy(self)._follow(self._audit)  # noqa: SLF001 - one of its own kind
 
     def _follow(self, scope: AuditScope) -> None:
-        """Take the place of the action that this is a copy of, kept by its scope alone."""
+        """Replace the action that this is a copy of: only its scope keeps this one alive."""
         self._audit = weakref.proxy(scope)
         scope.origin = self._origin
         if self._runtime is not None:
@@ -296,7 +296,7 @@ class Action(Lifecycle):
         runtime.opened()
 
     def _take_over(self, parent: object) -> None:
-        """Learn which action, begun elsewhere, has caused this one."""
+        """Note the action, begun elsewhere, that has caused this one."""
         if parent is not None:
             self._parent = found = parse_parent(parent)
             self._audit.parent_action_id = found.action_id or None

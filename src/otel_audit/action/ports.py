@@ -28,14 +28,14 @@ class Recorder(Protocol):
         """The client is about to see the end of its answer.
 
         Returns:
-            How to say the rest, if all that stays as it is need not be said again.
+            What closes the action by the fields that changed since; None: `closed` is needed.
         """
 
     def discarded(self, record_id: str, /) -> None:
         """The opened action is not recorded after all."""
 
     def closed(self, record: AuditRecord, server_span: trace.Span | None, /) -> None:
-        """The action is over and its record is true."""
+        """The action is over, and its record is final."""
 
 
 class NoRecorder:
@@ -64,7 +64,7 @@ class Ports(Protocol):
 
     @property
     def report_commits(self) -> Callable[[], None]:
-        """Brings home the commits that the database has answered."""
+        """Assigns commits that the database has answered to their actions."""
 
     @property
     def on_error(self) -> Callable[[], None]:

@@ -17,7 +17,7 @@ class ConsoleSink:
         """Standard output is always there."""
 
     async def write(self, records: Sequence[AuditRecord]) -> Written:
-        """Print a batch, a line a record; of one that is not JSON only that there was one."""
+        """Print a batch, a line for each record; for one that is not JSON only a note."""
         lines, refused = [], 0
         for record in records:
             try:
@@ -30,7 +30,7 @@ class ConsoleSink:
         return Written(stored=len(records) - refused, quarantined=refused)
 
     async def quarantine(self, refused: Sequence[Refused]) -> None:
-        """Print what never became a record, a line each."""
+        """Print items that could not become a record, a line each."""
         sys.stdout.write("".join(_refusal(item.record_id, item.reason) for item in refused))
         sys.stdout.flush()
 

@@ -1,4 +1,4 @@
-"""Records out of the spools that dead processes of this service left."""
+"""Delivers the spools that dead processes of this service left."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class RecoveredEntry(NamedTuple):
 def batches_of(
     spool: AbandonedSpool, size: int, counters: Counters
 ) -> Iterator[list[RecoveredEntry]]:
-    """Read the records of a dead process: closed ones as they are, cut-down ones as far as known.
+    """Read the records of a dead process: closed ones whole, interrupted ones as far as known.
 
     Args:
         spool: What it left.

@@ -53,11 +53,11 @@ class DeliveryOptions:
         queue_size: Records that wait in memory.
         batch_size: Records in one write.
         batch_bytes: Bytes in one write, or one record.
-        batch_interval: How long a record waits for company.
+        batch_interval: How long a record waits for others of its batch.
         first_pause: Pause after the first failed write; doubles with each, up to ``longest_pause``.
         longest_pause: The cap of the pause.
-        sync_interval: How often the spool is brought to disk.
-        adopt_interval: How often the spools of dead processes are looked for.
+        sync_interval: Time between two syncs of the spool to disk.
+        adopt_interval: Time between two looks for spools of dead processes.
     """
 
     queue_size: int = 20_000
@@ -190,7 +190,7 @@ class Delivery:
             self._rouse()
 
     def every(self, interval: float, call: Callable[[], None]) -> None:
-        """Have something called now and then in the writer's thread; before it starts.
+        """Call a function regularly in the writer's thread; to be called before that starts.
 
         Args:
             interval: Seconds between two calls.
@@ -203,11 +203,11 @@ class Delivery:
         await self._group.wait()
 
     def discard(self, record_id: str) -> None:
-        """Take back what was written down of an action that is not recorded after all."""
+        """Discard what was written down of an action that is not recorded after all."""
         self.queue.discard(record_id)
 
     def submit(self, entry: Entry, text: bytes | ChangedSince | None = None) -> None:
-        """Take over what is finished; returns in microseconds and never raises.
+        """Accept a finished entry; returns in microseconds and never raises.
 
         Args:
             entry: What is finished.
@@ -259,7 +259,7 @@ class Delivery:
         return done
 
     def _flush_or_keep(self, timeout: float) -> bool:
-        """Flush at the end, unless that is hopeless.
+        """Flush at the end, unless the store does not answer.
 
         A store that this process has never reached, and that fails once more, is not waited for
         where a spool keeps what is left: it is not there, as in a run of tests.
@@ -324,7 +324,7 @@ class Delivery:
             self._looked.put(None)  # for whoever waits next
 
     def flush_and_rest(self, timeout: float) -> None:
-        """Deliver what waits, and leave as little behind as can be: the process may be killed next.
+        """Deliver what waits, and then remove the spool's files: the process may be killed next.
 
         Args:
             timeout: Seconds to wait for delivery. Delivery continues if there is more to do.

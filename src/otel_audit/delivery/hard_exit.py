@@ -17,7 +17,7 @@ _GRACE = 1.0
 
 
 def deliver_before_exit(deliver: Callable[[], object], timeout: float) -> None:
-    """Have records delivered before this process, a forked child, ends by `os._exit`.
+    """Deliver records before this process, a forked child, ends by `os._exit`.
 
     Args:
         deliver: Delivers what waits; returns at once where nothing does.

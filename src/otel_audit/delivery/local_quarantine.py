@@ -164,7 +164,7 @@ class LocalQuarantine:
             yield kept
 
     def give_back(self, take: Callable[[str, bytes], None]) -> int:
-        """Hand over each record that is kept here, and let go of it; blocks.
+        """Hand over each record that is kept here, and remove it; blocks.
 
         What never was a record stays: no store could take it.
 

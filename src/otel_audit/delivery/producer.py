@@ -348,7 +348,7 @@ class Producer:
             return [record]
 
     def _trace(self, record: AuditRecord, server_span: trace.Span | None) -> None:
-        """Make the audit span; the record is on its way already, whatever becomes of the span."""
+        """Make the audit span; the record is delivered also if that fails."""
         try:
             if self._tracer is None:
                 self._tracer = make_audit_tracer(application_resource(), *self._span_processors)

@@ -145,7 +145,7 @@ class RecordQueue:
         Args:
             kind: How far it has come.
             record_id: The id of its record.
-            known: What is known: a record, or its JSON text where that is at hand.
+            known: What is known: a record, or its JSON text where that exists.
 
         Returns:
             Where the spool has it; None if it is not on disk.
@@ -167,7 +167,7 @@ class RecordQueue:
         return None
 
     def discard(self, record_id: str) -> None:
-        """Take back what was written down of an action that is not recorded after all."""
+        """Discard what was written down of an action that is not recorded after all."""
         if self._ended:
             return
         try:
@@ -176,11 +176,11 @@ class RecordQueue:
             self._note_spool_error(error)
 
     def put(self, entry: Entry, text: bytes | ChangedSince | None = None) -> bool:
-        """Take over a finished entry; call it under the lock.
+        """Add a finished entry; call it under the lock.
 
         Args:
             entry: The entry.
-            text: The same as JSON, where that is at hand, or what has changed since its answer.
+            text: The same as JSON, where that exists, or what has changed since its answer.
 
         Returns:
             Whether it is kept; False where it is neither on disk nor fits into memory.

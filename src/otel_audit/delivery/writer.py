@@ -221,13 +221,13 @@ async def write_batch(
     bad: BadRecords = "raise",
     stored_as: str = "exported",
 ) -> Written:
-    """Write a batch once, and count what became of it.
+    """Write a batch once, and count the results.
 
     Args:
         sink: Where to.
         entries: The batch.
         counters: Where it is counted.
-        bad: What becomes of records for which the sink raises what no sink should.
+        bad: How records are treated for which the sink raises an unexpected error.
         stored_as: What counts the records that the sink has stored.
 
     Raises:

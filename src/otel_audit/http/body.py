@@ -1,4 +1,4 @@
-"""From the bytes that were copied to the body that is stored: decoded, redacted, bounded."""
+"""Turns copied bytes into the body that is stored: decoded, redacted, bounded."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def _stored(content: bytes, size: int, shown: str | None, absent: str | None) ->
 
 
 def _is_plain_utf8(raw: bytes) -> bool:
-    """Return whether it is UTF-8 by all signs: what `_as_utf8` would return as it is."""
+    """Return whether it is UTF-8, so that `_as_utf8` would return it unchanged."""
     if not raw[:4].isascii() or 0 in raw[:4]:
         return False
     try:

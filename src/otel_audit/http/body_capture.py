@@ -41,7 +41,7 @@ class BodyCopy:
         self.complete = False
 
     def add(self, message: Mapping[str, Any]) -> None:
-        """See a message pass that carries a chunk.
+        """Count a message with a chunk, and copy it as far as there is room.
 
         Args:
             message: An ASGI message with ``body``, and ``more_body`` where it is not the last.
@@ -59,7 +59,7 @@ class BodyCopy:
             self._kept = kept + len(chunk)
 
     def restart(self) -> None:
-        """Forget what was seen: it was not what is sent in the end."""
+        """Forget what was seen: another response is sent in its place."""
         self._chunks.clear()
         self._kept = self.size = 0
         self.complete = False

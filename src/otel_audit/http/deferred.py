@@ -1,4 +1,4 @@
-"""A request of which no record is due: it costs a check, until something happens in it."""
+"""A request of which no record is due: it costs one check, unless something is written in it."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ class Exchange(Lifecycle):
         return self._audit
 
     def _take_over(self, begun: RequestUnderWay) -> None:
-        """Go on where a request is under way: it has been routed, or answered."""
+        """Continue a request that was deferred: it may be routed or answered already."""
         builder = self._builder
         if begun.inner_scope is not None:
             builder.inner_scope = builder.routed = begun.inner_scope
@@ -148,7 +148,7 @@ class Exchange(Lifecycle):
         return options.recorder.opened(self._builder.opened(decision), audit.server_span)
 
     def _observe_bodies(self) -> HeadAssessment:
-        """Judge by the head what any answer could lead to; begin to copy what that may need."""
+        """Decide by the head which bodies any answer could need, and begin to copy them."""
         options = self._options
         start = options.policy.assess_head(self._builder.head.method, self._builder.head.path)
         if not (start.request or start.operations) or self.bodies.copies:
@@ -324,7 +324,7 @@ class Exchange(Lifecycle):
         return self
 
     def close(self) -> None:
-        """The application has returned: what its transactions came to is known. Hand it over."""
+        """Hand over the record: the application has returned, and its transactions are known."""
         try:
             self._close()
             self._hand_over_rest()
@@ -372,7 +372,7 @@ class Exchange(Lifecycle):
             self._discard()
 
     def _discard(self) -> None:
-        """Take back what was written down of an action that is not recorded after all."""
+        """Discard what was written down of an action that is not recorded after all."""
         try:
             if self._spooled:
                 self._options.recorder.discarded(self._audit.record_id)
@@ -455,7 +455,7 @@ class Exchange(Lifecycle):
             )
 
     def _takes_long(self) -> None:
-        """The action still runs: a record says so. Who it is may not be settled yet."""
+        """Record that the action still runs; the actor may not be final yet."""
         audit, builder = self._audit, self._builder
         resolution = builder.resolution
         try:
@@ -476,7 +476,7 @@ class Exchange(Lifecycle):
             self._count_failure(error)
 
     def _records_at_commit(self, changes: SpilledChanges) -> Iterator[AuditRecord]:
-        """As for any action; who it is may not be settled yet, and then is settled again later."""
+        """As for any action; an actor that is not final yet is determined again later."""
         audit, builder = self._audit, self._builder
         resolution = builder.resolution
         if builder.decide(wrote=True) is not None:

@@ -189,7 +189,7 @@ class ExchangeFacts:
         audit.actor, audit.tenant, self.resolved, self.judged, self._named = earlier
 
     def origin(self) -> Origin:
-        """Say what an action inside of this one takes over; more may be known later."""
+        """Return actor, tenant and source for an action inside of this one, as known so far."""
         scope, audit = self.routed, self.audit
         bearer = self.read_bearer(scope)
         if self.resolved:
@@ -391,7 +391,7 @@ class ExchangeFacts:
     def judge(
         self, *, route: str | None, wrote: bool, scope: Mapping[str, Any] | None
     ) -> PolicyDecision:
-        """Decide by the given facts, and remember what was decided. Never raises."""
+        """Decide by the given facts, and keep the decision. Never raises."""
         # determined again, whatever the result before
         if self.parts.failed:
             self.parts.succeed("policy")

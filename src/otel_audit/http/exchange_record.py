@@ -136,7 +136,7 @@ class ExchangeRecordBuilder(ExchangeFacts):
             self._find_holder(request_body)
 
     def _find_holder(self, request_body: Body | None) -> None:
-        """Find whose account an action is about that is done before anybody is known."""
+        """Find the account that an action is about while nobody is authenticated."""
         try:
             bodies = self.bodies
             account = self._redacted_name(
@@ -441,7 +441,7 @@ class ExchangeRecordBuilder(ExchangeFacts):
         return named or (acting if whom == "either" else None)
 
     def release(self, audit: AuditScope) -> None:
-        """The action is over: keep neither its scope, which keeps this, nor the error's frames.
+        """Drop the scope, which refers to this, and the error's frames, once the action is over.
 
         Args:
             audit: A weak proxy of the scope.
@@ -509,7 +509,7 @@ def outcome_of(
     Args:
         status: The status the client was sent; None if none was.
         error: The exception that left the application, if any.
-        transaction: What became of the last transaction that wrote; unknown if any is.
+        transaction: How the last transaction that wrote ended; unknown if any is.
         cut_off: Whether the answer ended before its last chunk. So it does if the client
             disconnects in the middle of a stream and the framework then returns. If it raises
             instead (Starlette's ``ClientDisconnect``), that is the ``error``.
@@ -580,7 +580,7 @@ def changed_id(kind: str, audit: AuditScope) -> str | None:
 
 
 def _one_of(kind: str, audit: AuditScope, operation: Operation) -> str | None:
-    """Find the one row that is likest to a kind of thing, by what it is called."""
+    """Find the one row whose name is most alike to a kind of thing."""
     best, keys = 0, set[str]()
     for change in audit.changes:
         if change.operation != operation or change.kind != "entity" or not change.key:

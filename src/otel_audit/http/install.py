@@ -332,7 +332,7 @@ def _with_middleware(app: Any, stack: Any, capture: Capture) -> Any:
 
 
 def _may_stand_outside(layer: Any) -> bool:
-    """Whether nothing is answered by this layer that a record would miss."""
+    """Whether this layer answers nothing itself, so that no answer goes unrecorded."""
     kind = type(layer)
     package = kind.__module__.partition(".")[0]
     return hasattr(layer, "app") and (
@@ -359,7 +359,7 @@ def _with_inner_middleware(layer: Any) -> Any:
 
 
 def _without_outer_middleware(layer: Any) -> None:
-    """Take out the one that stands further inside: it would only pass everything on.
+    """Remove the outer middleware further inside, which would only pass everything on.
 
     FastAPI puts layers of its own around the middleware of the application.
     """
@@ -427,7 +427,7 @@ def _held_by(layer: Any) -> Iterator[Any]:
 
 
 class _Refusal:
-    """Stands in for the stack of an application that must not run unaudited, and would."""
+    """Replaces the stack of an application that must not run unaudited: it refuses all requests."""
 
     def __init__(self, message: str) -> None:
         self._message = message

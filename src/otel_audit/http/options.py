@@ -50,8 +50,8 @@ class CaptureOptions:
             the recorder says so later.
         durable: Waits until the record of an answer is on disk; None: no wait.
         intended: Brings an intent to the store; says whether the action may begin.
-        report_commits: Brings home what the database has answered, so that it is in this action's
-            record.
+        report_commits: Assigns commits that the database has answered to their actions, so that
+            they are in the records.
         refuses: Whether an action that cannot be written down at all must not be.
         strict: Whether every action needs an intent, where the policy does not say so.
     """

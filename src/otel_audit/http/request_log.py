@@ -17,7 +17,7 @@ logger = logging.getLogger("otel_audit.requests")
 
 
 def begin_request_log() -> None:
-    """Make sure that the lines go somewhere: to standard error, if the application has no say."""
+    """Write the lines to standard error, unless the application has configured their logger."""
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.INFO)
     if not is_configured(logger.name):

@@ -81,7 +81,7 @@ class SocketTally:
                 self.code = message.get("code", 1000)
 
     def returned(self) -> None:
-        """See the application return; a connection that it left open the server drops."""
+        """The application has returned; the server drops a connection that is still open."""
         if self.status == SWITCHING and self.closed_by is None and self.code is None:
             self.closed_by, self.code = "application", _LEFT_OPEN
 

@@ -49,7 +49,7 @@ class MessageCopies:
         self._left_out = self._size = 0
 
     def add(self, message: Mapping[str, Any], number: int, at_ms: int) -> None:
-        """See a message pass.
+        """Keep a message, as far as there is room.
 
         Args:
             message: As ASGI has it: with ``text`` or ``bytes``.

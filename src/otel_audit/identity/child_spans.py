@@ -24,7 +24,7 @@ _finding_out: ContextVar[bool] = ContextVar("otel_audit_finding_out", default=Fa
 
 
 class ChildSpans(SpanProcessor):
-    """Sets who and for whom on each span that starts inside of an action, as far as it is known."""
+    """Sets actor and tenant, as far as known, on each span that starts inside of an action."""
 
     def __init__(self) -> None:
         self._active = True
@@ -42,7 +42,7 @@ class ChildSpans(SpanProcessor):
                 provider.add_span_processor(self)
 
     def detach(self) -> None:
-        """Do nothing from now on: a provider does not let go of a processor."""
+        """Do nothing from now on: a processor cannot be removed from its provider."""
         self._active = False
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002 - the base class names it

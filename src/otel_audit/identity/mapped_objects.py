@@ -41,7 +41,7 @@ def has_remembered() -> bool:
 
 
 def remember_loaded(things: Iterable[object]) -> None:
-    """Remember what mapped objects say now; they are about to be committed.
+    """Remember the current attributes of mapped objects; they are about to be committed.
 
     Args:
         things: Objects of the application; what is not mapped is left alone.
@@ -56,7 +56,7 @@ def remember_loaded(things: Iterable[object]) -> None:
 
 
 def remember_stored(things: Iterable[object]) -> None:
-    """Remember what mapped objects say without what is not committed: it may be rolled back.
+    """Remember the committed attributes of mapped objects: later values may be rolled back.
 
     Args:
         things: Objects of the application; what is not mapped is left alone.

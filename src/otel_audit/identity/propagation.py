@@ -56,7 +56,7 @@ class IdentityPropagator(TextMapPropagator):
         context: Context | None = None,
         getter: Getter[CarrierT] = default_getter,
     ) -> Context:
-        """As the other one does."""
+        """Extract as the wrapped propagator does."""
         return self.inner.extract(carrier, context, getter)
 
     def inject(
@@ -65,7 +65,7 @@ class IdentityPropagator(TextMapPropagator):
         context: Context | None = None,
         setter: Setter[CarrierT] = default_setter,
     ) -> None:
-        """As the other one does, with the ids among the baggage."""
+        """Inject as the wrapped propagator does, with the ids in the baggage."""
         self.inner.inject(carrier, self._with_identity(context), setter)
 
     @property

@@ -55,7 +55,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @dataclass(frozen=True, slots=True)
 class Proxies:
-    """The proxies whose word is taken.
+    """The proxies whose headers are trusted.
 
     Attributes:
         networks: Their addresses.

@@ -1,4 +1,4 @@
-"""Who acts, and for whom, where a verified token alone says so: the same with each request."""
+"""Actor and tenant where a verified token alone decides both: the same for each of its requests."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """ORM capture: what changed in the application's database, and whether it really committed.
 
 The diffs come from the unit of work's own events, the outcomes from the connections' transactions:
-a change is reported when the transaction that wrote it has ended, as what it came to.
+a change is reported when the transaction that wrote it has ended, with its outcome.
 
 Private: ``docs/api.md`` lists the public modules.
 """

@@ -195,7 +195,7 @@ class BeforeImageListeners:
         _execution_options: object,
         _result: object,
     ) -> None:
-        """Describe what became of them."""
+        """Describe what the statement did to the rows that were read."""
         before = self._before.get(connection)
         if before is None or before.statement is not bare(statement):
             return
@@ -320,7 +320,7 @@ def _rows_of(statement: Any, read: Mapping[str, ColumnElement[Any]], table: Tabl
 def _read_safely(
     connection: Connection, query: Any, parameters: _Row, options: dict[str, Any]
 ) -> Sequence[Any]:
-    """Read without harm: where a failed SELECT dooms the transaction, behind a savepoint."""
+    """Read behind a savepoint, where a failed SELECT would abort the transaction."""
     if connection.dialect.name not in ABORTING_DIALECTS or is_autocommit(connection):
         return connection.execute(query, parameters, execution_options=options).all()
     with connection.begin_nested():

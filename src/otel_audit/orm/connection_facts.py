@@ -76,7 +76,7 @@ class Flush(msgspec.Struct, eq=False):
 
     @property
     def writing(self) -> bool:
-        """Whether it has come to write: a flush that finds nothing to do ends without a word."""
+        """Whether it writes: a flush that finds nothing to do ends without an event."""
         return getattr(self.context(), "transaction", None) is not None
 
 

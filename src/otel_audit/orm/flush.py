@@ -446,7 +446,7 @@ class OpenFlushes:
         return placed
 
     def has_tried(self, session: Session, connection: Connection) -> bool:
-        """Whether a flush that has not come to its end has written what is captured."""
+        """Whether a flush that has not ended has written captured rows."""
         flush: Flush | None = session.__dict__.get(_UNDER_WAY)
         return (
             flush is not None

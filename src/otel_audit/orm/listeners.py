@@ -73,13 +73,13 @@ class MapperListeners:
     def before_update(
         self, mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
     ) -> None:
-        """See what is about to be overwritten."""
+        """Copy the values that are about to be overwritten."""
         self._flushes.will_write(mapper, connection, state, "update", fetch=self._fetch)
 
     def before_delete(
         self, mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
     ) -> None:
-        """Read what is about to be deleted; heard only where that may take a query."""
+        """Read a row that is about to be deleted; called only where that may take a query."""
         self._flushes.will_write(mapper, connection, state, "delete", fetch=self._fetch)
 
     def after_insert(
@@ -101,7 +101,7 @@ class MapperListeners:
         self._flushes.has_written(mapper, connection, state, "delete")
 
     def mapper_configured(self, _mapper: Mapper[Any], _class: type) -> None:
-        """Learn that there are mappers which were not there before."""
+        """Forget what is known of tables: one may have a mapped class now."""
         self._mapper_infos.forget_tables()
 
 
@@ -125,7 +125,7 @@ class SessionListeners:
     def after_begin(
         self, session: Session, _transaction: SessionTransaction, connection: Connection
     ) -> None:
-        """Learn whose statements a connection runs."""
+        """Note which session uses a connection."""
         facts = self._tracker.facts(connection)
         if not facts.sessions:
             facts.sessions = (weakref.ref(session),)
@@ -135,7 +135,7 @@ class SessionListeners:
             facts.sessions = (*still_used, weakref.ref(session))
 
     def before_flush(self, session: Session, context: UOWTransaction, _objects: Any) -> None:
-        """Begin to gather."""
+        """Begin to collect the rows of the flush."""
         self._flushes.begin(session, context)
         # what was never loaded here is not undone here
         if len(session.identity_map):
@@ -155,7 +155,7 @@ class SessionListeners:
             self._executions.end_if_autocommit(connection)
 
     def after_commit(self, _session: Session) -> None:
-        """Learn that the commits sent before have worked."""
+        """Note that commits sent before were successful."""
         self._tracker.report_commits()
 
 
@@ -171,12 +171,12 @@ class PoolListeners:
         self._tracker = tracker
 
     def reset(self, dbapi_connection: Any, _record: Any, state: Any) -> None:
-        """Learn that a transaction was closed whose COMMIT was not answered, or not even sent."""
+        """Note that a transaction was closed whose COMMIT was not answered, or not sent."""
         if self._tracker.awaited:
             self._tracker.connection_reset(dbapi_connection, unfinished=state.transaction_was_reset)
 
     def checkin(self, dbapi_connection: Any, _record: Any) -> None:
-        """Learn that the commit sent before has worked."""
+        """Note that the commit sent before was successful."""
         if self._tracker.awaited:
             self._tracker.connection_checked_in(dbapi_connection)
 
@@ -440,15 +440,15 @@ class EngineListeners(Executions):
             self.executed(connection, cursor, statement, parameters, context)
 
     def handle_error(self, context: ExceptionContext) -> None:
-        """Learn that a statement or a COMMIT has failed."""
+        """Note that a statement or a COMMIT has failed."""
         self.failed(context)
 
     def begin(self, connection: Connection) -> None:
-        """Learn that the transaction before has ended."""
+        """Note that the transaction before has ended."""
         self._tracker.begins(connection)
 
     def begin_twophase(self, connection: Connection, _xid: Any) -> None:
-        """Learn that the transaction before has ended."""
+        """Note that the transaction before has ended."""
         self._tracker.begins(connection)
 
     def rollback_savepoint(self, connection: Connection, name: str, _context: Any) -> None:
@@ -485,7 +485,7 @@ class EngineListeners(Executions):
         self._tracker.rolled_back(connection)
 
     def prepare_twophase(self, connection: Connection, _xid: Any) -> None:
-        """Learn that the transaction survives the connection."""
+        """Note that the transaction survives the connection."""
         state = self._tracker.find(connection)
         if state is not None:
             state.prepared = True

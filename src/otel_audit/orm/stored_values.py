@@ -123,7 +123,7 @@ class StoredValues:
         return _without_members(again, steps.rest) if self._steady else _unwrapped(sent)
 
     def is_steady(self, value: Any, dialect: Dialect) -> bool:
-        """Whether the type makes the same of a value each time, as one that salts does not.
+        """Whether the type stores equal values equally each time; one that salts does not.
 
         Only then is it known what is stored for a value that was read from the database.
         """

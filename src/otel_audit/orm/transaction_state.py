@@ -91,7 +91,7 @@ class TransactionLevel(msgspec.Struct, eq=False):
         return found
 
     def absorb(self, other: TransactionLevel) -> None:
-        """Take over what a released savepoint has written."""
+        """Add what a released savepoint has written."""
         for owner, batch in other.batches.items():
             self.batch(owner).absorb(batch)
 

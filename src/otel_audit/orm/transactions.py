@@ -42,7 +42,7 @@ class OrphanRecorder(Protocol):
         """Take it.
 
         Args:
-            outcome: What became of the transaction.
+            outcome: How the transaction ended.
             changes: What it changed.
             begun_in: Id of the action that began what has written; given only if there is one.
         """
@@ -292,7 +292,7 @@ class TransactionTracker:
         self.awaited[id(state.connection)] = state
 
     def end(self, connection: Connection, outcome: TransactionOutcome) -> None:
-        """Report what a transaction has come to, and forget it."""
+        """Report the outcome of a transaction, and forget it."""
         state = self.find(connection)
         if state is not None:
             self._end(state, outcome)

@@ -27,7 +27,7 @@ class SpelledFloat(float):
 
     @classmethod
     def read(cls, spelled: str) -> float | str:
-        """Read a number; one that no double holds is a text, for there its reader would stumble."""
+        """Read a number; one that no double holds becomes a text, which any JSON reader takes."""
         if len(spelled) > _LONGEST:
             value = float(spelled)
             return "Infinity" if math.isinf(value) else value

@@ -1,4 +1,4 @@
-"""Prefilters: what clearly holds nothing for a rule to take out passes without being walked.
+"""Prefilters: data that clearly holds no secret passes without a walk through it.
 
 They may be wrong in one direction only: what passes, no rule touches. Names are matched here in a
 broader way than `names.py` judges them, values in a broader way than `patterns.py` does. There is
@@ -164,7 +164,7 @@ class Prefilter:
 
 
 def _short_names() -> Iterator[str]:
-    """Patterns of names that are too short to be looked for in the midst of a word."""
+    """Patterns of names that are too short to be looked for inside of words."""
     table = name_table()
     exact = _any_of((*names.WHOLE, *table.opaque))
     words = sorted(name for name in names.ALIGNED if name.isascii())

@@ -416,7 +416,7 @@ class Redactor:
         return findings
 
     def guarded(self, redact: Callable[[], Any], instead: Any = WITHHELD) -> Any:
-        """Withhold what a mistake of ours, or the application's strange object, keeps unread.
+        """Withhold a value that cannot be read, by an error of ours or of the application's object.
 
         Args:
             redact: What may fail; then that is counted and logged.

@@ -384,7 +384,7 @@ def _shown_id(redactor: Redactor, value: Any, work: WorkBudget) -> Any:
 
 
 def _shown(redactor: Redactor, value: Any, work: WorkBudget) -> Any:
-    """Show who it was, or that of it which can be compared; as capture does."""
+    """Show an identity, or the part of it that can be compared; as capture does."""
     if isinstance(value, str):
         return value if redactor.name(value, work) == value else redactor.hashed(value)
     if isinstance(value, list | tuple):

@@ -532,7 +532,7 @@ def _apply(  # noqa: PLR0913, PLR0917 - as for `redact`
 
 
 def _ignore_finding(_: str) -> None:
-    """Take note of nothing."""
+    """Ignore the finding."""
 
 
 def _pieces(within: Any, view: str) -> Iterator[tuple[int, str]]:

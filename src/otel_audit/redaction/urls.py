@@ -156,7 +156,7 @@ def _is_login(text: str) -> bool:
 
 
 def _unquoted(text: str, work: WorkBudget) -> str:
-    """Undo what is percent-encoded several times, as far as anybody would."""
+    """Undo percent-encoding that was applied several times, a bounded number of times."""
     for _ in range(DEEPEST_ENCODING):
         if "%" not in text:
             break

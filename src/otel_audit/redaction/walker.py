@@ -139,7 +139,7 @@ def _cost_of_name(name: str) -> float:
 
 
 def _ignore_finding(_: str) -> None:
-    """Take note of nothing."""
+    """Ignore the finding."""
 
 
 def parse_json(text: str | bytes) -> Any:

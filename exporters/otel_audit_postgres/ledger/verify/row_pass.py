@@ -195,7 +195,7 @@ async def check_rows_together(  # noqa: PLR0913, PLR0917 - each a choice of its 
 
 @contextlib.contextmanager
 def _deaf_children() -> Iterator[None]:
-    """Have processes begun that take no notice of Ctrl-C, from their first moment on.
+    """Start processes that ignore Ctrl-C from their first moment on.
 
     It is the business of the one that begins them, which lets go then.
     """

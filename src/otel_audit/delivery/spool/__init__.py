@@ -1,4 +1,4 @@
-"""The durable spool: what is in it is delivered, whatever becomes of the process.
+"""The durable spool: its records are delivered also if the process dies.
 
 Private: ``docs/api.md`` lists the public modules.
 """

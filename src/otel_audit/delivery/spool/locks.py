@@ -59,7 +59,7 @@ def lock_if_dead(spool: OwnDirectory) -> int | None:
 
 
 def release(held: int) -> None:
-    """Give a lock back, also where a child of another make still has its file open.
+    """Give a lock back, also where a child, forked without Python's hooks, still has its file open.
 
     In a forked child it does nothing: the lock is the parent's, and the file is closed already.
     """

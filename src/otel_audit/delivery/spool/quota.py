@@ -40,7 +40,7 @@ class Quota:
         self._count()
 
     def refuse(self, own: int, *, begins: bool) -> None:
-        """Say no, unless the other spools hold less than they did at the last count.
+        """Refuse, unless the other spools hold less than at the last count.
 
         Args:
             own: Bytes that this spool would have, more than `room` or `room_to_begin`.

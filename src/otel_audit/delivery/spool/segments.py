@@ -33,7 +33,7 @@ class Segment:
         number: Counts from 1.
         base: Position of its first byte.
         file: Its file descriptor, `CLOSED_FILE` when nothing is left to write or to sync.
-        size: Bytes in it, those of a write that did not come to its end included.
+        size: Bytes in it, those of an unfinished write included.
         whole: Bytes of whole frames, which come first.
         last: Offset of the last of these.
         closed: Closed frames in it.
@@ -253,7 +253,7 @@ class Segments:
         return following
 
     def _count_remainder(self, segment: Segment) -> None:
-        """Count what a write that did not come to its end has left."""
+        """Count the bytes that an unfinished write has left."""
         try:
             size = os.fstat(segment.file).st_size
         except OSError as error:

@@ -93,7 +93,7 @@ class KeySet:
         self._thread: threading.Thread | None = None
 
     def current(self) -> tuple[VerificationKey, ...]:
-        """Return the keys at hand, and see to it that they are read again in time.
+        """Return the keys as last read, and begin to read them again if they are old.
 
         Raises:
             TokenError: ``keys_not_loaded``.
@@ -106,10 +106,10 @@ class KeySet:
         return current.keys
 
     def ask_again(self, key_id: str | None = None) -> None:
-        """Say that a key was missing: the issuer may just have begun to sign with it.
+        """Read the keys again, because one was missing: the issuer may have begun to sign with it.
 
-        The set is read at once; there are pauses for a key that a read did not bring, and between
-        reads for ever other keys.
+        The set is read at once. There are pauses for a key that a read did not bring, and between
+        reads for keys of which each has another name.
 
         Args:
             key_id: Its ``kid``.
@@ -179,7 +179,7 @@ class KeySet:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Keys come from where the setting says, or not at all."""
+    """Follows no redirect: keys come from the configured URL only."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
