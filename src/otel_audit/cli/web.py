@@ -23,8 +23,8 @@ _IN_CLEAR: Final = (
     "What is shown travels in clear to {host}: put a proxy that speaks TLS in front of it"
 )
 _UNBOUND: Final = (
-    "The database's policies do not bind the role of --dsn, a superuser or the store's owner, so "
-    "that no tenant may look through it: otel-audit init --roles --viewer ROLE makes one that fits"
+    "The role of --dsn is a superuser or the store's owner: the database's policies do not bind it, "
+    "so no tenant may look through it. Make a role: otel-audit init --roles --viewer ROLE"
 )
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 
