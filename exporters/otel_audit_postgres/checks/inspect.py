@@ -132,7 +132,7 @@ async def _look_closely(connection: Connection[Any]) -> list[CheckResult]:
             f"{INIT}; if that does not help, somebody removed guards: find out who",
         ),
         _none_of(
-            "strangers",
+            "foreign_triggers",
             await pg_catalog.foreign_triggers(connection),
             "no triggers or rules but our own",
             "drop them: they can make records vanish",
@@ -245,7 +245,7 @@ async def _weaknesses(connection: Connection[Any]) -> list[CheckResult]:
             again,
         ),
         _none_of(
-            "tenants_apart",
+            "tenant_isolation",
             await security.tenant_leaks(connection),
             "readers see their tenants' rows alone, in the partitions too",
             again,

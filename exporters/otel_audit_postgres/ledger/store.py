@@ -52,7 +52,7 @@ SELECT a.id, payload -> 'metadata' -> 'content_hashes' AS hashes,
 FROM audit.audit_logs a LEFT JOIN audit.quarantine_records t ON t.record_id = a.id
 WHERE a.event_name = 'audit.records.quarantined' ORDER BY a.id
 """
-_UNKEPT: Final = "SELECT audit.unkept_quarantine($1::text[])"
+_MISSING_IN_QUARANTINE: Final = "SELECT audit.unkept_quarantine($1::text[])"
 _PLACE: Final = "SELECT here, recorded FROM audit.ledger_place()"
 _MOVE: Final = "SELECT audit.move_ledger_here()"
 _HOLDERS: Final = "SELECT pid, role, application, seconds FROM audit.sealing_holder()"
@@ -426,7 +426,7 @@ async def record_quarantined(connection: Connection[Any]) -> None:
         pass
 
 
-async def unkept_quarantine(
+async def missing_in_quarantine(
     connection: Connection[Any],
 ) -> AsyncIterator[tuple[uuid.UUID, list[str], bool]]:
     """Records about rows in quarantine that are gone or changed; and whether the store made them.
@@ -439,7 +439,7 @@ async def unkept_quarantine(
         except msgspec.MsgspecError:
             continue
         sound = [one for one in hashes if _HASH.fullmatch(one)]
-        gone = [found[0] for found in await connection.fetch(_UNKEPT, sound)]
+        gone = [found[0] for found in await connection.fetch(_MISSING_IN_QUARANTINE, sound)]
         if gone:
             yield row["id"], gone, row["is_recorded"]
 

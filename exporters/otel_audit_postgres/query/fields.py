@@ -58,7 +58,7 @@ _ALL: Final = (
     Field("phase", "text", "phase", "the record's part of its action", "completed"),
     Field("outcome", "text", "outcome", "success, failure or unknown", "failure"),
     Field("status", "status", "status_code", "the answer's status", "5xx"),
-    Field("tx", "text", "transaction_outcome", "what became of the transaction", "committed"),
+    Field("tx", "text", "transaction_outcome", "how the transaction ended", "committed"),
     Field("error", "text", "error_type", "the error's type", "ValueError"),
     Field("target", "target", "target_id", "upon what, as type:id or type", "order:123"),
     Field("entity", "entity", "entities", "what it is about, as type:id", "order:123"),

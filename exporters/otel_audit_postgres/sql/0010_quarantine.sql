@@ -1,6 +1,6 @@
 -- Refusals of our own are known by their SQLSTATE, whatever language the server speaks: class OA
 -- (classes from I on are free for implementations), 001 for what may not be done, 002 for what there
--- is not. And what is in quarantine is told in the trail, so that it is sealed, and can be released.
+-- is not. And what is in quarantine is recorded in the trail: so it is sealed, and can be released.
 
 -- Rows that wait for the sealer to record them; emptied when that record is made.
 CREATE TABLE audit.quarantine_queue (

@@ -5,7 +5,7 @@ ALTER TABLE audit.reader_tenants ADD COLUMN is_scoped boolean NOT NULL DEFAULT f
 COMMENT ON COLUMN audit.reader_tenants.is_scoped IS
     'The role sees nothing before audit.look_as has said on whose behalf it looks.';
 
--- Whoever reads may set any setting: that ours was made by audit.look_as is told by this key alone.
+-- Any reader may set any setting: only this key proves that ours was made by audit.look_as.
 CREATE TABLE audit.scope_key (
     single       boolean PRIMARY KEY DEFAULT true CHECK (single),
     key          bytea NOT NULL CHECK (octet_length(key) = 32),
@@ -71,7 +71,7 @@ $$;
 COMMENT ON FUNCTION audit.scope() IS
     'The tenants that this transaction was narrowed to; the policies ask it.';
 
--- An export takes records out of the store: it is told from a look.
+-- An export takes records out of the store, so it is another event than a look.
 CREATE FUNCTION audit.record_export(asked jsonb, behalf_of text DEFAULT NULL) RETURNS uuid
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN

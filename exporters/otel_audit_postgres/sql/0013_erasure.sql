@@ -1,4 +1,4 @@
--- Erasing a person: the keys of what is about him are destroyed elsewhere, and this is told here.
+-- Erasing a person: the keys of the personal values are destroyed elsewhere, and recorded here.
 
 CREATE TABLE audit.erasures (
     record_id    uuid PRIMARY KEY,

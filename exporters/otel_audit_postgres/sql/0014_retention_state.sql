@@ -196,7 +196,7 @@ BEGIN ATOMIC
     VALUES (hold, note_hold_applied.is_release) ON CONFLICT DO NOTHING;
 END;
 
--- What was cut off before the store of objects was told, or was done where no archive was named.
+-- Holds that were interrupted before the object store had them, or were placed without an archive.
 CREATE FUNCTION audit.holds_to_apply() RETURNS SETOF audit.holds
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC

@@ -1,5 +1,9 @@
 """The command `otel-audit`.
 
+Every call loads the modules of all commands, also ``--help``. So these import at their heads only
+what is loaded quickly. The store, a server or the viewer is imported by the function that needs it.
+Thus a command also works where an extra is missing that only other commands need.
+
 Private: ``docs/api.md`` lists the public modules.
 """
 

@@ -1,5 +1,6 @@
 """`otel-audit archive`: what was archived, and whether it is what was sealed."""
 
+# imports in functions: every call loads all commands, see otel_audit.cli
 from __future__ import annotations
 
 import sys

@@ -1,5 +1,6 @@
 """`otel-audit dev`: a store, the application and its records, with one command."""
 
+# imports in functions: every call loads all commands, see otel_audit.cli
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,6 @@
 """The audit store of `otel-audit dev`: an embedded PostgreSQL in a folder of the project."""
 
+# imports in functions: every call loads all commands, see otel_audit.cli
 from __future__ import annotations
 
 import contextlib

@@ -1,5 +1,6 @@
 """`otel-audit doctor`: is everything in place, and if not, what to do."""
 
+# imports in functions: every call loads all commands, see otel_audit.cli
 from __future__ import annotations
 
 import importlib

@@ -1,5 +1,6 @@
 """`otel-audit export`: what a query finds, as a file with a manifest and a proof."""
 
+# imports in functions: every call loads all commands, see otel_audit.cli
 from __future__ import annotations
 
 import sys

@@ -1,5 +1,6 @@
 """`otel-audit search --follow`: records as they come."""
 
+# imports in functions: every call loads all commands, see otel_audit.cli
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,6 @@
 """`otel-audit gaps`: what is missing from the trail, by the numbers of its records."""
 
+# imports in functions: every call loads all commands, see otel_audit.cli
 from __future__ import annotations
 
 import sys

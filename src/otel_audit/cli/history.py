@@ -1,5 +1,6 @@
 """`otel-audit history` and `show`: what happened to a thing, and one record in full."""
 
+# imports in functions: every call loads all commands, see otel_audit.cli
 from __future__ import annotations
 
 from collections.abc import Sequence

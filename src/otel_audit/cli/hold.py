@@ -1,5 +1,6 @@
 """`otel-audit hold`: legal holds, which override the retention policy."""
 
+# imports in functions: every call loads all commands, see otel_audit.cli
 from __future__ import annotations
 
 import uuid

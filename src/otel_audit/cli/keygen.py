@@ -1,5 +1,6 @@
 """`otel-audit keygen`: make the ledger's key."""
 
+# imports in functions: every call loads all commands, see otel_audit.cli
 from __future__ import annotations
 
 import secrets

@@ -1,5 +1,6 @@
 """`otel-audit begin-anchor` and `moved`: decisions that the sealer must not guess."""
 
+# imports in functions: every call loads all commands, see otel_audit.cli
 from __future__ import annotations
 
 import click

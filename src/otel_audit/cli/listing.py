@@ -1,5 +1,6 @@
 """Records as lines: a table that fits the screen, JSON, NDJSON or CSV."""
 
+# imports in functions: every call loads all commands, see otel_audit.cli
 from __future__ import annotations
 
 import contextlib

@@ -1,5 +1,6 @@
 """`otel-audit map`: show a record as another system would see it."""
 
+# imports in functions: every call loads all commands, see otel_audit.cli
 from __future__ import annotations
 
 import json

@@ -1,5 +1,6 @@
 """`otel-audit migrate` and `maintain`: keep the store up to date."""
 
+# imports in functions: every call loads all commands, see otel_audit.cli
 from __future__ import annotations
 
 import sys

@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+# imports in functions: every call loads all commands, see otel_audit.cli
 from __future__ import annotations
 
 import re

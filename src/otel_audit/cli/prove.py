@@ -1,5 +1,6 @@
 """`otel-audit prove`: evidence that is checked without access to the store."""
 
+# imports in functions: every call loads all commands, see otel_audit.cli
 from __future__ import annotations
 
 import re

@@ -1,5 +1,6 @@
 """`otel-audit quarantine`: what a receiver or PostgreSQL refused, and what to do with it."""
 
+# imports in functions: every call loads all commands, see otel_audit.cli
 from __future__ import annotations
 
 from collections.abc import Iterator

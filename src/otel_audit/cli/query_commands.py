@@ -1,5 +1,6 @@
 """Shared parts of the commands that query the trail."""
 
+# imports in functions: every call loads all commands, see otel_audit.cli
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping

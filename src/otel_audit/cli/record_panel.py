@@ -1,5 +1,6 @@
 """One record as people read it: names and values, before -> after."""
 
+# imports in functions: every call loads all commands, see otel_audit.cli
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence

@@ -1,5 +1,6 @@
 """`otel-audit relay`: bring to the store what applications have left in their outbox."""
 
+# imports in functions: every call loads all commands, see otel_audit.cli
 from __future__ import annotations
 
 import asyncio

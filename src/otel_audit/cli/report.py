@@ -1,5 +1,6 @@
 """`otel-audit report`: reports for auditors."""
 
+# imports in functions: every call loads all commands, see otel_audit.cli
 from __future__ import annotations
 
 import contextlib
@@ -35,7 +36,7 @@ _FORMATS: Final = ("html", "csv", "json")
 @click.option("--query", default="", metavar="QUERY", help="Only records of this query.")
 @click.option("--subject", metavar="ID", help="The subject of the report `subject`.")
 @click.option("--checkpoint", type=click.IntRange(1), metavar="SIZE", help="As of this checkpoint.")
-# as reports.options.SAMPLE, which is not imported here for the sake of start-up
+# the default is SAMPLE of otel_audit_postgres.reports.options
 @click.option("--sample", type=int, default=25, show_default=True, help="Records of `review`.")
 @click.option("--seed", default="1", show_default=True, help="The seed of the sample.")
 @click.option("--sign-off", metavar="FINDING", help="Sign off `review`; this is recorded.")

@@ -1,5 +1,6 @@
 """`otel-audit retention`: what is kept how long, what is due, and doing it."""
 
+# imports in functions: every call loads all commands, see otel_audit.cli
 from __future__ import annotations
 
 import uuid

@@ -1,5 +1,6 @@
 """`otel-audit seal`: seal what is stored into the ledger."""
 
+# imports in functions: every call loads all commands, see otel_audit.cli
 from __future__ import annotations
 
 import asyncio

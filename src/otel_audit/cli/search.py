@@ -1,5 +1,6 @@
 """`otel-audit search`: records that fit a query."""
 
+# imports in functions: every call loads all commands, see otel_audit.cli
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence

@@ -1,5 +1,6 @@
 """`otel-audit serve`: the OTLP sink, and its tokens."""
 
+# imports in functions: every call loads all commands, see otel_audit.cli
 from __future__ import annotations
 
 import contextlib

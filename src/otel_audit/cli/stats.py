@@ -1,5 +1,6 @@
 """`otel-audit stats`: how many records there are, of what, and how large the tables."""
 
+# imports in functions: every call loads all commands, see otel_audit.cli
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

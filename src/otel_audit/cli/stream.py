@@ -1,5 +1,6 @@
 """`otel-audit stream`: send what is sealed to a SIEM, a file, a webhook."""
 
+# imports in functions: every call loads all commands, see otel_audit.cli
 from __future__ import annotations
 
 import asyncio

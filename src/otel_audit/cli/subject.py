@@ -1,5 +1,6 @@
 """`otel-audit subject`: export and erase the records about a person."""
 
+# imports in functions: every call loads all commands, see otel_audit.cli
 from __future__ import annotations
 
 import secrets

@@ -1,5 +1,6 @@
 """`otel-audit uninstall`: remove the audit store."""
 
+# imports in functions: every call loads all commands, see otel_audit.cli
 from __future__ import annotations
 
 from dataclasses import asdict

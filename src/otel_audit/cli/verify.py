@@ -1,5 +1,6 @@
 """`otel-audit verify`: is the store what was recorded."""
 
+# imports in functions: every call loads all commands, see otel_audit.cli
 from __future__ import annotations
 
 import hashlib

@@ -1,9 +1,11 @@
 """`otel-audit web`: the viewer on this machine."""
 
+# imports in functions: every call loads all commands, see otel_audit.cli
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import getpass
 import socket
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,8 +25,8 @@ _IN_CLEAR: Final = (
     "What is shown travels in clear to {host}: put a proxy that speaks TLS in front of it"
 )
 _UNBOUND: Final = (
-    "The role of --dsn is a superuser or the store's owner: the database's policies do not bind it, "
-    "so no tenant may look through it. Make a role: otel-audit init --roles --viewer ROLE"
+    "The role of --dsn is a superuser or the store's owner: the database's policies do not bind "
+    "it, so no tenant may look through it. A role that fits: otel-audit init --roles --viewer ROLE"
 )
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 
@@ -100,8 +102,6 @@ def _authenticate(  # noqa: PLR0913, PLR0917 - of the command's options
     role: str,
     tenants: tuple[str, ...],
 ) -> Authenticate:
-    import getpass
-
     from otel_audit.viewer.authentication import OneTimeLink, TrustedHeader, load
     from otel_audit.viewer.identity import Viewer
 

@@ -168,7 +168,7 @@ class ExchangeFacts:
             scope,
             method="WEBSOCKET" if self.socket is not None else method_of(scope),
             path=path_below_root(scope) if path is None else path,
-            # the client reads it before the record is stored: the record's own id stays untold
+            # the client reads it before the record is stored: so it is not the record's own
             id=request_id or public_id(self.audit.occurred_at),
             redactor=options.redactor,
             keep=options.kept_headers,

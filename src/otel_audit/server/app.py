@@ -326,7 +326,7 @@ async def _exported(service: Service, request: Request, logged: dict[str, Any]) 
 
 
 def _refuse_lone(outcome: RequestResult) -> None:
-    """Say to who sends a single record what became of it."""
+    """Answer who sends a single record with its result."""
     if len(outcome.conflicts) == outcome.stored == 1 and not outcome.quarantined:
         # nothing is lost: who sends it learns that its id is another's, and where it is
         conflict = outcome.conflicts[0]

@@ -53,8 +53,8 @@ class LocalPosition:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             log_limited(
-                _logger, f"local position {self._path}", "%s cannot be read: whether the store was "
-                "restored from a backup is told by the store alone", self._path, error=error,
+                _logger, f"local position {self._path}", "%s cannot be read: only the store itself "
+                "shows whether it was restored from a backup", self._path, error=error,
                 level=logging.WARNING,
             )  # fmt: skip
             return None

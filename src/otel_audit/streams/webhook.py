@@ -29,7 +29,7 @@ _LONGEST_SECRET: Final = 64
 """The upper one of these bounds."""
 # addresses that stand for an IPv4 address (RFC 6052)
 _TRANSLATED: Final = ipaddress.ip_network("64:ff9b::/96")
-# registered since, or not told apart by Python's own table everywhere (RFC 6890, RFC 9637)
+# registered since, or not in the table of every Python version (RFC 6890, RFC 9637)
 _NOT_PUBLIC: Final = tuple(map(ipaddress.ip_network, ("192.0.0.0/24", "3fff::/20")))
 
 

@@ -73,7 +73,7 @@ class TestInspect:
         assert wrong(found) == set()
         assert set(found) >= {
             "reachable", "server_version", "schema", "schema_version", "guards", "may_insert",
-            "may_not_change", "not_owner", "search_path", "owner_alone", "grants", "tenants_apart",
+            "may_not_change", "not_owner", "search_path", "owner_alone", "grants", "tenant_isolation",
             "role_makers", "event_trigger", "partitions", "default_partition", "quarantine",
         }  # fmt: skip
         assert all(finding.detail and not finding.remedy for finding in found.values())
@@ -108,19 +108,19 @@ class TestInspect:
             ),
             (
                 "ALTER TABLE audit.audit_logs DISABLE ROW LEVEL SECURITY",
-                "tenants_apart", "row level security is off on audit.audit_logs",
+                "tenant_isolation", "row level security is off on audit.audit_logs",
             ),
             (
                 "CREATE POLICY hole ON audit.audit_logs FOR SELECT TO otel_audit_reader USING (true)",
-                "tenants_apart", "policy hole on audit.audit_logs is not of otel-audit",
+                "tenant_isolation", "policy hole on audit.audit_logs is not of otel-audit",
             ),
             (
                 "GRANT SELECT ON audit.audit_logs_default TO otel_audit_reader",
-                "tenants_apart", "otel_audit_reader has SELECT on audit.audit_logs_default, past row",
+                "tenant_isolation", "otel_audit_reader has SELECT on audit.audit_logs_default, past row",
             ),
             (
                 "GRANT SELECT (payload) ON audit.audit_logs_default TO PUBLIC",
-                "tenants_apart", "PUBLIC has SELECT on audit.audit_logs_default",
+                "tenant_isolation", "PUBLIC has SELECT on audit.audit_logs_default",
             ),
             (
                 "REVOKE SELECT ON audit.ledger_blocks FROM otel_audit_reader",
@@ -190,7 +190,7 @@ class TestInspect:
         finally:
             await postgres.execute(f"DROP ROLE {role}")
         if attribute == "BYPASSRLS":
-            assert f"role {role} has BYPASSRLS" in found["tenants_apart"].detail
+            assert f"role {role} has BYPASSRLS" in found["tenant_isolation"].detail
         elif "PostgreSQL 15" in found["server_version"].detail:
             assert f"role {role} has CREATEROLE" in found["role_makers"].detail
         else:
@@ -248,8 +248,8 @@ class TestInspect:
         """A trigger or rule that is not ours is named."""
         await owner.execute(attack)
         found = await look(writer_dsn)
-        assert found["strangers"].ok is False
-        assert "swallow" in found["strangers"].detail
+        assert found["foreign_triggers"].ok is False
+        assert "swallow" in found["foreign_triggers"].detail
 
     @pytest.mark.usefixtures("durable_server")
     async def test_finds_missing_rights(self, writer_dsn, owner):

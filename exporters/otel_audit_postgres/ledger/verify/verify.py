@@ -229,7 +229,7 @@ def _malformed_text(findings: Findings) -> str:
 
 async def _judge_quarantine(connection: Connection[Any], findings: Findings) -> None:
     """Every quarantine row that the trail names must be there unchanged."""
-    async for record_id, gone, is_ours in store.unkept_quarantine(connection):
+    async for record_id, gone, is_ours in store.missing_in_quarantine(connection):
         detail = f"{len(gone)} rows of audit.quarantine are gone or changed, the first: {gone[0]}"
         if is_ours:
             findings.add(ProblemKind.DELETED, detail, str(record_id))

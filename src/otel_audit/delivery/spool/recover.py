@@ -64,7 +64,7 @@ from otel_audit.delivery.spool.watermarks import (
 )
 
 _DAMAGES_LISTED: Final = 100
-"""Damaged places that are told one by one; beyond these they are only counted."""
+"""Damaged places that are named one by one; beyond these they are only counted."""
 _OTHER_DESTINATION: Final = (
     "holds spools of another destination, which wait here: an application without a name that "
     "delivers to that destination adopts them. Set OTEL_SERVICE_NAME, another one for each "

@@ -132,11 +132,11 @@ const listen = async (table, heard) => {
 const tail = (table) => {
   const [body] = table.tBodies;
   let waiting = [], paused = false;
-  const row = (told) => {
+  const row = (record) => {
     const made = one("template").content.firstElementChild.cloneNode(true);
-    for (const place of all("[data-told]", made)) place.textContent = told[place.dataset.told];
-    one("a", made).href = told.href;
-    one(".outcome", made).classList.add(`is-${told.kind}`);
+    for (const place of all("[data-field]", made)) place.textContent = record[place.dataset.field];
+    one("a", made).href = record.href;
+    one(".outcome", made).classList.add(`is-${record.kind}`);
     return made;
   };
   const show = (problem) => {
