@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -499,21 +500,23 @@ class Runtime:
             log_limited(_logger, "left", "What dead processes left is still there", error=error)
 
     def close(self) -> None:
-        """Deliver what waits and end the writer. Never raises."""
-        self.report_names()
-        self.report_commits()
-        if self._spans is not None:
-            self._spans.detach()
-        if self._sending is not None:
-            self._sending.detach()
-        if self._flagged_spans is not None:
-            self._flagged_spans.detach()
-        if self._stream is not None:
-            self._stream.close()
-        if self.atomic is not None:
-            self.atomic.close(self.config.shutdown_timeout)
-        if self.delivery is not None:
-            self.delivery.close(self.config.shutdown_timeout)
+        """Deliver what waits and end the writer.
+
+        Raises only what a signal handler of the application raises meanwhile; what waits is
+        delivered, kept or counted first.
+        """
+        with contextlib.ExitStack() as last_first:
+            if self.delivery is not None:
+                last_first.callback(self.delivery.close, self.config.shutdown_timeout)
+            if self.atomic is not None:
+                last_first.callback(self.atomic.close, self.config.shutdown_timeout)
+            if self._stream is not None:
+                last_first.callback(self._stream.close)
+            self.report_names()
+            self.report_commits()
+            for one in (self._spans, self._sending, self._flagged_spans):
+                if one is not None:
+                    one.detach()
 
     def _commit_atomic(self) -> CommitAtomic | None:
         if self.config.orm != "transactional":

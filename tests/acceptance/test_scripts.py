@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -185,6 +187,37 @@ class TestEnds:
         assert "hunter2" not in done.stderr
         assert run_script(script).returncode == 0
         assert [row["event_name"] for row in await rows()] == ["report.built"] * 2
+
+    def test_a_signal_while_the_end_waits_loses_nothing_in_silence(self, run_script):
+        """A handler that raises ends delivery: what is in memory only is logged as lost."""
+        silent = socket.create_server(("127.0.0.1", 0))
+        with silent:
+            done = run_script(
+                """
+                import atexit, logging, os, signal, sys
+
+                logging.basicConfig()
+                otel_audit.instrument()
+                signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
+                signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+                for _ in range(40):
+                    otel_audit.emit("night.begun", actor="night", metadata={"note": "x" * 1000})
+                # is called before ours, which waits for the store then
+                atexit.register(signal.setitimer, signal.ITIMER_REAL, 1)
+                """,
+                OTEL_AUDIT_DSN=f"postgresql://night@127.0.0.1:{silent.getsockname()[1]}/audit",
+                OTEL_AUDIT_SHUTDOWN_TIMEOUT="60",
+                OTEL_AUDIT_CONNECT_TIMEOUT="60",
+                # has no room for them
+                OTEL_AUDIT_SPOOL_MAX_BYTES="16384",
+                OTEL_AUDIT_SPOOL_SEGMENT_BYTES="4096",
+                OTEL_AUDIT_SPOOL_FULL="drop",
+            )
+        kept = re.search(r"(\d+) audit records are kept in", done.stderr)
+        lost = re.search(r"(\d+) audit records are lost: a signal handler", done.stderr)
+        assert kept is not None, done.stderr
+        assert lost is not None, done.stderr
+        assert int(kept[1]) + int(lost[1]) == 40
 
     async def test_the_stream_of_a_script_is_told_from_begin_to_end(self, run_script, rows):
         """With records of the stream itself a script that ends in order leaves no gap."""

@@ -253,10 +253,11 @@ class Delivery:
             if not self._writer.started:
                 return self.depth == 0
             self._hurry += 1
-            self._rouse()
-            done = self._changed.wait_for(lambda: self.depth == 0, timeout)
-            self._hurry -= 1
-        return done
+            try:
+                self._rouse()
+                return self._changed.wait_for(lambda: self.depth == 0, timeout)
+            finally:  # a signal handler may raise while this waits
+                self._hurry -= 1
 
     def _flush_or_keep(self, timeout: float) -> bool:
         """Flush at the end, unless the store does not answer.
@@ -282,12 +283,21 @@ class Delivery:
 
         Args:
             timeout: Seconds to wait for delivery. What is left then stays in the spool for the next
-                process of this service; without a spool it is lost, counted and logged.
+                process of this service; without a spool it is lost, counted and logged. So is it if
+                a signal handler of the application raises meanwhile, which ends the waiting.
 
         Returns:
             Whether everything was delivered.
         """
-        self._flush_or_keep(timeout)
+        why = "a signal handler ended delivery before the store took them"
+        try:
+            self._flush_or_keep(timeout)
+            why = f"the store did not take them within {timeout:g} seconds"
+        finally:
+            is_delivered = self._end(why)
+        return is_delivered
+
+    def _end(self, why_lost: str) -> bool:
         with self._lock:
             if self._closed:
                 return self.depth == 0
@@ -295,18 +305,17 @@ class Delivery:
             self._rouse()
             # what is under way and was not stored is kept, or counted below
             self._writer.end(at_once=True)
-        self._writer.join(_LAST_GRACE)
-        with self._lock:
-            left = self.depth
-            self.log_kept_records()
-            lost = self.queue.close()
+        try:
+            self._writer.join(_LAST_GRACE)
+        finally:  # a handler may raise here, too
+            with self._lock:
+                left = self.depth
+                self.log_kept_records()
+                lost = self.queue.close()
+            if lost:
+                self._counters.add("dropped", lost)
+                _logger.critical("%d audit records are lost: %s", lost, why_lost)
         self._group.close(_LAST_GRACE)
-        if lost:
-            self._counters.add("dropped", lost)
-            _logger.critical(
-                "%d audit records are lost: the store did not take them within %g seconds", lost,
-                timeout,
-            )  # fmt: skip
         return left == 0
 
     def adopt_left(self, timeout: float) -> None:

@@ -281,6 +281,26 @@ class TestLosses:
         assert "2 audit records are lost" in caplog.text
         assert shelf.closed == 1
 
+    def test_what_a_signal_handler_cuts_off_is_counted_and_logged(
+        self, deliver_to, shelf, caplog, monkeypatch
+    ):
+        """A handler that raises while the end waits for the store loses nothing in silence."""
+        shelf.held = True
+        delivery = deliver_to()
+        delivery.submit(a_record())
+        delivery.submit(a_record())
+
+        def interrupted(*_):
+            raise SystemExit(3)
+
+        with monkeypatch.context() as patched, pytest.raises(SystemExit):
+            patched.setattr(delivery._changed, "wait_for", interrupted)
+            delivery.close(10)
+        assert counted(delivery)["dropped"] == 2
+        assert "2 audit records are lost: a signal handler" in caplog.text
+        assert delivery._hurry == 0
+        assert not delivery._writer.alive
+
     def test_after_the_end_nothing_is_taken(self, deliver_to, caplog):
         """A record that comes after the end is lost, loudly."""
         delivery = deliver_to()
