@@ -1,7 +1,8 @@
-"""Processes of the command `otel-audit` that start in no time: forked from one that has imported it.
+"""Processes that start in no time: forked from one that has imported what they need.
 
-Each is a process of its own, with its own environment, directory, output and exit status. A fresh
-interpreter takes a second of CPU for its imports; a test that is about the start, or about worker
+Each is a process of its own, with its own environment, directory, output and exit status: the
+command `otel-audit`, or Python with a program, a script or a module. A fresh interpreter takes one
+to three seconds of CPU for its imports; a test that is about what is imported, or about worker
 processes, which start from the program's file, begins one with `subprocess`.
 """
 
@@ -14,24 +15,46 @@ import gc
 import importlib
 import json
 import os
+import runpy
 import selectors
 import signal
+import site
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_MODULES = (
+_COMMAND = (
     "otel_audit.cli.main", "otel_audit.server.access_log", "otel_audit.server.app",
     "otel_audit.server.uvicorn_server", "otel_audit_postgres.ledger.sealer",
     "uvicorn.lifespan.on", "uvicorn.loops.auto", "uvicorn.protocols.http.auto",
     "uvicorn.protocols.websockets.auto", "asyncpg",
 )  # fmt: skip
+# neither the framework nor the mapper: when those are imported makes a difference to us
+_PYTHON = (
+    "opentelemetry.instrumentation.auto_instrumentation", "opentelemetry.sdk.trace.export",
+    "otel_audit_bootstrap", "otel_audit.runtime", "otel_audit._instrumentation",
+    "otel_audit_postgres", "asyncpg",
+)  # fmt: skip
+_SERVER = (
+    *_PYTHON, "fastapi", "sqlalchemy.ext.asyncio", "sqlalchemy.orm", "uvicorn.lifespan.on",
+    "uvicorn.loops.auto", "uvicorn.protocols.http.auto", "uvicorn.protocols.http.h11_impl",
+    "uvicorn.protocols.http.httptools_impl", "uvicorn.protocols.websockets.auto",
+    "opentelemetry.instrumentation.fastapi", "opentelemetry.instrumentation.sqlalchemy",
+)  # fmt: skip
+_PYTEST = (
+    "pytest", "xdist.plugin", "fastapi", "starlette.testclient", "sqlalchemy.orm", "asyncpg",
+    "otel_audit.runtime", "otel_audit._instrumentation", "otel_audit.testing",
+)  # fmt: skip
+_MODULES = {"command": _COMMAND, "python": _PYTHON, "server": _SERVER, "pytest": _PYTEST}
+"""What a process that is forked has imported."""
+
 _LARGEST = 1 << 20
 
 
@@ -46,8 +69,9 @@ class Process:
         stdout: Path,
         stderr: Path | None = None,
         cwd: Path | str = ".",
+        kind: str = "command",
     ) -> None:
-        """Start `otel-audit` with these arguments.
+        """Start `otel-audit`, or Python, with these arguments.
 
         Args:
             arguments: Without the command's name.
@@ -55,10 +79,12 @@ class Process:
             stdout: The file that it writes to.
             stderr: Another one for its errors; None: the same.
             cwd: Its directory.
+            kind: `command`, or which modules a Python has imported: `python`, `server` or
+                `pytest`. Of its options it knows `-c` and `-m`.
         """
-        self.args = ["otel-audit", *arguments]
+        self.args = ["otel-audit" if kind == "command" else "python", *arguments]
         self.returncode: int | None = None
-        self._forking = _forking()
+        self._forking = _forking(kind)
         for one in (stdout, stderr or stdout):
             Path(one).touch()  # it is there at once, as one is that was opened for a process
             _child_errors().note_file(Path(one))
@@ -102,13 +128,14 @@ def run(
     env: Mapping[str, str] | None = None,
     cwd: Path | str = ".",
     timeout: float = 60.0,
+    kind: str = "command",
 ) -> subprocess.CompletedProcess[str]:
-    """Run `otel-audit` to its end, as `subprocess.run` does with `capture_output` and `text`."""
+    """Run it to its end, as `subprocess.run` does with `capture_output` and `text`."""
     with tempfile.TemporaryDirectory() as made:
         output = [Path(made, name) for name in ("stdout", "stderr")]
         process = Process(
             list(arguments), env=os.environ if env is None else env, cwd=cwd,
-            stdout=output[0], stderr=output[1],
+            stdout=output[0], stderr=output[1], kind=kind,
         )  # fmt: skip
         try:
             status = process.wait(timeout)
@@ -131,17 +158,19 @@ def _child_errors() -> Any:
 class _Forking:
     """This process's side: one that forks, and what is known of those it has forked."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str) -> None:
         self._lock = threading.Lock()
         self._ended: dict[int, int] = {}
         self._socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with other:
             self._process = subprocess.Popen(
-                [sys.executable, __file__, str(other.fileno())],
+                [sys.executable, __file__, str(other.fileno()), kind],
                 pass_fds=[other.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 cwd="/",
+                # those of the process that is asked for are added when it is
+                env={name: text for name, text in os.environ.items() if name != "PYTHONPATH"},
             )
         atexit.register(self._close)
 
@@ -178,8 +207,8 @@ class _Forking:
 
 
 @functools.cache
-def _forking() -> _Forking:
-    return _Forking()
+def _forking(kind: str) -> _Forking:
+    return _Forking(kind)
 
 
 def _fork_for(asking: socket.socket) -> dict[str, Any] | None:
@@ -217,15 +246,49 @@ def _become(asked: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(asked["environment"])
     os.chdir(asked["directory"])
-    sys.argv = ["otel-audit", *asked["arguments"]]
+    added = asked["environment"].get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:0] = [place for place in added if place]
+
+
+def _run_command(arguments: list[str]) -> None:
+    sys.argv = ["otel-audit", *arguments]
+    sys.modules["otel_audit.cli.main"].cli(prog_name="otel-audit")
+
+
+def _run_python(arguments: list[str]) -> None:
+    """Do what an interpreter does after its own start."""
+    site.execsitecustomize()
+    first, *rest = arguments
+    if first == "-m":
+        sys.argv = rest
+        sys.path.insert(0, str(Path.cwd()))
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+        return
+    sys.argv = ["-c", *rest[1:]] if first == "-c" else arguments
+    sys.path.insert(0, "" if first == "-c" else str(Path(first).parent))
+    main = types.ModuleType("__main__")
+    if first != "-c":
+        main.__file__ = first
+    sys.modules["__main__"] = main
+    text = rest[0] if first == "-c" else Path(first).read_text()
+    exec(compile(text, "<string>" if first == "-c" else first, "exec"), vars(main))
+
+
+def _is_not_rewritten(module: types.ModuleType) -> None:
+    """Pytest warns of a plugin's package that was imported before its assertions are rewritten."""
+    module.__doc__ = f"{module.__doc__ or ''}\nPYTEST_DONT_REWRITE"
 
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # the directory of this file: the command does not see the tests
-    for name in _MODULES:
+    sys.path.pop(0)  # the directory of this file: what is forked does not see the tests
+    kind = sys.argv[2]
+    for name in _MODULES[kind]:
         importlib.import_module(name)
+    if kind == "pytest":
+        for module in [one for name, one in sys.modules.items() if "." not in name]:
+            _is_not_rewritten(module)
     gc.freeze()  # else each one visits all of it once more as it ends
     asked = _fork_for(socket.socket(fileno=int(sys.argv[1])))
     if asked is not None:
         _become(asked)
-        sys.modules["otel_audit.cli.main"].cli(prog_name="otel-audit")
+        (_run_command if kind == "command" else _run_python)(asked["arguments"])

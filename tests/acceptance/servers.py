@@ -12,15 +12,20 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import httpx
+import preloaded
+from opentelemetry.instrumentation import auto_instrumentation
 from ports import free_port
 
 BIN = Path(sys.executable).parent
+AUTO_INSTRUMENTATION = Path(auto_instrumentation.__file__).parent
 
 
 class Server:
     """A running application: its address, its process, what it has printed."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes] | preloaded.Process, port: int, log: Path
+    ) -> None:
         self.process = process
         self.url = f"http://127.0.0.1:{port}"
         self._log = log
@@ -53,13 +58,21 @@ def uvicorn(
     *options: str,
     app: str = "app:app",
     instrumented: bool = True,
+    forked: bool = False,
 ) -> Iterator[Server]:
-    """Start uvicorn in a directory; under auto-instrumentation unless told otherwise."""
+    """Start uvicorn in a directory; under auto-instrumentation unless told otherwise.
+
+    Forked, it takes a fifth of the CPU, for tests of what it does when it is up; worker processes
+    need one that is not.
+    """
 
     def command(port: int) -> list[str]:
-        return [str(BIN / "uvicorn"), app, "--port", str(port), *options]
+        first = ["-m", "uvicorn"] if forked else [str(BIN / "uvicorn")]
+        return [*first, app, "--port", str(port), *options]
 
-    with started(directory, environment, command, instrumented=instrumented) as server:
+    with started(
+        directory, environment, command, instrumented=instrumented, forked=forked
+    ) as server:
         yield server
 
 
@@ -70,31 +83,37 @@ def started(
     command: Callable[[int], list[str]],
     *,
     instrumented: bool = True,
+    forked: bool = False,
 ) -> Iterator[Server]:
     """Start any server in a directory: its command for a free port of the loopback interface."""
     port = free_port()
     line = command(port)
-    if instrumented:
-        line.insert(0, str(BIN / "opentelemetry-instrument"))
     log = directory / f"server-{port}.log"
     clean = {key: value for key, value in os.environ.items() if not key.startswith("OTEL_")}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            line,
-            cwd=directory,
-            env={
-                **clean,
-                "OTEL_TRACES_EXPORTER": "none",
-                "OTEL_METRICS_EXPORTER": "none",
-                "OTEL_LOGS_EXPORTER": "none",
-                "OTEL_AUDIT_SPOOL_DIR": str(directory / "spool"),
-                # a test that counts rows counts actions
-                "OTEL_AUDIT_STREAM_RECORDS": "false",
-                **environment,
-            },
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
+    given = {
+        **clean,
+        "OTEL_TRACES_EXPORTER": "none",
+        "OTEL_METRICS_EXPORTER": "none",
+        "OTEL_LOGS_EXPORTER": "none",
+        "OTEL_AUDIT_SPOOL_DIR": str(directory / "spool"),
+        # a test that counts rows counts actions
+        "OTEL_AUDIT_STREAM_RECORDS": "false",
+        **environment,
+    }
+    process: subprocess.Popen[bytes] | preloaded.Process
+    if forked:
+        if instrumented:  # what `opentelemetry-instrument` does before it becomes the program
+            others = given.get("PYTHONPATH")
+            paths = [str(AUTO_INSTRUMENTATION), str(directory), *([others] if others else [])]
+            given["PYTHONPATH"] = os.pathsep.join(paths)
+        process = preloaded.Process(line, cwd=directory, env=given, stdout=log, kind="server")
+    else:
+        if instrumented:
+            line.insert(0, str(BIN / "opentelemetry-instrument"))
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                line, cwd=directory, env=given, stdout=output, stderr=subprocess.STDOUT
+            )
     server = Server(process, port, log)
     try:
         yield server

@@ -18,6 +18,7 @@ from typing import Any
 
 import asyncpg
 import httpx
+import preloaded
 import pytest
 from servers import uvicorn
 
@@ -31,14 +32,12 @@ def run_script(tmp_path: Path, audit_store: str) -> Run:
     """Run a script as its own process, with the store and a spool in its environment."""
 
     def run_script(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, str(write(tmp_path, code))],
+        return preloaded.run(
+            str(write(tmp_path, code)),
             cwd=tmp_path,
             env=environment_of(tmp_path, audit_store, **environment),
-            capture_output=True,
-            text=True,
             timeout=100,
-            check=False,
+            kind="python",
         )
 
     return run_script

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import preloaded
 import pytest
 from servers import BIN
 
@@ -72,16 +73,35 @@ WRONG: list[Any] = [
 @pytest.fixture
 def run_program(tmp_path: Path) -> Run:
     """Run a command with nothing of OpenTelemetry's in its environment but these settings."""
-    (tmp_path / "ends.py").write_text("raise SystemExit(3)")
+    environment = environment_in(tmp_path)
 
     def start(*command: str, **settings: str) -> subprocess.CompletedProcess[str]:
-        kept = {name: text for name, text in os.environ.items() if not name.startswith("OTEL_")}
         return subprocess.run(
             command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False,
-            env={**kept, "OTEL_AUDIT_SPOOL_DIR": str(tmp_path / "spool"), **settings},
+            env={**environment, **settings},
         )  # fmt: skip
 
     return start
+
+
+@pytest.fixture
+def run_forked(tmp_path: Path) -> Run:
+    """The same for Python, forked from one that has imported us: what follows is what counts."""
+    environment = environment_in(tmp_path)
+
+    def start(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        return preloaded.run(
+            *arguments, cwd=tmp_path, env={**environment, **settings}, timeout=100, kind="python"
+        )
+
+    return start
+
+
+def environment_in(directory: Path) -> dict[str, str]:
+    """Nothing of OpenTelemetry's; in the directory is a module that ends the process."""
+    (directory / "ends.py").write_text("raise SystemExit(3)")
+    kept = {name: text for name, text in os.environ.items() if not name.startswith("OTEL_")}
+    return {**kept, "OTEL_AUDIT_SPOOL_DIR": str(directory / "spool")}
 
 
 @pytest.fixture(scope="module")
@@ -137,12 +157,12 @@ def assert_runs_unaudited(done: subprocess.CompletedProcess[str], part: str = ""
 @pytest.mark.slow
 class TestWrongSettings:
     @pytest.mark.parametrize("settings", WRONG, ids=lambda one: ",".join(map(str, one)) or "none")
-    def test_each_is_one_line_and_required_holds(self, settings, run_program, handed_on, tmp_path):
+    def test_each_is_one_line_and_required_holds(self, settings, run_forked, handed_on, tmp_path):
         """As opentelemetry-instrument starts it: refused if required, else said once."""
         # nor are others loaded, which take half of a start
         given = {**NO_EXPORTERS, **NO_OTHERS, **handed_on(tmp_path), **settings}
-        assert_refused(run_program(*PRINT, **given, OTEL_AUDIT_REQUIRED="true"))
-        assert_runs_unaudited(run_program(*PRINT, **given))
+        assert_refused(run_forked(*PRINT[1:], **given, OTEL_AUDIT_REQUIRED="true"))
+        assert_runs_unaudited(run_forked(*PRINT[1:], **given))
 
     @pytest.mark.parametrize(
         "settings",

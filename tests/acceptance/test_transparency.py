@@ -57,8 +57,9 @@ def pair(request, postgres, audit_template, tmp_path_factory) -> Iterator[Pair]:
     }
     options = ("--http", request.param)
     with ExitStack() as stack:
-        plain = stack.enter_context(uvicorn(directory, {}, *options, instrumented=False))
-        audited = stack.enter_context(uvicorn(directory, settings, *options, instrumented=False))
+        how = {"instrumented": False, "forked": True}
+        plain = stack.enter_context(uvicorn(directory, {}, *options, **how))
+        audited = stack.enter_context(uvicorn(directory, settings, *options, **how))
         plain.wait_until_up()
         audited.wait_until_up()
         yield Pair(plain, audited, postgres.dsn(name))

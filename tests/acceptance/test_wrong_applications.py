@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+
+import preloaded
 import pytest
 
 pytest_plugins = "pytester"
@@ -170,7 +173,12 @@ WITHOUT = [
 
 def suite(pytester, route, test, *more, before=""):
     pytester.makepyfile(shop=SHOP + route, test_shop=SUITE + before + test)
-    return pytester.runpytest_subprocess(*WITHOUT, *more)
+    done = preloaded.run(
+        "-m", "pytest", f"--basetemp={pytester.path / 'made'}", *WITHOUT, *more,
+        env={**os.environ, "PYTHONPATH": str(pytester.path)}, cwd=pytester.path, kind="pytest",
+    )  # fmt: skip
+    print(done.stdout, done.stderr, sep="\n")
+    return pytest.RunResult(done.returncode, done.stdout.splitlines(), done.stderr.splitlines(), 0)
 
 
 class TestWrongApplications:

@@ -162,7 +162,9 @@ class Site:
 
     @contextlib.contextmanager
     def serving(self, settings: dict[str, str], *options: str) -> Iterator[Server]:
-        with uvicorn(self.path, settings, *options) as server:
+        # the parent of worker processes has to be a program that they can be started from
+        forked = not {"--workers", "--reload"} & {*options}
+        with uvicorn(self.path, settings, *options, forked=forked) as server:
             server.wait_until_up(60)
             yield server
 

@@ -143,7 +143,7 @@ class TestReadOnly:
             "postgresql://nobody@127.0.0.1:1/audit",
             SPOOL_DIR=str(mounted("size=1m,ro") / "spool"), REQUIRED=required,
         )  # fmt: skip
-        with uvicorn(site.path, settings) as server:
+        with uvicorn(site.path, settings, forked=True) as server:
             if status is None:
                 server.wait_until_up(60)
                 await asyncio.to_thread(server.stop)

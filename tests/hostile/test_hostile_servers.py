@@ -72,7 +72,9 @@ async def test_bytes_on_the_wire_do_no_harm(
         },
     }
     options = ("--http", parser, "--no-access-log")
-    served = uvicorn(tmp_path, settings, *options, app="hostile.served_app:app", instrumented=False)
+    served = uvicorn(
+        tmp_path, settings, *options, app="hostile.served_app:app", instrumented=False, forked=True
+    )
     with served as server:
         server.wait_until_up()
         for request in islice(Generator(f"{SEED} {parser} {shape}"), REQUESTS):
