@@ -484,6 +484,11 @@ class WorkerLoop(asyncio.SelectorEventLoop):
                 return
             try:
                 found = func(*args)
+            except StopIteration as error:
+                # no future of asyncio can raise it: who awaits this one would wait for ever
+                failure = RuntimeError("the call raised StopIteration")
+                failure.__cause__ = error
+                done.set_exception(failure)
             except BaseException as error:  # noqa: BLE001 - the awaiting caller gets it
                 done.set_exception(error)
             else:

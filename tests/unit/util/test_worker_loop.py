@@ -59,6 +59,17 @@ def test_answers_and_errors_come_back() -> None:
     run(ask())
 
 
+def test_a_call_that_raises_stop_iteration_is_over() -> None:
+    """A signer of the application's may do that; asyncio's own futures cannot raise it."""
+
+    async def ask() -> None:
+        async with asyncio.timeout(60):
+            with pytest.raises(RuntimeError, match="StopIteration"):
+                await asyncio.to_thread(next, iter(()))
+
+    run(ask())
+
+
 def test_a_call_that_hangs_does_not_hold_up_the_next() -> None:
     """Several run at a time; one thread is enough for those that come one by one."""
     go = threading.Event()

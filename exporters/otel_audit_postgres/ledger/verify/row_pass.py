@@ -226,11 +226,10 @@ async def _keep_open(connection: Connection[Any]) -> None:
 
 async def _ended(kept: asyncio.Task[None]) -> None:
     """Raise what cut off the transaction that holds the snapshot, if anything did."""
-    try:
-        await kept
-    except asyncio.CancelledError:
-        return
-    except Exception as error:
+    # not awaited by itself: the cancellation of this task would look like that of the other one
+    await asyncio.wait([kept])
+    error = None if kept.cancelled() else kept.exception()
+    if error is not None:
         raise StoreUnavailableError(_CUT_OFF) from error
 
 
