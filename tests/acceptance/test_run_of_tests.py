@@ -26,11 +26,11 @@ def test_it_ends_at_once_and_leaves_nothing_in_the_users_spool(tmp_path):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_shop.py"]
     begun = time.monotonic()
     done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=100,
+        command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=280,
         env={**kept, "HOME": str(tmp_path / "home"), "TMPDIR": str(scratch),
-             "OTEL_AUDIT_SHUTDOWN_TIMEOUT": "60", "OTEL_SERVICE_NAME": "shop"},
+             "OTEL_AUDIT_SHUTDOWN_TIMEOUT": "300", "OTEL_SERVICE_NAME": "shop"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert time.monotonic() - begun < 50  # a shutdown would wait for sixty
+    assert time.monotonic() - begun < 250  # a shutdown would wait for three hundred
     assert not (tmp_path / "home").exists()
     assert list(scratch.glob("otel-audit*")) == []

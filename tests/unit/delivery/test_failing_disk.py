@@ -25,6 +25,7 @@ from otel_audit.delivery.producer import Producer
 from otel_audit.delivery.sink import Refused, Written
 from otel_audit.delivery.spool import (
     FrameKind,
+    Spool,
     SpoolReadError,
     adopt,
     damaged_files,
@@ -220,7 +221,11 @@ def answer_and_finish(producer: Producer, record: AuditRecord) -> None:
 @pytest.mark.parametrize("hand_over", [finish, answer_and_finish])
 @pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.__name__)
 def test_what_is_edited_under_a_living_process_is_delivered_or_counted(
-    edit: Callable[[Path], object], hand_over: Callable[..., None], tmp_path: Path, caplog
+    edit: Callable[[Path], object],
+    hand_over: Callable[..., None],
+    tmp_path: Path,
+    caplog,
+    monkeypatch,
 ) -> None:
     """Records wait in memory and on disk alone while the files are changed; then the store is back."""
     home, store, counters = tmp_path / "spools", Store(), Counters()
@@ -241,10 +246,25 @@ def test_what_is_edited_under_a_living_process_is_delivered_or_counted(
 
     record(60)
     [found] = [path for path in (home / "shop").iterdir() if path.is_dir()]
+    looks: list[float] = []
+    look_around = Spool._look_around
+
+    def look(spool: Spool) -> None:
+        began = time.monotonic()
+        try:
+            look_around(spool)
+        finally:
+            looks.append(began)
+
+    monkeypatch.setattr(Spool, "_look_around", look)
     edit(found)
+    edited = time.monotonic()
     record(20)
-    # long enough for the process to look after its files
-    time.sleep(1.3)
+    # the process looks after its files once a second
+    until = edited + 60
+    while not any(began > edited for began in looks):
+        assert time.monotonic() < until
+        time.sleep(0.01)
     record(20)
     store.away = False
     delivery.flush(10)
