@@ -27,6 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import preloaded
+
 from otel_audit.testing import recorded
 
 _PART = re.compile(
@@ -73,7 +75,7 @@ class Run:
         }
         self.environment = {
             **clean,
-            "PATH": f"{Path(sys.executable).parent}:{clean['PATH']}",
+            "PATH": f"{preloaded.programs()}:{Path(sys.executable).parent}:{clean['PATH']}",
             "OTEL_AUDIT_SPOOL_DIR": str(self.directory / "spool"),
             "PYTHONDONTWRITEBYTECODE": "1",
         }
@@ -116,7 +118,7 @@ class Run:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=60,
+            timeout=120,
             check=False,
         )
         wanted = ".*".join(re.escape(piece) for piece in _even(expected).split("…"))

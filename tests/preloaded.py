@@ -13,10 +13,12 @@ import contextlib
 import functools
 import gc
 import importlib
+import io
 import json
 import os
 import runpy
 import selectors
+import shutil
 import signal
 import site
 import socket
@@ -27,6 +29,7 @@ import threading
 import time
 import types
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +151,46 @@ def run(
         return subprocess.CompletedProcess(process.args, status, *printed)
 
 
+@functools.cache
+def programs() -> Path:
+    """Make a directory with `otel-audit` and `pytest`, which are forked when a shell starts them."""
+    made = Path(tempfile.mkdtemp(prefix="otel-audit-programs-"))
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    made.chmod(0o755)
+    for name, kind, first in (
+        ("otel-audit", "command", []),
+        ("pytest", "pytest", ["-m", "pytest"]),
+    ):
+        program = made / name
+        program.write_text(
+            f"#!{sys.executable} -IS\nADDRESS = {_forking(kind).address!r}\nFIRST = {first!r}\n"
+            f"{_PROGRAM}"
+        )
+        program.chmod(0o755)
+    return made
+
+
+_PROGRAM = """
+import json, os, signal, socket, sys
+with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as asking:
+    asking.connect(ADDRESS)
+    asked = {
+        "arguments": [*FIRST, *sys.argv[1:]], "environment": dict(os.environ),
+        "directory": os.getcwd(), "output": [],
+    }
+    socket.send_fds(asking, [json.dumps(asked).encode()], [0, 1, 2])
+    pid = json.loads(asking.recv(100))["started"]
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: os.kill(pid, number))
+    status = json.loads(asking.recv(100))["status"]
+if status < 0:
+    signal.signal(-status, signal.SIG_DFL)
+    os.kill(os.getpid(), -status)
+sys.exit(status)
+"""
+"""Has a process forked that has its input and output and gets its signals; ends as that one does."""
+
+
 def _child_errors() -> Any:
     """Imported by who starts processes: the one that is forked sees nothing of the tests."""
     import child_errors
@@ -161,11 +204,16 @@ class _Forking:
     def __init__(self, kind: str) -> None:
         self._lock = threading.Lock()
         self._ended: dict[int, int] = {}
+        self.address = f"\0otel-audit-tests-{os.getpid()}-{kind}"
+        """Where programs ask."""
         self._socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with other:
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        listening.bind(self.address)
+        listening.listen()
+        with other, listening:
             self._process = subprocess.Popen(
-                [sys.executable, __file__, str(other.fileno()), kind],
-                pass_fds=[other.fileno()],
+                [sys.executable, __file__, kind, str(other.fileno()), str(listening.fileno())],
+                pass_fds=[other.fileno(), listening.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 cwd="/",
@@ -211,29 +259,56 @@ def _forking(kind: str) -> _Forking:
     return _Forking(kind)
 
 
-def _fork_for(asking: socket.socket) -> dict[str, Any] | None:
+def _fork_for(asking: socket.socket, listening: socket.socket) -> dict[str, Any] | None:
     """Fork for who asks until nobody does; what was asked, in a process that was forked."""
     selector = selectors.DefaultSelector()
-    selector.register(asking, selectors.EVENT_READ)
+    selector.register(asking, selectors.EVENT_READ, asking)
+    selector.register(listening, selectors.EVENT_READ, listening)
     while True:
         for key, _ in selector.select():
-            if key.data is None:
-                content = asking.recv(_LARGEST)
-                if not content:
-                    return None
-                pid = os.fork()
-                if pid == 0:
-                    selector.close()
-                    asking.close()
-                    return dict(json.loads(content))
-                selector.register(os.pidfd_open(pid), selectors.EVENT_READ, pid)
-                asking.send(json.dumps({"started": pid}).encode())
+            if isinstance(key.data, _Child):
+                key.data.has_ended(selector)
                 continue
-            status = os.waitstatus_to_exitcode(os.waitpid(key.data, 0)[1])
-            selector.unregister(key.fd)
-            os.close(key.fd)
-            with contextlib.suppress(OSError):  # nobody asks any more
-                asking.send(json.dumps({"ended": key.data, "status": status}).encode())
+            asker = listening.accept()[0] if key.data is listening else asking
+            content, files, *_ = socket.recv_fds(asker, _LARGEST, 3)
+            if not content and asker is asking:
+                return None
+            if content and (pid := os.fork()) == 0:
+                selector.close()
+                for number, file in enumerate(files):
+                    os.dup2(file, number)
+                for one in {*files, asking.detach(), listening.detach(), asker.detach()} - {-1}:
+                    os.close(one)
+                return dict(json.loads(content))
+            for file in files:
+                os.close(file)
+            if content:
+                child = _Child(pid, os.pidfd_open(pid), asker, is_of_tests=asker is asking)
+                child.begins(selector)
+
+
+@dataclass(frozen=True)
+class _Child:
+    pid: int
+    pidfd: int
+    asker: socket.socket
+    is_of_tests: bool
+
+    def begins(self, selector: selectors.BaseSelector) -> None:
+        selector.register(self.pidfd, selectors.EVENT_READ, self)
+        self._tell(started=self.pid)
+
+    def has_ended(self, selector: selectors.BaseSelector) -> None:
+        status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        selector.unregister(self.pidfd)
+        os.close(self.pidfd)
+        self._tell(ended=self.pid, status=status)
+        if not self.is_of_tests:
+            self.asker.close()
+
+    def _tell(self, **what: int) -> None:
+        with contextlib.suppress(OSError):  # nobody asks any more
+            self.asker.send(json.dumps(what).encode())
 
 
 def _become(asked: dict[str, Any]) -> None:
@@ -243,11 +318,21 @@ def _become(asked: dict[str, Any]) -> None:
         opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(opened, number)
         os.close(opened)
+    # those that were opened for /dev/null take what they write to for a file
+    sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)))
+    sys.stdout = _writer(1, "strict")
+    sys.stderr = _writer(2, "backslashreplace")
     os.environ.clear()
     os.environ.update(asked["environment"])
     os.chdir(asked["directory"])
+    sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
     added = asked["environment"].get("PYTHONPATH", "").split(os.pathsep)
     sys.path[:0] = [place for place in added if place]
+
+
+def _writer(number: int, errors: str) -> io.TextIOWrapper:
+    raw = io.FileIO(number, "w", closefd=False)
+    return io.TextIOWrapper(io.BufferedWriter(raw), errors=errors, line_buffering=number == 2)
 
 
 def _run_command(arguments: list[str]) -> None:
@@ -281,14 +366,14 @@ def _is_not_rewritten(module: types.ModuleType) -> None:
 
 if __name__ == "__main__":
     sys.path.pop(0)  # the directory of this file: what is forked does not see the tests
-    kind = sys.argv[2]
+    kind = sys.argv[1]
     for name in _MODULES[kind]:
         importlib.import_module(name)
     if kind == "pytest":
         for module in [one for name, one in sys.modules.items() if "." not in name]:
             _is_not_rewritten(module)
     gc.freeze()  # else each one visits all of it once more as it ends
-    asked = _fork_for(socket.socket(fileno=int(sys.argv[1])))
+    asked = _fork_for(*(socket.socket(fileno=int(number)) for number in sys.argv[2:]))
     if asked is not None:
         _become(asked)
         (_run_command if kind == "command" else _run_python)(asked["arguments"])
