@@ -20,6 +20,10 @@ from tests.benchmarks.suite.shops import SERVED, clean_environment
 BATCHES = {1: 32, 32: 8, 512: 2}
 """Records that go together, and how many times they are counted."""
 
+WARMING = 60
+"""Records before any is counted, and two batches at least: the interpreter specializes what runs
+often, and caches fill. Only then is a record what it is in a process that runs for long."""
+
 _ROOT = Path(__file__).parents[3]
 _SUMMARY = re.compile(r"^summary: (\d+)", re.MULTILINE)
 
@@ -63,7 +67,7 @@ def _counted(
     process: subprocess.Popen[str], counts: Path, turn: int, size: int, times: int
 ) -> dict[str, float]:
     """Instructions for one record, beside the main thread's."""
-    _deliver(process, size, 2)  # the interpreter specializes what runs often, and caches fill
+    _deliver(process, size, max(WARMING // size, 2))
     if turn == 1:
         # never off again: a thread that waits meanwhile is counted wrong afterwards
         _tell(process, "--instr=on")

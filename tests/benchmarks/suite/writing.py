@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import msgspec
 from otel_audit_postgres import PostgresSink, init
 from otel_audit_postgres.copy_format import in_pieces
 from otel_audit_postgres.ledger.keys import generate, write_key_files
@@ -82,8 +83,9 @@ def measure(databases: Databases, plan: Plan) -> dict[str, Any]:
 
 
 def records(count: int) -> list[AuditRecord]:
-    """Records as the plugin makes them of a POST, each with an id of its own."""
-    return [_a_write(number) for number in range(count)]
+    """Records as the plugin makes them of a POST, each with an id of its own, all of one process."""
+    made = [_a_write(number) for number in range(count)]
+    return [msgspec.structs.replace(one, producer_id=made[0].producer_id) for one in made]
 
 
 def _load_a_write() -> Callable[[int], AuditRecord]:
