@@ -132,12 +132,12 @@ def records() -> list[AuditRecord]:
 class ReportStore(Log):
     """A store whose every byte that a report shows is fixed."""
 
-    def __init__(self, dsn: str, folder: Path) -> None:
+    def __init__(self, dsn: str, folder: Path, _key: object = None) -> None:
         """Make a store whose key is the same each time: a checkpoint has its signature.
 
         Args:
             dsn: The store's database.
-            folder: Where its key lies.
+            folder: Where its anchor lies.
         """
         super().__init__(dsn, folder)
         # ASCII as a seed: nobody takes it for a secret

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import msgspec
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from otel_audit._util.ids import uuid7
@@ -26,6 +27,12 @@ from otel_audit.record import (
 YEAR_2000 = 946_684_800_000_000_000
 YEAR_2026 = 1_767_225_600_000_000_000
 YEAR_2100 = 4_102_444_800_000_000_000
+
+
+def examples(usual: int, *, exploring: int) -> int:
+    """How many examples a dear property is tried with: more by `make explore`, where they are new."""
+    return exploring if settings.get_current_profile_name() == "explore" else usual
+
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=30)
 names = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=20)

@@ -6,7 +6,6 @@ Each attempt must be refused with an error that says why, or be found by `verify
 from __future__ import annotations
 
 import asyncio
-import os
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -269,10 +268,6 @@ def store(request, tmp_path_factory):
         def do(*statements):
             pool.submit(asyncio.run, server.execute(*statements)).result()
 
-        if request.param == 18 and "TEST_POSTGRES_DSN" not in os.environ:
-            # a hundred databases are made and dropped: nobody waits for the disk for them
-            do("ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
-            stack.callback(do, "ALTER SYSTEM RESET fsync", "SELECT pg_reload_conf()")
         made = pool.submit(asyncio.run, make_store(server, directory)).result()
         yield made
         # roles are the whole server's: what was given here, others would find

@@ -8,14 +8,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 from docs_runner import parts_of, run_page
-from report_store import ReportStore
 
 DOCS = Path(__file__).parents[3] / "docs"
-
-
-@pytest.fixture
-async def store(audit_store: str, tmp_path: Path) -> ReportStore:
-    return await ReportStore(audit_store, tmp_path).fill()
 
 
 @pytest.mark.slow

@@ -65,11 +65,6 @@ def at_most(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.fixture
-async def store(audit_store: str, tmp_path: Path) -> ReportStore:
-    return await ReportStore(audit_store, tmp_path).fill()
-
-
 async def made(
     dsn: str,
     name: str,
