@@ -58,6 +58,7 @@ class Endpoint:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     tls: ssl.SSLContext | None = None
     compression: Literal["gzip", "none"] = "gzip"
+    # as the setting `otlp_timeout`, and as OpenTelemetry's own exporters
     timeout: float = 10.0
 
     @classmethod

@@ -92,7 +92,7 @@ class OtlpAuditExporter(SpanExporter):
         """Wait until the receiver has everything that was exported before.
 
         Args:
-            timeout_millis: Milliseconds to wait.
+            timeout_millis: Milliseconds to wait; the default is that of OpenTelemetry's exporters.
 
         Returns:
             Whether it has.
@@ -103,7 +103,7 @@ class OtlpAuditExporter(SpanExporter):
         """Send what waits; what the receiver does not take in time stays in the spool.
 
         Args:
-            timeout_millis: Milliseconds to wait.
+            timeout_millis: Milliseconds to wait; by default as long as other records have.
         """
         with self._lock:
             if self._ended:

@@ -125,7 +125,7 @@ class PostgresAuditSpanExporter(SpanExporter):
         """Wait for exports under way; nothing else waits here.
 
         Args:
-            timeout_millis: Milliseconds to wait.
+            timeout_millis: Milliseconds to wait; the default is that of OpenTelemetry's exporters.
 
         Returns:
             Whether none is under way any more.

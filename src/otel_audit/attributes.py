@@ -21,7 +21,7 @@ from opentelemetry.trace import SpanContext, format_span_id, format_trace_id
 from opentelemetry.util.types import AttributeValue
 
 from otel_audit import audit_signal
-from otel_audit._util.cache import Memo, are_few_names
+from otel_audit._util.cache import KINDS, Memo, are_few_names
 from otel_audit._util.ids import derived_uuid7
 from otel_audit.errors import InvalidAuditSpanError
 from otel_audit.record import (
@@ -633,7 +633,7 @@ def _flat_struct() -> type[msgspec.Struct]:
     return msgspec.defstruct("AuditSpan", fields, rename=spelled)
 
 
-_SHAPES: Final = Memo(_shape, 128, are_few_names)
+_SHAPES: Final = Memo(_shape, KINDS, are_few_names)
 _Flat: Final = _flat_struct()
 
 

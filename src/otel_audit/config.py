@@ -419,6 +419,7 @@ class AuditConfig(BaseSettings):
         description="Trust actor and tenant in a caller's baggage if no other source has "
         "them; only if nobody outside can send baggage.",
     )
+    # 20,000 records of 2.5 KB have 50 MB of text; with a spool, further ones wait on disk alone
     queue_size: int = Field(
         20_000, ge=1, description="Most records in memory that wait for the store."
     )

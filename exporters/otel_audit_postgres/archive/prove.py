@@ -6,9 +6,10 @@ import base64
 import contextlib
 import uuid
 from collections.abc import Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import date
 from typing import Any
 
+from otel_audit._util.ids import time_of
 from otel_audit_postgres.archive.manifest import (
     ArchiveManifest,
     is_signed,
@@ -55,7 +56,7 @@ def month_of(record_id: uuid.UUID) -> date:
         ArchiveError: It has none: it is not a UUIDv7, so no record of the trail has it.
     """
     try:
-        moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=record_id.int >> 80)
+        moment = time_of(record_id)
     except OverflowError:
         raise ArchiveError(f"no record has the id {record_id}: it holds no time") from None
     return date(moment.year, moment.month, 1)

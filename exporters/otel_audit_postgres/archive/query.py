@@ -9,16 +9,18 @@ import re
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final
 
+from otel_audit._util.ids import time_of
+from otel_audit._util.months import next_month
 from otel_audit.errors import MissingExtraError
 from otel_audit_postgres.archive.catalog import ListedObject
 from otel_audit_postgres.archive.objects import ArchiveError, ArchiveStore
 from otel_audit_postgres.query.conditions import statuses_of
 from otel_audit_postgres.query.fields import FIELDS, Field
 from otel_audit_postgres.query.grammar import Query, QueryValue, Term, spans
-from otel_audit_postgres.query.queries import Found
+from otel_audit_postgres.query.queries import PAGE, Found
 from otel_audit_postgres.rows import ADDED_IN, COLUMNS, bounded_key
 
 SHOWN: Final = (
@@ -91,7 +93,7 @@ def query_archives(  # noqa: PLR0913 - each a choice of its own
     objects: Sequence[ListedObject],
     query: Query,
     *,
-    limit: int = 50,
+    limit: int = PAGE,
     now: datetime | None = None,
     tenants: Collection[str] | None = None,
     before: uuid.UUID | None = None,
@@ -261,7 +263,7 @@ class _Conditions:
         month before, so that one day is added.
         """
         begin = datetime(month.year, month.month, 1, tzinfo=UTC)
-        end = datetime(month.year + month.month // 12, month.month % 12 + 1, 2, tzinfo=UTC)
+        end = next_month(begin) + timedelta(days=1)
         return (self._until is None or begin <= self._until) and (
             self._since is None or end > self._since
         )
@@ -349,8 +351,8 @@ class _Conditions:
 def _time_of(record_id: uuid.UUID) -> datetime:
     """A record's time by its id; the end of the calendar if the id has none."""
     try:
-        return datetime.fromtimestamp((record_id.int >> 80) / 1000, UTC)
-    except (OverflowError, ValueError, OSError):
+        return time_of(record_id)
+    except OverflowError:
         return datetime.max.replace(tzinfo=UTC)
 
 

@@ -11,6 +11,7 @@ from otel_audit_postgres.archive.objects import ArchiveStore
 from otel_audit_postgres.archive.query import ArchivedHit, query_archives
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.query.grammar import Query
+from otel_audit_postgres.query.queries import PAGE
 from otel_audit_postgres.query.trail import Trail
 
 _RIGHTS: Final = """
@@ -26,7 +27,7 @@ async def search_archives(
     archive: ArchiveStore,
     query: Query,
     *,
-    limit: int = 50,
+    limit: int = PAGE,
     before: uuid.UUID | None = None,
 ) -> list[ArchivedHit]:
     """Search archived records, newest first. The search is recorded.

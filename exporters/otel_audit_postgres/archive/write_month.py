@@ -6,10 +6,12 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
+from otel_audit._util.ids import lowest_id
+from otel_audit._util.months import next_month
 from otel_audit_postgres.archive.arrow_tables import (
     CopiedRows,
     arrow_table,
@@ -128,13 +130,11 @@ async def write_month(
 
 def bounds(month: date) -> tuple[uuid.UUID, uuid.UUID]:
     """The lowest id of a month, and the one above its highest."""
-    following = date(month.year + month.month // 12, month.month % 12 + 1, 1)
-    return _lowest_id(month), _lowest_id(following)
+    return _lowest_id(month), _lowest_id(next_month(month))
 
 
 def _lowest_id(day: date) -> uuid.UUID:
-    milliseconds = (day - date(1970, 1, 1)).days * 86_400_000
-    return uuid.UUID(int=milliseconds << 80)
+    return lowest_id((day - date(1970, 1, 1)) // timedelta(milliseconds=1))
 
 
 _Place: TypeAlias = tuple[int, bytes, bytes]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from otel_audit._util.durable_file import replace_durably
+from otel_audit._util.months import next_month
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.query.gaps import find_gaps
 
@@ -68,5 +69,5 @@ def _ahead(partitions: set[str], now: datetime) -> float:
     for _ in range(_MOST_MONTHS):
         if f"audit_logs_{begin:%Y_%m}" not in partitions:
             break
-        begin = datetime(begin.year + begin.month // 12, begin.month % 12 + 1, 1, tzinfo=UTC)
+        begin = next_month(begin)
     return max((begin - now).total_seconds(), 0)

@@ -392,6 +392,7 @@ class KeyStore:
             created = datetime.fromisoformat(pending["created_at"])
             erased = await connection.fetchval(_LATEST, subject)
             await connection.execute(
+                # an integer that no other key of the subject has: 0 is the current one's
                 _MAKE, [key_id], [subject], [1 + secrets.randbelow(2**31 - 2)],
                 [bytes.fromhex(pending["wrapped"])],
             )  # fmt: skip

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from otel_audit._util.ids import time_of
 from otel_audit_postgres.connection import Connection, QueryCanceledError
 from otel_audit_postgres.query.conditions import Conditions, conditions_of
 from otel_audit_postgres.query.grammar import Query
@@ -443,7 +444,7 @@ async def _retired(connection: Connection[Any]) -> list[tuple[datetime, datetime
     """The times of months that were retired: the hours still count them, and no row is there."""
     spans: list[tuple[datetime, datetime]] = []
     for row in await connection.fetch(_RETIRED):
-        begin, end = (_ORIGIN_TIME + timedelta(milliseconds=row[edge].int >> 80) for edge in (0, 1))
+        begin, end = time_of(row[0]), time_of(row[1])
         if spans and spans[-1][1] == begin:
             begin = spans.pop()[0]
         spans.append((begin, end))

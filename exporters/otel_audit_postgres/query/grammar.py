@@ -279,6 +279,7 @@ _KEY: Final = re.compile(r"[\w-]{1,40}(?=\s|$)")
 
 
 def _unknown(name: str, value: str) -> str:
+    # 0.8: a letter of five may be wrong, and another field is not suggested for any other word
     near = difflib.get_close_matches(name.lower(), FIELDS, n=1, cutoff=0.8)
     if near:
         meant = f"did you mean {near[0]}:?"

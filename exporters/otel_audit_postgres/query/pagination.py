@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from otel_audit._util import ids
 from otel_audit_postgres.query.conditions import Conditions
 
 WINDOW: Final = 10_000
@@ -24,8 +25,6 @@ ID_TIME_DIFFERS: Final = (
 _LARGEST_ID_OFFSET: Final = 1002
 """Milliseconds that an id may be from its record's time and still count as equal, with rounding."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_LATEST_ID: Final = (1 << 128) - 1
-"""The largest UUID: 128 bits."""
 # a row of when nothing was checked may be of any time; no datetime is before 1 or after 9999
 _EARLIEST: Final = "'0001-01-01 00:00:01+00'::timestamptz"
 _LATEST: Final = "'9999-12-31 23:59:59+00'::timestamptz"
@@ -159,4 +158,4 @@ def lowest_id(moment: datetime) -> uuid.UUID:
 def _id_at(moment: datetime, milliseconds: int) -> uuid.UUID:
     """The lowest UUID of a millisecond, so many after a moment."""
     found = (moment - _EPOCH) // timedelta(milliseconds=1) + milliseconds
-    return uuid.UUID(int=min(max(found << 80, 0), _LATEST_ID))
+    return ids.lowest_id(found)

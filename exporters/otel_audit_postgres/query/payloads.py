@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from otel_audit._util.ids import lowest_id, milliseconds_of
 from otel_audit_postgres.connection import Connection, QueryCanceledError
 from otel_audit_postgres.query.conditions import READABLE
 from otel_audit_postgres.query.pagination import selected
@@ -92,11 +93,8 @@ async def same_action(
         "AND id BETWEEN $3 AND $4 "
         f"ORDER BY id LIMIT {MOST}"
     )
-    made = record.id.int >> 80  # the first 48 bits of a UUIDv7: milliseconds
-    begin, end = (
-        uuid.UUID(int=min(max(moment, 0), (1 << 48) - 1) << 80)
-        for moment in (made - _BEFORE_MS, made + _AFTER_MS)
-    )
+    made = milliseconds_of(record.id)
+    begin, end = lowest_id(made - _BEFORE_MS), lowest_id(made + _AFTER_MS)
     try:
         async with connection.transaction():
             await connection.execute(f"SET LOCAL statement_timeout = {_TIMEOUT_MS}")

@@ -35,6 +35,8 @@ from otel_audit_postgres.query.pagination import (
 )
 from otel_audit_postgres.rows import bounded_key
 
+PAGE: Final = 50
+"""Records on a page by default: a few screens."""
 LARGEST_PAGE: Final = 10_000
 """Records on a page at most: a page is in memory as a whole."""
 SHORTEST_ID: Final = 8
@@ -286,7 +288,7 @@ async def search(
     connection: Connection[Any],
     wanted: Criteria | Query,
     *,
-    limit: int = 50,
+    limit: int = PAGE,
     after: str | None = None,
     oldest_first: bool = False,
 ) -> Page:
@@ -335,7 +337,7 @@ async def search(
 
 
 async def history(
-    connection: Connection[Any], entity: str, *, limit: int = 50, after: str | None = None
+    connection: Connection[Any], entity: str, *, limit: int = PAGE, after: str | None = None
 ) -> Page:
     """Everything that happened to an entity, the oldest first.
 

@@ -27,7 +27,7 @@ from otel_audit_postgres.errors import sqlstate
 from otel_audit_postgres.query import counts, queries
 from otel_audit_postgres.query.counts import Facet, Histogram
 from otel_audit_postgres.query.grammar import Query
-from otel_audit_postgres.query.queries import Criteria, Found, Page, Shown, Size, Volume
+from otel_audit_postgres.query.queries import PAGE, Criteria, Found, Page, Shown, Size, Volume
 
 _logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class Trail:
         self,
         wanted: Criteria | Query,
         *,
-        limit: int = 50,
+        limit: int = PAGE,
         after: str | None = None,
         oldest_first: bool = False,
     ) -> Page:
@@ -129,7 +129,7 @@ class Trail:
                 return
             after = page.next
 
-    async def history(self, entity: str, *, limit: int = 50, after: str | None = None) -> Page:
+    async def history(self, entity: str, *, limit: int = PAGE, after: str | None = None) -> Page:
         """Everything that happened to an entity, such as ``order:123``, the oldest first."""
         return await self.ask(
             "history",

@@ -60,4 +60,5 @@ def reference_of(change: dict[str, Any]) -> str:
     """The entity of a change: ``order:7``."""
     key = change.get("key")
     values = key.values() if isinstance(key, dict) else ()
+    # 100 characters of a key: more does not fit into a column of a table
     return f"{noun_of(change)}:{','.join([str(text(value, 100)) for value in values])}"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+from otel_audit._util.months import next_month
 from otel_audit_postgres.reports.payload_parts import part
 from otel_audit_postgres.reports.snapshot import OF_THE_STORE, Snapshot
 
@@ -32,8 +33,7 @@ def _days(rule: Any) -> int:
 
 def month_end(month: str) -> datetime:
     """The first moment after a month, such as ``2026-10``."""
-    begin = datetime(int(month[:4]), int(month[5:]), 1, tzinfo=UTC)
-    return datetime(begin.year + begin.month // 12, begin.month % 12 + 1, 1, tzinfo=UTC)
+    return next_month(datetime(int(month[:4]), int(month[5:]), 1, tzinfo=UTC))
 
 
 def months(begin: datetime, end: datetime) -> Iterator[tuple[datetime, datetime]]:

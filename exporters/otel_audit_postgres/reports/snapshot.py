@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
+from otel_audit._util.months import next_month
 from otel_audit.errors import ConfigurationError, StoreError
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger.checkpoints import read_checkpoint
@@ -389,7 +390,7 @@ class Snapshot:
             if found is None:
                 continue
             begin = datetime(int(found[1]), int(found[2]), 1, tzinfo=UTC)
-            end = datetime(begin.year + begin.month // 12, begin.month % 12 + 1, 1, tzinfo=UTC)
+            end = next_month(begin)
             if begin < self.options.end and end > self.options.begin:
                 months.append(f"{found[1]}-{found[2]}")
         if not months:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final
 
+from otel_audit._util.ids import time_of
+from otel_audit._util.months import next_month
 from otel_audit_postgres.archive.catalog import RecordedArchive, latest, recorded_archives
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import store
@@ -197,8 +199,7 @@ async def explain(
         raise PolicyError(f"there is no record {record_id} in the store")
     kind = RecordKind(*list(row.values())[:4])
     says = policy.explain(kind)
-    milliseconds = row["id"].int >> 80
-    moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=milliseconds)
+    moment = time_of(row["id"])
     month = date(moment.year, moment.month, 1)
     return kind, says, None if says.hot is None else end_of(month) + timedelta(days=says.hot)
 
@@ -221,7 +222,7 @@ async def trusted_day(connection: Connection[Any]) -> date:
 
 def end_of(month: date) -> date:
     """The first day of the month after."""
-    return date(month.year + month.month // 12, month.month % 12 + 1, 1)
+    return next_month(month)
 
 
 def _span(month: date) -> tuple[datetime, datetime]:

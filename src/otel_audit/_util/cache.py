@@ -70,6 +70,10 @@ class BoundedCache(dict[K, V]):
         self._old = {}
 
 
+KINDS: Final = 128
+"""Kinds of spans, each with the same names of attributes, that are remembered at a time."""
+
+
 def are_few_names(names: tuple[str, ...]) -> bool:
     """Return whether names are few and short enough for a key: those of a kind of span are."""
     return len(names) <= _WIDEST and sum(map(len, names)) <= _LONGEST

@@ -7,6 +7,7 @@ import os
 import re
 import time
 import uuid
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from otel_audit._util.randomness import generator
@@ -17,6 +18,10 @@ _VARIANT = 1 << 63
 _RANDOM = (1 << 62) - 1
 """The 62 bits of that half that are left for chance."""
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_BEHIND_TIME = 80
+"""Bits of a UUIDv7 after its time, which has 48."""
+_LAST_MILLISECOND = (1 << 48) - 1
 _END = (1 << 48) * 1_000_000
 """Nanoseconds that 48 bits of milliseconds can hold."""
 
@@ -87,8 +92,28 @@ def conflict_id(record_id: str, *parts: str) -> str:
     return str(uuid.UUID(int=taken.int >> 64 << 64 | _VARIANT | entropy))
 
 
+def milliseconds_of(record_id: uuid.UUID) -> int:
+    """The time that a UUIDv7 carries: its first 48 bits, milliseconds since the Unix epoch."""
+    return record_id.int >> _BEHIND_TIME
+
+
+def time_of(record_id: uuid.UUID) -> datetime:
+    """The time that a UUIDv7 carries, in UTC.
+
+    Raises:
+        OverflowError: It is after the year 9999: the id is no UUIDv7.
+    """
+    return _EPOCH + timedelta(milliseconds=milliseconds_of(record_id))
+
+
+def lowest_id(milliseconds: int) -> uuid.UUID:
+    """The lowest UUID of a time, in milliseconds since the Unix epoch; clamped to 48 bits."""
+    return uuid.UUID(int=min(max(milliseconds, 0), _LAST_MILLISECOND) << _BEHIND_TIME)
+
+
 def _last_half(entropy: bytes) -> str:
     """Spell the last 64 bits, of which the first two are the variant."""
+    # a hyphen before the last six bytes, as in a UUID
     spelled = entropy.hex("-", 6)
     return f"{_VARIANTS[spelled[0]]}{spelled[1:]}"
 

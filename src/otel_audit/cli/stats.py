@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -45,7 +44,8 @@ def stats(
     if text or by:
         _print_counts(dsn, within(query_of(text, {}), since, None), by, as_json)
         return
-    begin = read_time(since) or datetime.now(UTC) - timedelta(days=7)
+    begin = read_time(since)
+    assert begin is not None  # noqa: S101 - the option has a default
     volume = ask(dsn, lambda trail: trail.volume(begin))
     sizes = ask(dsn, lambda trail: trail.sizes())
     if as_json:

@@ -66,7 +66,9 @@ class DeliveryOptions:
     batch_interval: float = 0.2
     first_pause: float = FIRST_PAUSE
     longest_pause: float = LONGEST_PAUSE
+    # so much of the latest is not on disk when the power fails
     sync_interval: float = 0.1
+    # each look lists a directory, and opens what a dead process left
     adopt_interval: float = 10.0
 
 
@@ -483,6 +485,7 @@ class Delivery:
 
     async def _wait_for_postponed(self, sink: Sink) -> None:
         while len(self._postponed) >= _MOST_POSTPONED and not self._writer.ending:
+            # at least 0.1 s: a try that is overdue fails again at once while the store is away
             await self._writer.rest(max(self._next_retry - time.monotonic(), 0.1))
             try:
                 await self._try_postponed_again(sink)

@@ -68,6 +68,7 @@ class OrmOptions:
     max_entries: int = 1_000
     spill_directory: Path | None = None
     spill_cipher: Cipher | None = None
+    # a sample of what was sent; what the statement has changed is listed apart from it
     max_parameter_sets: int = 20
     max_value: int = 4_096
     max_statement: int = 2_000

@@ -17,6 +17,9 @@ FREE: Final = 4_000
 PER_CHARACTER: Final = 0.5
 """Units that each byte or character of a document adds."""
 
+PER_SEARCHED: Final = 1 / 64
+"""Units that each character or byte of one search by patterns costs."""
+
 PER_VALUE: Final = 12.0
 """Units that each value of a changed row adds: what a short one costs, and less than its INSERT."""
 

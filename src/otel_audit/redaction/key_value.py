@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
 from otel_audit._util.lazy_pattern import LazyPattern
+from otel_audit.redaction.budget import PER_SEARCHED
 from otel_audit.redaction.placeholders import is_token
 
 if TYPE_CHECKING:
@@ -55,7 +56,6 @@ _FEW_DIGITS: Final = 15
 _MATCH: Final = 4
 _FIRST_MET: Final = 8
 _VALUE_READ: Final = 12
-_VALUE_CHARACTER: Final = 1 / 64
 
 
 def redact_assignments(
@@ -106,12 +106,12 @@ def redact_assignments(
         lines = _lines(raw, match)
         if lines:
             # also where they turn out to be no secret: the next name may look through them again
-            work.spend((lines.end() - lines.start()) * _VALUE_CHARACTER)
+            work.spend((lines.end() - lines.start()) * PER_SEARCHED)
         value = lines or _VALUE.match(raw, match.end())
         if value is None or not names_a_secret(names, name, _head(value)):
             continue
         start, stop = _indented(lines) if lines else _inside(raw, *value.span())
-        work.spend(_VALUE_READ + (stop - start) * _VALUE_CHARACTER)
+        work.spend(_VALUE_READ + (stop - start) * PER_SEARCHED)
         if stop <= start or _is_no_secret(match.group(2), raw[start:stop]):
             continue
         kept += (raw[end:start], replace(raw[start:stop].decode()).encode())

@@ -17,7 +17,7 @@ from otel_audit._util.text import storable
 from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
 from otel_audit.redaction.annotations import Mark, Marked
-from otel_audit.redaction.budget import Limits, WorkBudget
+from otel_audit.redaction.budget import PER_SEARCHED, Limits, WorkBudget
 from otel_audit.redaction.hashing import KeyedHash
 from otel_audit.redaction.json_prefilter import is_clean, is_clean_json
 from otel_audit.redaction.json_values import NotUnderstoodError
@@ -53,8 +53,6 @@ _WITHHELD_FOR_WORK_JSON: Final = encode(WITHHELD_FOR_WORK)
 
 _DOCUMENT: Final = 10
 """Units of work that a document costs however small it is; see `otel_audit.redaction.budget`."""
-
-_PER_CHARACTER: Final = 1 / 64
 
 _ORDINARY: Final = frozenset({b"accept", b"content-length", b"content-type", b"origin"})
 _ORDINARY_LENGTH: Final = 256
@@ -362,7 +360,7 @@ class Redactor:
         return found
 
     def _json(self, raw: bytes, work: WorkBudget) -> bytes | None:
-        work.left -= _DOCUMENT + len(raw) * _PER_CHARACTER
+        work.left -= _DOCUMENT + len(raw) * PER_SEARCHED
         if work.left < 0:
             work.withheld = True
             return _WITHHELD_FOR_WORK_JSON

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from otel_audit import attributes as names
-from otel_audit._util.cache import BoundedCache, Memo, are_few_names
+from otel_audit._util.cache import KINDS, BoundedCache, Memo, are_few_names
 from otel_audit._util.ids import is_uuid
 from otel_audit.record import TRUNCATED, Change, to_json
 from otel_audit.redaction.budget import SpanBudget, WorkBudget
@@ -460,4 +460,4 @@ _PARTS: Final = {
 }
 _SIZED: Final = frozenset({"request.body", "response.body", "changes"})
 _NAME: Final = _Planned("", lambda redactor, value, work: redactor.text(value, work), "names")
-_SHAPES: Final = Memo(_treated, 128, are_few_names)
+_SHAPES: Final = Memo(_treated, KINDS, are_few_names)

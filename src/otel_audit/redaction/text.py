@@ -11,6 +11,7 @@ import re2
 from otel_audit._util.lazy_pattern import LazyPattern
 from otel_audit._util.text import storable
 from otel_audit.redaction import patterns, secret_urls
+from otel_audit.redaction.budget import PER_SEARCHED
 from otel_audit.redaction.checksums import is_card
 from otel_audit.redaction.key_value import PROSE, names_a_secret, redact_assignments
 from otel_audit.redaction.normalize import plain_view
@@ -142,7 +143,6 @@ _SPAN: Final = 5
 _DECODED: Final = 4
 _PER_SIGN: Final = 1 / 2
 _ESCAPE: Final = 6
-_PER_CHARACTER: Final = 1 / 64
 
 
 class TextRules:
@@ -222,7 +222,7 @@ class TextRules:
         """
         if is_token(text):
             return text
-        work.spend(_TEXT + len(text) * _PER_CHARACTER)
+        work.spend(_TEXT + len(text) * PER_SEARCHED)
         folded = _folded(text)
         text = _applied(self._credentials, text, folded, replace, note, work)
         if "=" in text or ":" in text:
@@ -259,7 +259,7 @@ class TextRules:
 
         def word(match: Any) -> str:
             encoded = str(match.group())
-            work.spend(2 * _MATCH + len(encoded) * _PER_CHARACTER)
+            work.spend(2 * _MATCH + len(encoded) * PER_SEARCHED)
             decoded = storable(unquote(encoded, errors="replace"))
             if decoded == encoded:
                 return encoded
@@ -273,7 +273,7 @@ class TextRules:
 
     def _is_clean_decoded(self, text: str, work: WorkBudget, allowed: bool, level: int) -> bool:  # noqa: FBT001
         """Return whether none of the words holds anything; none reaches into another."""
-        work.spend(_DECODED + 2 * len(text) * _PER_CHARACTER + text.count("%") * _PER_SIGN)
+        work.spend(_DECODED + 2 * len(text) * PER_SEARCHED + text.count("%") * _PER_SIGN)
         decoded = storable(unquote(text.translate(_APART), errors="replace"))
         found = self.redact(
             decoded, lambda secret: secret + REDACTED, _ignore_finding, work,
@@ -512,7 +512,7 @@ def _apply(  # noqa: PLR0913, PLR0917 - as for `redact`
     rule: ValueRule, text: str, view: str, replace: Replace, note: NoteFinding, work: WorkBudget
 ) -> str:
     """Take out what a rule finds in the view of a text that has a character for each of its own."""
-    work.spend(_RULE + len(text) * _PER_CHARACTER)
+    work.spend(_RULE + len(text) * PER_SEARCHED)
     kept: list[str] = []
     end = 0
     for base, piece in ((0, view),) if rule.within is None else _pieces(rule.within, view):

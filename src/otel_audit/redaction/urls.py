@@ -9,7 +9,7 @@ import re2
 
 from otel_audit._util.text import storable
 from otel_audit.redaction import secret_urls
-from otel_audit.redaction.budget import WorkBudget, WorkBudgetError
+from otel_audit.redaction.budget import PER_SEARCHED, WorkBudget, WorkBudgetError
 from otel_audit.redaction.placeholders import WITHHELD_FOR_WORK
 from otel_audit.redaction.text import DEEPEST_ENCODING
 from otel_audit.redaction.walker import OMITTED, RedactionRules, Walk
@@ -21,8 +21,6 @@ _NEEDS_DECODING = frozenset('%+"\\\0')
 _LINK = re2.compile(rf"(?i)(?:^|&)(?:{secret_urls.IN_QUERIES})=").search
 _PIECE = 6
 """Units of work that decoding one parameter or segment costs."""
-
-_PER_CHARACTER = 1 / 64
 
 _SCHEME = "https://"
 
@@ -52,7 +50,7 @@ def redact_query(rules: RedactionRules, query: str, work: WorkBudget | None = No
         work than the query may are withheld, in one.
     """
     work = WorkBudget(len(query)) if work is None else work
-    work.left -= len(query) * _PER_CHARACTER
+    work.left -= len(query) * PER_SEARCHED
     if work.left >= 0 and _is_clean_query(rules, query):
         return query
     walk = Walk(rules, work=work)
@@ -160,7 +158,7 @@ def _unquoted(text: str, work: WorkBudget) -> str:
     for _ in range(DEEPEST_ENCODING):
         if "%" not in text:
             break
-        work.spend(_PIECE + len(text) * _PER_CHARACTER)
+        work.spend(_PIECE + len(text) * PER_SEARCHED)
         text = storable(unquote(text, errors="replace"))
     return text
 

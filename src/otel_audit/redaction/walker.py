@@ -13,7 +13,7 @@ import msgspec
 from otel_audit._util.ids import is_uuid
 from otel_audit._util.text import storable
 from otel_audit.redaction.annotations import Marked
-from otel_audit.redaction.budget import Limits, WorkBudget, WorkBudgetError
+from otel_audit.redaction.budget import PER_SEARCHED, Limits, WorkBudget, WorkBudgetError
 from otel_audit.redaction.json_values import (
     NotUnderstoodError,
     describe_type,
@@ -58,7 +58,6 @@ _SEARCH: Final = 3
 _NUMBER: Final = 3
 _NEW_NAME: Final = 10
 _NOT_JSON: Final = 16
-_PER_CHARACTER: Final = 1 / 64
 _PARSED_CHARACTER: Final = 1 / 16
 _PER_LETTER: Final = 1 / 4
 """Beyond ASCII, where a character may mean several letters (NFKD)."""
@@ -325,7 +324,7 @@ class Walk:
             return self._withhold("bound:length", step)
         work = self._work
         work.left += len(value) * work.rate - _SEARCH
-        work.left -= len(value) * (_PER_CHARACTER if value.isascii() else _PER_LETTER)
+        work.left -= len(value) * (PER_SEARCHED if value.isascii() else _PER_LETTER)
         if work.left < 0:
             return self._withhold_for_work(step)
         text = value if value.isascii() and "\0" not in value else storable(value)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final, Literal, NamedTuple
 
 from otel_audit import audit_signal as names
-from otel_audit._util.cache import BoundedCache, Memo, are_few_names
+from otel_audit._util.cache import KINDS, BoundedCache, Memo, are_few_names
 from otel_audit._util.ids import derived_uuid7
 from otel_audit.server.canonical_forms import (
     UndecodableRecordError,
@@ -56,7 +56,7 @@ def _of_the_signal(shape: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(filter(names.is_of_the_signal, shape))
 
 
-_OF_THE_SIGNAL: Final = Memo(_of_the_signal, 128, are_few_names)
+_OF_THE_SIGNAL: Final = Memo(_of_the_signal, KINDS, are_few_names)
 
 
 def exact_values(attributes: Mapping[str, Any], resource: Mapping[str, Any]) -> dict[str, Any]:

@@ -61,6 +61,7 @@ class OneTimeLink:
 
     def new_link(self) -> str:
         """Make a link's secret."""
+        # 256 random bits; nobody guesses one while it is valid
         secret = secrets.token_urlsafe(32)
         self._links[_digest(secret)] = self.clock() + _LINK_SECONDS
         return secret

@@ -13,7 +13,7 @@ from otel_audit.delivery.spool.leases import RENEWED_WITHIN
 from otel_audit.delivery.spool.locks import release
 from otel_audit.delivery.spool.log import Spool
 from otel_audit.delivery.spool.manifest import label_of_this_process
-from otel_audit.delivery.spool.settings import MIB, Fsync, SpoolSettings
+from otel_audit.delivery.spool.settings import MAX_BYTES, SEGMENT_BYTES, Fsync, SpoolSettings
 from otel_audit.errors import ConfigurationError
 
 
@@ -22,8 +22,8 @@ def open_spool(  # noqa: PLR0913 - settings, each by its name
     *,
     service: str,
     fsync: Fsync = "interval",
-    max_bytes: int = 1024 * MIB,
-    segment_bytes: int = 8 * MIB,
+    max_bytes: int = MAX_BYTES,
+    segment_bytes: int = SEGMENT_BYTES,
     max_age: float | None = None,
     encryption: Encryption | None = None,
     destination: str = "",

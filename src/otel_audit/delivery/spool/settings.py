@@ -12,6 +12,10 @@ from otel_audit.errors import ConfigurationError
 Fsync = Literal["never", "interval", "always"]
 
 MIB: Final = 1024 * 1024
+MAX_BYTES: Final = 1024 * MIB
+"""The default bound: up to 400,000 records of 2.5 KB may wait while the store is away."""
+SEGMENT_BYTES: Final = 8 * MIB
+"""The default size of a file: as much stays on disk until the last record in it is stored."""
 SMALLEST_SEGMENT: Final = 4096
 """A page: a file takes no less on the disk."""
 LARGEST_SEGMENT: Final = 1024 * MIB
@@ -48,8 +52,8 @@ class SpoolSettings:
     directory: Path
     service: str
     fsync: Fsync = "interval"
-    max_bytes: int = 1024 * MIB
-    segment_bytes: int = 8 * MIB
+    max_bytes: int = MAX_BYTES
+    segment_bytes: int = SEGMENT_BYTES
     max_age: float | None = None
     encryption: Encryption | None = None
     destination: str = ""
