@@ -132,11 +132,11 @@ const listen = async (table, heard) => {
 const tail = (table) => {
   const [body] = table.tBodies;
   let waiting = [], paused = false;
-  const row = (record) => {
+  const row = (sent) => {
     const made = one("template").content.firstElementChild.cloneNode(true);
-    for (const place of all("[data-field]", made)) place.textContent = record[place.dataset.field];
-    one("a", made).href = record.href;
-    one(".outcome", made).classList.add(`is-${record.kind}`);
+    for (const place of all("[data-field]", made)) place.textContent = sent[place.dataset.field];
+    one("a", made).href = sent.href;
+    one(".outcome", made).classList.add(`is-${sent.kind}`);
     return made;
   };
   const show = (problem) => {
