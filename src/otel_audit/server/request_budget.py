@@ -66,7 +66,6 @@ class RequestBudget:
             size: Its bytes, decompressed.
         """
         weighed = min(size, _ORDINARY_RATIO * sent)
-        # random ids alone have 24 bytes of each span, and do not become smaller by compression
         self.items = min(_FREE_ITEMS + sent // 16, MOST_ITEMS)
         self.parts = min(_FREE_PARTS + sent // 2, MOST_PARTS)
         self.objects = min(_FREE_OBJECTS + 2 * sent, MOST_OBJECTS)
