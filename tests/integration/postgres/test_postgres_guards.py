@@ -211,12 +211,19 @@ class TestPartitions:
 
     async def test_are_pruned_by_time(self, owner):
         """A question about a time looks only at its partitions."""
+        # a second that is not at the end of a month
+        moment = "date_trunc('day', now(), 'UTC')"
         plan = await owner.fetch(
-            "EXPLAIN SELECT * FROM audit.audit_logs "
-            "WHERE id >= audit.uuid_at(now()) AND id < audit.uuid_at(now() + interval '1 second')"
+            "EXPLAIN SELECT * FROM audit.audit_logs WHERE id >= "
+            f"audit.uuid_at({moment}) AND id < audit.uuid_at({moment} + interval '1 second')"
         )
         text = "\n".join(row[0] for row in plan)
-        assert "Subplans Removed: 4" in text
+        # five; one more if the month has changed since the server's first store was made
+        partitions = await owner.fetchval(
+            "SELECT count(*) FROM pg_inherits WHERE inhparent = 'audit.audit_logs'::regclass"
+        )
+        assert partitions >= 5
+        assert f"Subplans Removed: {partitions - 1}" in text
         assert "audit_logs_default" not in text
 
 
