@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+import preloaded
 import pytest
 from otel_audit_postgres.archive.objects import FolderArchive
 from otel_audit_postgres.personal.key_store import FileWrapper, KeyStore, Subject
@@ -104,11 +103,11 @@ reached("end")
 
 
 def killed(program, *arguments):
-    done = subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments)], cwd=ROOT, timeout=120, check=False,
-        capture_output=True, env={"PYTHONPATH": f"{Path(__file__).parent}:{ROOT}"},
+    done = preloaded.run(
+        "-c", program, *map(str, arguments), cwd=ROOT, timeout=120, kind="python",
+        env={"PYTHONPATH": f"{Path(__file__).parent}:{ROOT}"},
     )  # fmt: skip
-    assert done.returncode == -9, done.stderr.decode()
+    assert done.returncode == -9, done.stderr
 
 
 @pytest.fixture

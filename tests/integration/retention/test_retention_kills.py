@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
+import preloaded
 import pytest
 
 # each is killed before the step is taken, the last ones for a second month
@@ -36,11 +35,11 @@ asyncio.run(trail.retain(on_step=on_step))
 async def test_goes_on(months, point, tmp_path):
     """SIGKILL in a process of its own; the next run does the rest, and all of it verifies."""
     root = Path(__file__).parents[2]
-    killed = subprocess.run(
-        [sys.executable, "-c", PROGRAM, months.dsn, str(tmp_path), months.key.text(), point],
-        cwd=root, timeout=120, check=False, capture_output=True,
+    killed = preloaded.run(
+        "-c", PROGRAM, months.dsn, str(tmp_path), months.key.text(), point,
+        cwd=root, timeout=120, kind="python",
     )  # fmt: skip
-    assert killed.returncode == -9, killed.stderr.decode()
+    assert killed.returncode == -9, killed.stderr
     report = await months.verify()
     assert report.problems == ()
     await months.retain()
