@@ -475,6 +475,7 @@ def as_json(good: list[Span], bad: list[Any]) -> bytes:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # two minutes of CPU, which a busy machine takes five for
 class TestServed:
     """The same to a process, with a real store behind it."""
 
