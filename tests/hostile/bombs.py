@@ -118,9 +118,15 @@ def _spans() -> Iterator[Made]:
         scope_spans=[ScopeSpans(spans=[span(n) for n in range(1, 5_000)])],
     )
     yield "a resource for all", lambda: export_request(group)
-    yield "resources", lambda: b"".join(
+    yield "resources", lambda: resources(9)
+    yield "different resources", lambda: resources(9_000)
+
+
+def resources(different: int) -> bytes:
+    """Make nine thousand resources of one span each, so many of them different."""
+    return b"".join(
         export_request(ResourceSpans(
-            resource=Resource(attributes=[_pair("r", SUSPECT + str(n % 9))]),
+            resource=Resource(attributes=[_pair("r", SUSPECT + str(n % different))]),
             scope_spans=[ScopeSpans(spans=[span(n)])],
         ))
         for n in range(1, 9_000)

@@ -53,8 +53,6 @@ _LONGEST_PRODUCER: Final = 256
 """Characters of a producer's id; a longer one is left out, and the row says so."""
 _FEW: Final = 16
 """Attributes of a lean resource, those of ``service.*``."""
-_RESOURCE_WORK: Final = 500
-"""Units that redacting one resource may take."""
 _QUARANTINE_WORK: Final = 500
 """Units that redacting one item for the quarantine may take."""
 _LARGEST_RESOURCE: Final = 8_192
@@ -274,7 +272,9 @@ class Converter:
         return found.full if allowance.spend_copy(found.size) else found.lean
 
     def _read_resource(self, origin: Resource, allowance: RequestBudget) -> _Resource:
-        redacted = self._document(origin.attributes, SpanBudget(allowance.work, _RESOURCE_WORK))
+        redacted = self._document(
+            origin.attributes, SpanBudget(allowance.resources, allowance.resource_work())
+        )
         if not isinstance(redacted, dict):
             redacted = {}
         ours = {name: value for name, value in redacted.items() if name.startswith(_SERVICE)}

@@ -28,6 +28,7 @@ from otel_audit.server.items import (
     ItemPath,
     ReceivedItem,
     Resource,
+    SharedResources,
 )
 from otel_audit.server.recover_json import Lenient, UndecodableError
 from otel_audit.server.request_budget import MOST_OBJECTS, RequestBudget
@@ -191,8 +192,9 @@ def _read(text: bytes, names: ListNames, allowance: RequestBudget | None) -> Ite
     except StructureError:
         raise _no_such(text, names) from None
     kept = 0
+    known = SharedResources()
     for number, group in enumerate(splitter.found.groups):
-        origin = _origin(text, group.resource)
+        origin = _origin(text, group.resource, known)
         for index, scoped in enumerate(group.scopes):
             scope = _Shared(_scope_name(text, scoped.scope), origin, names is scan_json.LOGS)
             batch = Batch()
@@ -241,13 +243,16 @@ def _harmless(error: msgspec.MsgspecError) -> str:
     return f"at {place}" if place.startswith("`") else "malformed"
 
 
-def _origin(text: bytes, place: Range | None) -> Resource:
+def _origin(text: bytes, place: Range | None, known: SharedResources) -> Resource:
     if place is None:
         return Resource({})
     start, stop = place
     if stop - start > _LARGEST_RESOURCE:
         return Resource({}, 1)
-    raw = text[start:stop]
+    return known.share(text[start:stop], _resource)
+
+
+def _resource(raw: bytes) -> Resource:
     try:
         pairs = _decode_resource(raw).attributes
         found = _attributes(pairs[:MOST_ATTRIBUTES])

@@ -21,6 +21,7 @@ from otel_audit.server.items import (
     ItemPath,
     ReceivedItem,
     Resource,
+    SharedResources,
 )
 from otel_audit.server.request_budget import MOST_PARTS, RequestBudget
 
@@ -96,10 +97,11 @@ class _Scope:
 
 def _read(message: bytes, request: Any, nodes: Nodes, *, is_log: bool) -> Iterator[Batch]:
     kept = 0
+    known = SharedResources()
     for number, group in enumerate(recover_protobuf.groups(message)):
         origin: Resource | None = None
         for index, scoped in enumerate(recover_protobuf.scopes(message, group)):
-            origin = origin or recover_protobuf.resource_of(message, group)
+            origin = origin or recover_protobuf.resource_of(message, group, known)
             scope = _Scope(recover_protobuf.scope_of(message, scoped), origin, is_log, nodes)
             batch = Batch()
             for at, (start, stop) in enumerate(recover_protobuf.items(message, scoped)):

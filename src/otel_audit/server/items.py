@@ -24,6 +24,12 @@ LARGEST: Final = 4 << 20
 MOST_ATTRIBUTES: Final = 256
 """Attributes of a resource that are kept."""
 
+_MOST_SHARED: Final = 256
+"""Different resources of one request that are remembered."""
+
+_LARGEST_SHARED: Final = 16_384
+"""Bytes of a resource that is remembered: with all of them 4 MB, less than a request may have."""
+
 TOO_LARGE: Final = "it is too large, or has too many parts, to be decoded"
 """Why an item is quarantined undecoded."""
 
@@ -42,6 +48,30 @@ class Resource:
 
     attributes: dict[str, Any]
     left_out: int = 0
+
+
+class SharedResources:
+    """The resources of one request: groups with the same bytes share one.
+
+    A Collector's batch joins requests without joining their groups, so a resource is repeated with
+    each of them. To redact it costs three times what one record costs.
+    """
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        """Begin a request."""
+        self._known: dict[bytes, Resource] = {}
+
+    def share(self, raw: bytes, decode: Callable[[bytes], Resource]) -> Resource:
+        """Decode a resource, unless one with these bytes was decoded before."""
+        found = self._known.get(raw)
+        if found is None:
+            found = decode(raw)
+            # as many as a batch has services; each is kept for as long as the request is read
+            if len(self._known) < _MOST_SHARED and len(raw) <= _LARGEST_SHARED:
+                self._known[raw] = found
+        return found
 
 
 class ReceivedItem(msgspec.Struct, frozen=True):

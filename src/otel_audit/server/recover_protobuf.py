@@ -11,15 +11,21 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from typing import Any, Final
 
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope, KeyValue
 
 from otel_audit.server.decode_attributes import as_attributes
-from otel_audit.server.items import MOST_ATTRIBUTES, ItemPath, ReceivedItem, Resource
+from otel_audit.server.items import (
+    MOST_ATTRIBUTES,
+    ItemPath,
+    ReceivedItem,
+    Resource,
+    SharedResources,
+)
 from otel_audit.server.scan_json import Range
 
 _VARINT, _FIXED64, _BYTES, _BEGIN, _END, _FIXED32 = range(6)
@@ -73,11 +79,25 @@ def items(message: bytes, scoped: Range) -> Iterator[Range]:
     return _all(message, scoped, _ITEMS)
 
 
-def resource_of(message: bytes, group: Range) -> Resource:
+def resource_of(message: bytes, group: Range, known: SharedResources) -> Resource:
     """Decode the resource of a group: what can be decoded of it, and no more than is kept."""
+    ranges = _all(message, group, _RESOURCE)
+    first, second = next(ranges, None), next(ranges, None)
+    if first is None:
+        return Resource({})
+    if second is None:
+        return known.share(message[slice(*first)], _resource_in)
+    return _resource(message, chain((first, second), ranges))
+
+
+def _resource_in(raw: bytes) -> Resource:
+    return _resource(raw, [(0, len(raw))])
+
+
+def _resource(message: bytes, ranges: Iterable[Range]) -> Resource:
     found: list[bytes] = []
     left_out = 0
-    for start, stop in _all(message, group, _RESOURCE):
+    for start, stop in ranges:
         # those that are skipped cost time, too: after 8 times what is kept it is no resource
         for at, end in islice(_within(message, (start, stop), 1), 8 * MOST_ATTRIBUTES):
             if len(found) >= MOST_ATTRIBUTES or end - at > _LARGEST_ATTRIBUTE:

@@ -37,6 +37,13 @@ _MOST_WORK: Final = 1_500_000
 _WORK_PER_BYTE: Final = 1 / 8
 _WORK_PER_SPAN: Final = 100
 """Units that each span has whatever its size."""
+_WORK_PER_RESOURCE: Final = 500
+"""Units that redacting one resource may take, whatever else the request has used."""
+_FREE_RESOURCES: Final = 256
+"""Different resources that have them: as many as are remembered."""
+_SHARED_RESOURCE_WORK: Final = 256_000
+"""Units that all others share: nearly a thousand ordinary ones (14 attributes take 300). If each
+had its own, nine thousand hostile ones in 100 kB would cost seconds."""
 _FREE_COPIES: Final = 1 << 20
 """Bytes of repeated resources of a request of any size."""
 _COPIES: Final = 8
@@ -54,9 +61,21 @@ class RequestBudget:
         copies: Bytes of resources that may be stored with its records, each time again.
         nodes: Elements of lists and maps that its attributes may have.
         came: Bytes of records that were read so far.
+        resources: Units of redaction that all its resources share, beside those of their own.
     """
 
-    __slots__ = ("_weight", "came", "copies", "items", "nodes", "objects", "parts", "work")
+    __slots__ = (
+        "_own_resources",
+        "_weight",
+        "came",
+        "copies",
+        "items",
+        "nodes",
+        "objects",
+        "parts",
+        "resources",
+        "work",
+    )
 
     def __init__(self, sent: int, size: int) -> None:
         """Start with nothing used.
@@ -74,6 +93,8 @@ class RequestBudget:
         self.copies = _FREE_COPIES + _COPIES * weighed
         self.nodes = Nodes(min(_FREE_OBJECTS + sent, MOST_OBJECTS))
         self.came = 0
+        self.resources = WorkBudget.of(_SHARED_RESOURCE_WORK)
+        self._own_resources = _FREE_RESOURCES
 
     @classmethod
     def of_message(cls, size: int) -> RequestBudget:
@@ -87,6 +108,11 @@ class RequestBudget:
             size: Its bytes, decompressed.
         """
         return _WORK_PER_SPAN + size * self._weight * _WORK_PER_BYTE
+
+    def resource_work(self) -> float:
+        """Units of redaction reserved for one more resource, independent of the others."""
+        self._own_resources -= 1
+        return _WORK_PER_RESOURCE if self._own_resources >= 0 else 0.0
 
     def spend_copy(self, size: int) -> bool:
         """Take a copy of a resource off; return whether there was room for it."""

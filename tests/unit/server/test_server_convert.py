@@ -10,6 +10,7 @@ from otel_audit.redaction import Redactor
 from otel_audit.server.convert import Converter, NotConvertible
 from otel_audit.server.credentials import NOBODY, Sender
 from otel_audit.server.decode_protobuf import spans
+from otel_audit.server.request_budget import RequestBudget
 
 SECRET = "sk_live_51H8abcdefghijklmnop"
 
@@ -51,3 +52,28 @@ def test_an_id_that_is_one_is_found_by_it(reader):
     told = "0198c0de-0000-7000-8000-00000000abcd"
 
     assert read(reader, audit__record__id=told, audit__actor__id="").record_id == told
+
+
+def resources_of(reader: Converter, *resources: str) -> list[str]:
+    """The names of services that are kept of a request with a group for each."""
+    message = b"".join(request(span(n), service=name) for n, name in enumerate(resources, 1))
+    allowance = RequestBudget(len(message), len(message))
+    items = [item for batch in spans(message) for item in batch.items]
+    records = [reader.read(item, NOBODY, allowance) for item in items]
+    assert allowance.work.left == RequestBudget(len(message), len(message)).work.left
+    return [str(record.resource.get("service.name")) for record in records]
+
+
+def test_a_thousand_different_resources_are_kept(reader):
+    names = [f"orders-{number}" for number in range(1_000)]
+    assert resources_of(reader, *names) == names
+
+
+def test_the_resources_of_a_request_share_a_budget(reader):
+    """Nine thousand hostile ones do not cost seconds; the first ones have units of their own."""
+    hostile = [f"token: %41%42= password=hunter2 {number}" for number in range(4_000)]
+    found = resources_of(reader, *hostile)
+
+    assert not any("hunter2" in name for name in found)
+    assert found[0].startswith("token: [REDACTED]")
+    assert sum(name.startswith("token:") for name in found) < 3_000

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
+from google.protobuf.json_format import MessageToDict
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from sinks import request, span
 
-from otel_audit.server import decode_protobuf, decode_protobuf_lazily, recover_protobuf
+from otel_audit.server import decode_json, decode_protobuf, decode_protobuf_lazily, recover_protobuf
 from otel_audit.server.decode_protobuf import spans
 from otel_audit.server.errors import RequestError
-from otel_audit.server.items import Resource
+from otel_audit.server.items import Batch, Resource
 
 BAD = b"\xff\xfe\x80"
 
@@ -69,6 +73,47 @@ def test_a_resource_is_read_once_for_all_that_came_from_it(monkeypatch):
     assert len(items) == 298
     assert len(read) == 1
     assert len({id(item.origin) for item in items}) == 1
+
+
+def in_protobuf(*services: str) -> Iterator[Batch]:
+    """Groups of one span each, joined as a Collector joins requests."""
+    joined = b"".join(request(span(n), service=name) for n, name in enumerate(services, 1))
+    return spans(joined)
+
+
+def in_json(*services: str) -> Iterator[Batch]:
+    groups = [
+        MessageToDict(ExportTraceServiceRequest.FromString(request(span(n), service=name)))
+        for n, name in enumerate(services, 1)
+    ]
+    joined = [group for found in groups for group in found["resourceSpans"]]
+    return decode_json.spans(json.dumps({"resourceSpans": joined}).encode())
+
+
+@pytest.mark.parametrize("read", [in_protobuf, in_json])
+def test_groups_with_the_same_resource_share_it(read):
+    """So it is redacted once."""
+    found = read("orders", "billing", "orders", "orders")
+
+    orders, billing, *others = [item.origin for batch in found for item in batch.items]
+    assert orders.attributes["service.name"] == "orders"
+    assert billing.attributes["service.name"] == "billing"
+    assert [other is orders for other in others] == [True, True]
+
+
+@pytest.mark.parametrize("read", [in_protobuf, in_json])
+def test_some_hundreds_of_different_resources_are_remembered(read):
+    names = [f"service {number}" for number in range(300)]
+    found = read(*names, names[0], names[-1])
+
+    origins = [item.origin for batch in found for item in batch.items]
+    assert [origin.attributes["service.name"] for origin in origins] == [
+        *names,
+        names[0],
+        names[-1],
+    ]
+    assert origins[300] is origins[0]
+    assert origins[301] is not origins[299]
 
 
 def test_what_is_not_flagged_is_not_decoded(monkeypatch):
