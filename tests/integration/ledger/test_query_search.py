@@ -17,13 +17,12 @@ from otel_audit._util.ids import uuid7
 from otel_audit.record import Actor, Change, Request, Response, Source, Target, Tenant
 from otel_audit.testing.store import AuditStore
 
-NOW = datetime.now(UTC)
 COUNT = 60
 
 
-def some(number):
+def some(number, now):
     """A record; each of its parts goes by another remainder of its number."""
-    moment = NOW - timedelta(hours=COUNT - number - 0.5)
+    moment = now - timedelta(hours=COUNT - number - 0.5)
     occurred_at = int(moment.timestamp()) * 10**9
     return a_record(
         record_id=uuid7(occurred_at),
@@ -59,7 +58,9 @@ def some(number):
 
 @pytest.fixture(scope="module")
 def trail():
-    return [some(number) for number in range(COUNT)]
+    """A record each hour, the last one half an hour ago."""
+    now = datetime.now(UTC)
+    return [some(number, now) for number in range(COUNT)]
 
 
 @pytest.fixture(scope="module")
@@ -168,12 +169,12 @@ class TestTogether:
 
 
 class TestWindow:
-    async def test_a_page_that_stopped_says_where(self, reading, monkeypatch):
+    async def test_a_page_that_stopped_says_where(self, reading, trail, monkeypatch):
         """Free text reads so many records, and tells how far that came."""
         monkeypatch.setattr(queries, "WINDOW", 20)
         page = await queries.search(reading, parse("straße"), limit=50)
         assert page.searched_to is not None
-        assert abs(page.searched_to - (NOW - timedelta(hours=19.5))) < timedelta(seconds=2)
+        assert page.searched_to.timestamp() * 10**9 == trail[-20].occurred_at
         whole = await queries.search(reading, parse("straße time:15h"), limit=50)
         assert (whole.searched_to, whole.next) == (None, None)
 
