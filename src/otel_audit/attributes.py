@@ -168,7 +168,7 @@ _ERROR: Final = ((ERROR_TYPE, "type"), (ERROR_MESSAGE, "message"))
 _BODY_PARTS: Final = ("content_type", "sha256", "absent")
 _USUAL_SOURCE: Final = Source().type
 _STREAM_ENDED: Final = "audit.stream.ended"
-"""The event of a producer's last record, where it ends in order; `delivery.heartbeat` has it."""
+"""The event of a producer's last record, if it ends in order: of `delivery.producer_records`."""
 _USUAL: Final = {"phase": "completed", "schema_version": SCHEMA_VERSION, "transaction": "none"}
 
 

@@ -38,10 +38,10 @@ from otel_audit.delivery.factory import (
     spool_encryption,
 )
 from otel_audit.delivery.flagged_spans import FlaggedSpans
-from otel_audit.delivery.heartbeat import StreamOptions, configuration_hash
 from otel_audit.delivery.intent import Intents
 from otel_audit.delivery.metrics import Counters, publish
 from otel_audit.delivery.producer import Producer, application_resource, make_resource
+from otel_audit.delivery.producer_records import ProducerRecordOptions, configuration_hash
 from otel_audit.delivery.receipts import await_receipt
 from otel_audit.delivery.sink import Receipt, Sink, Store
 from otel_audit.delivery.spool import damaged_files, foreign_found
@@ -131,7 +131,7 @@ class Runtime:
         self.counters = Counters()
         self.redactor = Redactor.from_config(config, self._count_redaction_error)
         self.delivery: Delivery | None = None
-        self._stream: Producer | None = None
+        self._producer: Producer | None = None
         self._sealing: SealingThread | None = None
         self._check: threading.Thread | None = None
         self._checked = self._names_reported = self._is_loaded = False
@@ -145,11 +145,11 @@ class Runtime:
                 self.counters,
                 spooled=config.exporter != "console",
             )
-            recorder = self._stream = Producer(
+            recorder = self._producer = Producer(
                 self.delivery,
                 self.counters,
                 refuse_when_full=config.spool_full == "refuse",
-                stream=_stream_options(config),
+                own_records=_producer_record_options(config),
                 intents=_intents(config, self.counters),
                 span_processors=span_processors,
                 record_limit=min(config.record_limit, OTLP_LIMIT)
@@ -163,8 +163,8 @@ class Runtime:
         self._recorder = recorder
         self.atomic = self._commit_atomic()
         self._flagged_spans = (
-            FlaggedSpans(self._stream, self.redactor, self.count_error)
-            if self._stream is not None and config.flagged_spans
+            FlaggedSpans(self._producer, self.redactor, self.count_error)
+            if self._producer is not None and config.flagged_spans
             else None
         )
         self._options = dataclasses.replace(
@@ -186,8 +186,8 @@ class Runtime:
             around=origin_from_context if config.baggage_trust else Origin,
             opened=self._begins,
             begin=recorder.opened
-            if config.required or self._stream is None
-            else self._stream.opened_regardless,
+            if config.required or self._producer is None
+            else self._producer.opened_regardless,
             on_error=self.count_error,
             on_loss=self._count_loss,
             receipt=self.receipt,
@@ -309,8 +309,8 @@ class Runtime:
         if self.delivery is not None:
             self.delivery.start()
             self.watch_spans()
-            if self._stream is not None:
-                self._stream.begin()
+            if self._producer is not None:
+                self._producer.begin()
             if self.atomic is not None:
                 self.atomic.start()
             self._check_once()
@@ -321,7 +321,7 @@ class Runtime:
     def threads(self) -> dict[str, ThreadState]:
         """The state of this process's delivery threads."""
         found = {} if self.delivery is None else self.delivery.threads
-        intents = None if self._stream is None else self._stream.intents
+        intents = None if self._producer is None else self._producer.intents
         relay = None if self.atomic is None else self.atomic.relay
         for name, one in (("intents", intents), ("relay", relay), ("sealing", self._sealing)):
             if one is not None:
@@ -332,7 +332,7 @@ class Runtime:
         """Replace what is gone of them. Never raises."""
         if self.delivery is not None:
             self.delivery.ensure()
-        intents = None if self._stream is None else self._stream.intents
+        intents = None if self._producer is None else self._producer.intents
         relay = None if self.atomic is None else self.atomic.relay
         for one in (intents, relay, self._sealing):
             if one is not None:
@@ -348,8 +348,8 @@ class Runtime:
     async def stopping(self) -> None:
         """Deliver what waits, without holding up the event loop. Never raises."""
         if self.delivery is not None:
-            if self._stream is not None:
-                self._stream.end()
+            if self._producer is not None:
+                self._producer.end()
             deliver = functools.partial(self.delivery.flush_and_rest, self.config.shutdown_timeout)
             await in_thread(deliver)
             if self.atomic is not None:
@@ -510,8 +510,8 @@ class Runtime:
                 last_first.callback(self.delivery.close, self.config.shutdown_timeout)
             if self.atomic is not None:
                 last_first.callback(self.atomic.close, self.config.shutdown_timeout)
-            if self._stream is not None:
-                last_first.callback(self._stream.close)
+            if self._producer is not None:
+                last_first.callback(self._producer.close)
             self.report_names()
             self.report_commits()
             for one in (self._spans, self._sending, self._flagged_spans):
@@ -524,12 +524,12 @@ class Runtime:
         # only this mode needs it
         from otel_audit.transactional import CommitAtomic
 
-        stream = self._stream
+        producer = self._producer
         return CommitAtomic(
             self.config,
             self.counters,
-            None if stream is None else sink_maker(self.config),
-            _unplaced if stream is None else stream.placed,
+            None if producer is None else sink_maker(self.config),
+            _unplaced if producer is None else producer.placed,
             _service_name,
         )
 
@@ -545,14 +545,14 @@ class Runtime:
     def _waiting(self, options: CaptureOptions) -> CaptureOptions:
         """Add what an exchange waits for, if the settings need it."""
         options = dataclasses.replace(options, report_commits=self._report_commits)
-        config, stream = self.config, self._stream
-        if self.delivery is None or stream is None:
+        config, producer = self.config, self._producer
+        if self.delivery is None or producer is None:
             return options
         return dataclasses.replace(
             options,
-            place=stream.place,
+            place=producer.place,
             durable=on_any_loop(self.delivery.synced) if config.spool_fsync == "always" else None,
-            intended=on_any_loop(stream.intended) if config.exporter == "postgres" else None,
+            intended=on_any_loop(producer.intended) if config.exporter == "postgres" else None,
             strict=config.delivery == "strict",
             refuses=config.spool_full == "refuse"
             or config.delivery == "strict"
@@ -700,10 +700,10 @@ def _intents(config: AuditConfig, counters: Counters) -> Callable[[], Intents] |
     return functools.partial(Intents, sink_maker(config), counters, config.strict_timeout)
 
 
-def _stream_options(config: AuditConfig) -> StreamOptions | None:
+def _producer_record_options(config: AuditConfig) -> ProducerRecordOptions | None:
     if not config.stream_records:
         return None
-    return StreamOptions(configuration_hash(config), heartbeat=config.heartbeat_interval)
+    return ProducerRecordOptions(configuration_hash(config), heartbeat=config.heartbeat_interval)
 
 
 def _make_options(

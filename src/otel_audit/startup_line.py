@@ -9,7 +9,7 @@ from otel_audit._util.printable import visible
 from otel_audit.config import AuditConfig
 from otel_audit.delivery.factory import is_unnamed, service_of_spool
 from otel_audit.delivery.fingerprint import destination_shown
-from otel_audit.delivery.heartbeat import VERSION
+from otel_audit.delivery.producer_records import VERSION
 from otel_audit.setting_values import PREFIX
 
 _ALWAYS: Final = {"app": "set_actor()", "state": "request.state.user", "user": "request.user"}

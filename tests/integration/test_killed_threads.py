@@ -45,7 +45,7 @@ class Site:
 
     async def intents(self) -> None:
         """Have an intent stored."""
-        assert await self.runtime._stream.intended(a_record(record_id=uuid7()), None)
+        assert await self.runtime._producer.intended(a_record(record_id=uuid7()), None)
 
     async def relay(self) -> None:
         """Have an entry of the outbox brought over."""

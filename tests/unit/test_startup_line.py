@@ -12,7 +12,7 @@ import pytest
 
 import otel_audit
 from otel_audit import AuditConfig
-from otel_audit.delivery.heartbeat import VERSION
+from otel_audit.delivery.producer_records import VERSION
 from otel_audit.startup_line import startup_line
 
 STORE = "postgresql://shop_audit:hunter2@db.internal:6432/audit?sslmode=require"

@@ -15,8 +15,8 @@ from typing import Any, Final
 from otel_audit_postgres.archive.objects import ArchiveError
 from otel_audit_postgres.archive.parquet_files import NAMES, column_names, read_rows
 from otel_audit_postgres.exports.columns import (
-    CSV_COLUMNS,
     OWN,
+    PROVED_CSV_COLUMNS,
     WRITTEN,
     SealedRow,
     sealed_row,
@@ -303,7 +303,7 @@ def _csv_rows(path: Path) -> Iterator[_InFile]:
     with path.open("rb") as source:
         reader = csv.reader(lines(source), strict=True)
         names = next(reader, [])
-        _check_names(names, CSV_COLUMNS)
+        _check_names(names, PROVED_CSV_COLUMNS)
         if b"".join(taken) != csv_format(names).begin:
             raise ValueError
         taken.clear()

@@ -11,11 +11,11 @@ from typing import Any, Final
 from otel_audit_postgres.exports.formats import csv_lines, harmless
 from otel_audit_postgres.exports.proof import ProvedRow
 from otel_audit_postgres.ledger.leaves import Leaf
-from otel_audit_postgres.query import exporting
+from otel_audit_postgres.query import all_matching
 from otel_audit_postgres.rows import ADDED_IN, projections, versions_with
 
-CSV_COLUMNS: Final = ("leaf", *exporting.CSV_COLUMNS)
-"""The columns of a file in CSV, in their order."""
+PROVED_CSV_COLUMNS: Final = ("leaf", *all_matching.CSV_COLUMNS)
+"""The columns of a proved file in CSV, in their order."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 # a file has the nearest of these for a time that no calendar has
@@ -117,7 +117,7 @@ class SealedRow:
         return [
             name
             for name in ADDED_IN
-            if name in CSV_COLUMNS and name not in names and not _is_older(version, name)
+            if name in PROVED_CSV_COLUMNS and name not in names and not _is_older(version, name)
         ]
 
 

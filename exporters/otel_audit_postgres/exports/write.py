@@ -19,14 +19,14 @@ from otel_audit.errors import ConfigurationError, StoreError
 from otel_audit_postgres.archive.parquet_files import NAMES, RowFile, parquet, row_schema
 from otel_audit_postgres.archive.sparse_tree import Complement, SparseTree
 from otel_audit_postgres.connection import Connection
-from otel_audit_postgres.exports.columns import CSV_COLUMNS
+from otel_audit_postgres.exports.columns import PROVED_CSV_COLUMNS
 from otel_audit_postgres.exports.formats import JSON, NDJSON, TextFormat, csv_format
 from otel_audit_postgres.exports.proof import ExportManifest, ProofFile
 from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.leaves import Block, Leaf, content_hash
 from otel_audit_postgres.ledger.sealed_rows import Horizon, horizon
 from otel_audit_postgres.ledger.verify.row_pass import RowProgress
-from otel_audit_postgres.query import exporting
+from otel_audit_postgres.query import all_matching
 from otel_audit_postgres.query.conditions import Conditions, conditions_of
 from otel_audit_postgres.query.grammar import Query
 from otel_audit_postgres.query.pagination import walk, within
@@ -155,7 +155,7 @@ async def _record(
     if views == "off":
         return None
     asked = {"query": str(query), "format": data_format, "how": "otel-audit export"}
-    return str(await exporting.record_export(connection, asked, None))
+    return str(await all_matching.record_export(connection, asked, None))
 
 
 @dataclass(slots=True)
@@ -346,7 +346,7 @@ class _Flawed:
 def _target(path: Path, data_format: DataFormat) -> _Target:
     if data_format == "parquet":
         return _ParquetTarget(path)
-    text = {"csv": csv_format(CSV_COLUMNS), "ndjson": NDJSON, "json": JSON}[data_format]
+    text = {"csv": csv_format(PROVED_CSV_COLUMNS), "ndjson": NDJSON, "json": JSON}[data_format]
     return _TextTarget(path, text)
 
 
@@ -529,5 +529,5 @@ def _csv_selection() -> str:
     """The columns of a file in CSV, as a list of SELECT."""
     return ", ".join(
         f"{within(f'l.{name}') if name in _TIMES else f'l.{name}'} AS {name}"
-        for name in exporting.CSV_COLUMNS
+        for name in all_matching.CSV_COLUMNS
     )

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
-from otel_audit.delivery.heartbeat import ENDED, STARTED
+from otel_audit.delivery.producer_records import ENDED, STARTED
 from otel_audit_postgres.connection import connect, disconnect
 from otel_audit_postgres.errors import as_store_error
 

@@ -24,9 +24,15 @@ from otel_audit.action.ports import Close
 from otel_audit.action.record_limit import MARGIN, RECORD_LIMIT, first_of, fit
 from otel_audit.attributes import SCOPE_NAME, plain_values, to_attributes
 from otel_audit.delivery.delivery import Delivery
-from otel_audit.delivery.heartbeat import ALIVE, ENDED, STARTED, StreamOptions, stream_record
 from otel_audit.delivery.intent import Intents
 from otel_audit.delivery.metrics import Counters
+from otel_audit.delivery.producer_records import (
+    ALIVE,
+    ENDED,
+    STARTED,
+    ProducerRecordOptions,
+    producer_record,
+)
 from otel_audit.delivery.queue import ChangedSince
 from otel_audit.delivery.queue_entries import Entry
 from otel_audit.delivery.sink import Refused
@@ -62,7 +68,7 @@ class Producer:
         counters: Counters,
         *,
         refuse_when_full: bool,
-        stream: StreamOptions | None = None,
+        own_records: ProducerRecordOptions | None = None,
         intents: Callable[[], Intents] | None = None,
         span_processors: Sequence[SpanProcessor] = (),
         record_limit: int = RECORD_LIMIT,
@@ -73,7 +79,7 @@ class Producer:
             delivery: Takes what is known of actions, and finished records, in microseconds each.
             counters: Where a span that cannot be read is counted.
             refuse_when_full: Whether an action shall be refused that the spool has no room for.
-            stream: What the stream says of itself, and how often; None: nothing.
+            own_records: What its own records say, and how often; None: it makes none.
             intents: Makes what stores intents; None: there are none.
             span_processors: Who wants to see the audit spans.
             record_limit: Bytes of a record; a larger one is split, or loses what is largest.
@@ -81,15 +87,15 @@ class Producer:
         self._delivery = delivery
         self._counters = counters
         self._refuse_when_full = refuse_when_full
-        self._stream = stream
+        self._own_records = own_records
         self._make_intents = intents
         self._span_processors = span_processors
         self._record_limit = record_limit
         self._begin()
         alive = weakref.ref(self)
         renew_in_child(self, Producer._begin)
-        if stream is not None and stream.heartbeat:
-            delivery.every(stream.heartbeat / 2, lambda: _beat(alive))
+        if own_records is not None and own_records.heartbeat:
+            delivery.every(own_records.heartbeat / 2, lambda: _beat(alive))
 
     def _begin(self) -> None:
         self._beginning = threading.Lock()
@@ -103,33 +109,33 @@ class Producer:
 
     def begin(self) -> None:
         """Record the start of the stream, once. Never raises."""
-        if self._stream is None or self._announced:
+        if self._own_records is None or self._announced:
             return
         # other threads block here, so that the record `started` gets number 1
         with self._beginning:
             if not self._announced:
-                self._send_heartbeat(STARTED)
+                self._send_own_record(STARTED)
                 self._announced = True
 
     def end(self) -> None:
         """Say that the stream has ended in order; what comes after it takes that back."""
         if self._announced and not self._ended:
-            self._send_heartbeat(ENDED)
+            self._send_own_record(ENDED)
             self._ended = True
 
     def beat(self) -> None:
         """Say that the process lives, if it has said nothing for as long as the heartbeat."""
-        if self._stream is None or not self._announced or self._ended:
+        if self._own_records is None or not self._announced or self._ended:
             return
         # called twice as often, so the pause is at most one and a half
-        if time.monotonic() - self._last_at >= self._stream.heartbeat:
-            self._send_heartbeat(ALIVE)
+        if time.monotonic() - self._last_at >= self._own_records.heartbeat:
+            self._send_own_record(ALIVE)
 
-    def _send_heartbeat(self, event: str) -> None:
+    def _send_own_record(self, event: str) -> None:
         try:
-            configuration = "" if self._stream is None else self._stream.configuration
+            configuration = "" if self._own_records is None else self._own_records.configuration
             resource = resource_attributes()
-            self._send(stream_record(event, self.producer_id, resource, configuration), None)
+            self._send(producer_record(event, self.producer_id, resource, configuration), None)
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._counters.add("capture_errors")
             log_limited(

@@ -17,8 +17,8 @@ from typing import Any, Final
 from otel_audit_postgres.connection import Connection, PostgresError
 from otel_audit_postgres.exports.formats import JSON, NDJSON, TextFormat, csv_format
 from otel_audit_postgres.ledger import store
-from otel_audit_postgres.query import exporting
-from otel_audit_postgres.query.exporting import CSV_COLUMNS
+from otel_audit_postgres.query import all_matching
+from otel_audit_postgres.query.all_matching import CSV_COLUMNS
 from otel_audit_postgres.query.grammar import Query
 from otel_audit_postgres.query.trail import look_as
 from starlette.requests import Request
@@ -101,7 +101,7 @@ async def _chunks(site: Site, viewer: Viewer, under_way: _Export) -> AsyncIterat
             await look_as(connection, viewer.scope)
             under_way.checkpoint = await store.last_note(connection)
             yield write.begin
-            read = exporting.batches(connection, narrowed, texts=write.has_payloads)
+            read = all_matching.batches(connection, narrowed, texts=write.has_payloads)
             async with aclosing(_ahead(read)) as batches:
                 async for rows in batches:
                     # beside the event loop, which has other pages to serve
@@ -140,7 +140,7 @@ async def _record(
     if viewer.tenants is not None:
         asked_for["tenants"] = ",".join(viewer.tenants)[:1000]
     try:
-        await exporting.record_export(connection, asked_for, viewer.name)
+        await all_matching.record_export(connection, asked_for, viewer.name)
     except PostgresError as error:
         if site.settings.record_views == "required":
             raise

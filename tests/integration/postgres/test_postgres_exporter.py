@@ -18,9 +18,9 @@ from opentelemetry.sdk.trace.export import (
 )
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.util._importlib_metadata import entry_points
-from otel_audit_postgres import exporter as exporter_module
 from otel_audit_postgres import record_from_payload
-from otel_audit_postgres.exporter import PostgresAuditSpanExporter
+from otel_audit_postgres import span_exporter as exporter_module
+from otel_audit_postgres.span_exporter import PostgresAuditSpanExporter
 
 from otel_audit._util import ratelimited_log
 from otel_audit.errors import ConfigurationError

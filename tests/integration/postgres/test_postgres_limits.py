@@ -19,7 +19,6 @@ from opentelemetry.sdk.trace import TracerProvider
 from otel_audit_postgres import PostgresSink, retention
 from otel_audit_postgres.checks.inspect import inspect
 from otel_audit_postgres.connection import TimeLimits, connect, disconnect_later
-from otel_audit_postgres.exporter import PostgresAuditSpanExporter
 from otel_audit_postgres.ledger import prove
 from otel_audit_postgres.ledger.health import inspect_ledger
 from otel_audit_postgres.ledger.sealer import Sealer
@@ -28,6 +27,7 @@ from otel_audit_postgres.outbox import PostgresOutbox, init_outbox, inspect_outb
 from otel_audit_postgres.query.gaps import find_gaps
 from otel_audit_postgres.query.queries import Criteria, opened, search
 from otel_audit_postgres.schema.partitions import maintain
+from otel_audit_postgres.span_exporter import PostgresAuditSpanExporter
 from strategies import a_record
 
 from otel_audit._util.ids import uuid7

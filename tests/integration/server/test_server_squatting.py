@@ -16,7 +16,7 @@ from strategies import a_record
 
 from otel_audit._util.ids import uuid7
 from otel_audit.cli.main import cli
-from otel_audit.delivery.heartbeat import ENDED, STARTED
+from otel_audit.delivery.producer_records import ENDED, STARTED
 from otel_audit.delivery.receipts import await_receipt
 from otel_audit.errors import StoreUnavailableError
 from otel_audit.record import Received, Tenant

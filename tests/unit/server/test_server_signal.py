@@ -22,7 +22,7 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 from sinks import START, attributes, pairs
 
 from otel_audit import attributes as names
-from otel_audit.delivery.heartbeat import ENDED
+from otel_audit.delivery.producer_records import ENDED
 from otel_audit.errors import ConfigurationError
 from otel_audit.record import to_json
 from otel_audit.redaction import Redactor

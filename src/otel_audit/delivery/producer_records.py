@@ -1,4 +1,4 @@
-"""A producer's own records: its stream of records began, continues, has ended."""
+"""A producer's own records: that it has begun, that it lives, that it has ended."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ ENDED: Final = "audit.stream.ended"
 
 
 @dataclass(frozen=True, slots=True)
-class StreamOptions:
-    """Options of the stream's own records.
+class ProducerRecordOptions:
+    """Options of a producer's own records.
 
     Attributes:
         configuration: SHA-256 of the configuration, from `configuration_hash`.
@@ -52,10 +52,10 @@ def _as_text(value: Any) -> str:
     return repr(value)
 
 
-def stream_record(
+def producer_record(
     event: str, producer_id: str, resource: Mapping[str, Any], configuration: str
 ) -> AuditRecord:
-    """Make a record of the stream itself.
+    """Make one of the producer's own records.
 
     Args:
         event: `STARTED`, `ALIVE` or `ENDED`.
@@ -64,7 +64,7 @@ def stream_record(
         configuration: From `configuration_hash`.
 
     Returns:
-        The record, complete but for its place in the stream.
+        The record, complete but for its number.
     """
     service = str(resource.get("service.name", "process"))
     facts: dict[str, Any] = {"pid": os.getpid()}

@@ -11,13 +11,13 @@ from strategies import a_record
 
 from otel_audit import AuditConfig
 from otel_audit.delivery.delivery import Delivery, DeliveryOptions
-from otel_audit.delivery.heartbeat import StreamOptions, configuration_hash
 from otel_audit.delivery.metrics import Counters
 from otel_audit.delivery.producer import Producer
+from otel_audit.delivery.producer_records import ProducerRecordOptions, configuration_hash
 from otel_audit.delivery.sink import Refused, Written
 from otel_audit.record import AuditRecord
 
-TALKATIVE = StreamOptions("c0ffee")
+TALKATIVE = ProducerRecordOptions("c0ffee")
 
 
 class Shelf:
@@ -43,11 +43,11 @@ class Shelf:
 class Process:
     """A recorder with its delivery, and what it has delivered."""
 
-    def __init__(self, stream: StreamOptions | None) -> None:
+    def __init__(self, stream: ProducerRecordOptions | None) -> None:
         self.shelf = Shelf()
         counters = Counters()
         self.delivery = Delivery(lambda: self.shelf, counters, DeliveryOptions(batch_interval=0.01))
-        self.recorder = Producer(self.delivery, counters, refuse_when_full=True, stream=stream)
+        self.recorder = Producer(self.delivery, counters, refuse_when_full=True, own_records=stream)
 
     @property
     def told(self) -> list[tuple[int | None, str]]:
@@ -59,7 +59,7 @@ class Process:
 def process() -> Iterator[Callable[..., Process]]:
     made: list[Process] = []
 
-    def make(stream: StreamOptions | None = TALKATIVE) -> Process:
+    def make(stream: ProducerRecordOptions | None = TALKATIVE) -> Process:
         made.append(Process(stream))
         return made[-1]
 
@@ -123,7 +123,7 @@ class TestStream:
 
     def test_an_idle_process_says_that_it_lives(self, process):
         """While nothing happens a heartbeat is recorded; none after the end."""
-        shop = process(StreamOptions("c0ffee", heartbeat=0.1))
+        shop = process(ProducerRecordOptions("c0ffee", heartbeat=0.1))
         shop.recorder.begin()
         shop.delivery.start()
         waiting = threading.Event()
