@@ -258,16 +258,30 @@ async def _weaknesses(connection: Connection[Any]) -> list[CheckResult]:
             "; ".join(makers[:_LISTED]),
             "let no application log in as one of these; PostgreSQL 16 closes this",
         ),
-        CheckResult("event_trigger", ok=True, detail="DDL in schema audit is refused")
-        if await security.has_event_triggers(connection)
-        else CheckResult(
-            "event_trigger",
-            None,
-            "DDL is not refused: a member of otel_audit_owner can switch the guards off, which "
-            "verify shows only while they are off",
-            "run `otel-audit migrate` as a superuser, where the service has one",
-        ),
+        await _event_trigger(connection),
     ]
+
+
+async def _event_trigger(connection: Connection[Any]) -> CheckResult:
+    """Whether DDL in the schema is refused."""
+    if not await security.has_event_triggers(connection):
+        detail = (
+            "DDL is not refused: a member of otel_audit_owner can switch the guards off, which "
+            "verify shows only while they are off"
+        )
+    elif await pg_catalog.has_earlier_event_trigger(connection):
+        detail = (
+            "the event trigger is of an earlier otel-audit: a member of otel_audit_owner can move "
+            "tables and functions out of schema audit"
+        )
+    else:
+        return CheckResult("event_trigger", ok=True, detail="DDL in schema audit is refused")
+    return CheckResult(
+        "event_trigger",
+        None,
+        detail,
+        "run `otel-audit migrate` as a superuser, where the service has one",
+    )
 
 
 async def _look_inside(connection: Connection[Any], role: str) -> list[CheckResult]:

@@ -97,7 +97,16 @@ UNION ALL
 SELECT 'event trigger ' || evtname || ' is not ENABLE ALWAYS, or calls another function'
 FROM pg_catalog.pg_event_trigger e JOIN pg_catalog.pg_proc f ON f.oid = e.evtfoid
 WHERE evtname IN ('otel_audit_refuse_ddl', 'otel_audit_refuse_drop')
-  AND (evtenabled <> 'A' OR f.prosrc <> $3)
+  AND (evtenabled <> 'A'
+       OR f.prosrc <> $3 AND encode(sha256(convert_to(f.prosrc, 'UTF8')), 'hex') <> ALL ($6))
+UNION ALL
+-- the event trigger knows what it guards by this owner
+SELECT 'schema audit belongs to ' || pg_get_userbyid(a.nspowner) || ', not to otel_audit_owner'
+FROM pg_catalog.pg_namespace a
+WHERE a.nspname = 'audit' AND pg_get_userbyid(a.nspowner) <> 'otel_audit_owner'
+  AND EXISTS (SELECT FROM pg_catalog.pg_proc f
+              JOIN pg_catalog.pg_namespace n ON n.oid = f.pronamespace
+              WHERE n.nspname = 'audit_guard' AND f.proname = 'refuse_ddl')
 UNION ALL
 -- its function is there, so it was installed
 SELECT 'event trigger ' || wanted || ' is gone'
@@ -222,6 +231,16 @@ _FUNCTION: Final = re.compile(
     re.DOTALL,
 )
 _EVENT_SOURCE: Final = next(_FUNCTION.finditer(event_trigger_sql()))["body"]
+# SHA-256 of earlier texts of the event trigger's function: older, but not tampered with
+_EARLIER_EVENT_SOURCES: Final = (
+    "9437807dd3f81710124d2494d1f1bdcdee6fe6aad526ceee0111b631d412864c",  # lets objects be moved
+)
+_HAS_EARLIER_EVENT_SOURCE: Final = """
+SELECT EXISTS (
+    SELECT FROM pg_catalog.pg_event_trigger e JOIN pg_catalog.pg_proc f ON f.oid = e.evtfoid
+    WHERE evtname IN ('otel_audit_refuse_ddl', 'otel_audit_refuse_drop')
+      AND encode(sha256(convert_to(f.prosrc, 'UTF8')), 'hex') = ANY ($1))
+"""
 _PARTITIONS: Final = """
 SELECT part.relname
 FROM pg_catalog.pg_inherits i
@@ -265,8 +284,14 @@ async def unguarded(connection: Connection[Any]) -> list[str]:
     """Name what is not protected against change as the migrations left it."""
     sources = function_sources()
     return await _texts(
-        connection, _UNGUARDED, *_sources(), _EVENT_SOURCE, list(sources), list(sources.values())
-    )
+        connection, _UNGUARDED, *_sources(), _EVENT_SOURCE, list(sources), list(sources.values()),
+        list(_EARLIER_EVENT_SOURCES),
+    )  # fmt: skip
+
+
+async def has_earlier_event_trigger(connection: Connection[Any]) -> bool:
+    """Whether the event trigger is the one of an earlier otel-audit, which refuses less."""
+    return bool(await connection.fetchval(_HAS_EARLIER_EVENT_SOURCE, list(_EARLIER_EVENT_SOURCES)))
 
 
 async def foreign_triggers(connection: Connection[Any]) -> list[str]:

@@ -43,16 +43,21 @@ BEGIN
             OR EXISTS (
                 SELECT FROM pg_inherits i JOIN pg_class p ON p.oid = i.inhparent
                 JOIN pg_namespace n ON n.oid = p.relnamespace
-                WHERE i.inhrelid = c.objid AND p.relname = 'audit_logs' AND n.nspname = 'audit'))
+                WHERE i.inhrelid = c.objid AND p.relname = 'audit_logs' AND n.nspname = 'audit')
+            -- What was moved out of the schema still has its owner, who changes only together with
+            -- the schema's: by REASSIGN OWNED, which fires no event trigger.
+            OR command_tag LIKE 'ALTER %' AND EXISTS (
+                SELECT FROM pg_shdepend o JOIN pg_roles r ON r.oid = o.refobjid
+                WHERE o.dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+                  AND o.classid = c.classid AND o.objid = c.objid
+                  AND o.deptype = 'o' AND o.refclassid = 'pg_authid'::regclass
+                  AND (r.rolname IN ('otel_audit_owner', 'otel_audit_maintainer')
+                    OR NOT r.rolsuper
+                      AND r.oid = (SELECT nspowner FROM pg_namespace WHERE nspname = 'audit'))))
         LIMIT 1;
-        -- moved to another schema, or the schema renamed
-        IF touched IS NULL AND (
-            SELECT count(*) FROM pg_class t JOIN pg_namespace n ON n.oid = t.relnamespace
-            WHERE n.nspname = 'audit' AND t.relname IN (
-                'audit_logs', 'quarantine', 'ledger_queue', 'ledger_log', 'ledger_blocks',
-                'ledger_checkpoints', 'ledger_prunings', 'ledger_pruned', 'schema_version')
-        ) < 9 THEN
-            touched := 'schema audit or a table of it';
+        IF touched IS NULL AND TG_TAG = 'ALTER SCHEMA'
+            AND NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'audit') THEN
+            touched := 'schema audit';
         END IF;
     END IF;
     IF touched IS NOT NULL THEN

@@ -83,6 +83,13 @@ ATTACKS = {
     "rename the table": ["ALTER TABLE audit.audit_logs RENAME TO elsewhere"],
     "move the table": ["ALTER TABLE audit.audit_logs SET SCHEMA public"],
     "move a partition": ["ALTER TABLE {p} SET SCHEMA public"],
+    "give all away": ["REASSIGN OWNED BY otel_audit_owner TO CURRENT_USER"],
+    "give all away and move a table": [
+        "REASSIGN OWNED BY otel_audit_owner TO CURRENT_USER", "ALTER TABLE audit.holds SET SCHEMA public",
+    ],
+    "give all away and rename the schema": [
+        "REASSIGN OWNED BY otel_audit_owner TO CURRENT_USER", "ALTER SCHEMA audit RENAME TO elsewhere",
+    ],
     "detach a partition": ["ALTER TABLE audit.audit_logs DETACH PARTITION {p}"],
     "attach a partition": [
         ("CREATE TABLE public.fake PARTITION OF audit.audit_logs FOR VALUES "
@@ -388,8 +395,62 @@ NOT_REFUSED = {
         "append a false block", "append a false checkpoint", "claim a pruning",
         "claim pruned leaves", "see other tenants", "see all tenants",
         "set the time of recording", "make any partition", "make a record of one's own",
+        "give all away", "give all away and move a table", "give all away and rename the schema",
     },
 }  # fmt: skip
+
+
+EACH_OBJECT = """
+SELECT CASE relkind WHEN 'S' THEN 'SEQUENCE' WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW'
+       ELSE 'TABLE' END || ' audit.' || quote_ident(relname), relowner::regrole::text
+FROM pg_class WHERE relnamespace = 'audit'::regnamespace AND relkind IN ('r', 'p', 'S', 'v', 'm', 'f')
+UNION ALL
+SELECT 'ROUTINE ' || oid::regprocedure, proowner::regrole::text
+FROM pg_proc WHERE pronamespace = 'audit'::regnamespace
+UNION ALL
+SELECT 'TYPE audit.' || quote_ident(typname), typowner::regrole::text
+FROM pg_type WHERE typnamespace = 'audit'::regnamespace AND typrelid = 0 AND typcategory <> 'A'
+"""
+
+
+@pytest.mark.parametrize("change", ["SET SCHEMA public", "RENAME TO elsewhere"])
+async def test_the_owner_moves_and_renames_nothing(store, change):
+    """Each table, partition, sequence, view, function and type of the schema stays where it is."""
+    connection = await asyncpg.connect(store.server.dsn(store.template, store.logins["owner"]))
+    try:
+        objects = await connection.fetch(EACH_OBJECT)
+        passed = []
+        for name, owner in objects:
+            change_of_one = connection.transaction()
+            await change_of_one.start()
+            try:
+                await connection.execute(f"ALTER {name} {change}")
+                passed.append(name)
+            except asyncpg.InsufficientPrivilegeError:
+                assert owner == "otel_audit_maintainer", name
+            except asyncpg.PostgresError as error:
+                assert error.sqlstate == "OA001", (name, error)  # noqa: PT017
+            finally:
+                await change_of_one.rollback()
+    finally:
+        await connection.close()
+    assert not passed
+    assert {"TABLE audit.holds", "SEQUENCE audit.ledger_position"} <= {name for name, _ in objects}
+    assert sum(name.startswith("ROUTINE") for name, _ in objects) > 50
+
+
+async def test_other_ddl_in_the_database_passes(store):
+    """The event trigger sees each DDL statement of the database, and refuses only what concerns the store."""
+    connection = await asyncpg.connect(store.server.dsn(store.template, store.logins["stranger"]))
+    other = f"holds_{uuid.uuid4().hex[:6]}"
+    try:
+        await connection.execute(
+            f"CREATE TABLE public.{other} (x int); ALTER TABLE public.{other} ADD y int; "
+            f"CREATE TEMP TABLE mine (x int); ALTER TABLE mine RENAME x TO y; "
+            f"ALTER TABLE public.{other} RENAME TO {other}_2; DROP TABLE public.{other}_2"
+        )
+    finally:
+        await connection.close()
 
 
 async def _this_month(dsn):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import uuid
+from pathlib import Path
 
 import asyncpg
 import pytest
-from otel_audit_postgres import PostgresSink, init
+from otel_audit_postgres import PostgresSink, init, migrate
 from otel_audit_postgres.checks.inspect import inspect
 from strategies import a_record
 
@@ -44,6 +45,7 @@ def wrong(findings):
     return {name for name, finding in findings.items() if finding.ok is not True}
 
 
+EARLIER_EVENT_TRIGGER = Path(__file__).with_name("earlier_event_trigger.sql")
 LETS_PASS = """
 CREATE OR REPLACE FUNCTION audit.refuse_change() RETURNS trigger LANGUAGE plpgsql
 AS $$ BEGIN RETURN OLD; END $$
@@ -156,6 +158,10 @@ class TestInspect:
             ),
             ("DROP EVENT TRIGGER otel_audit_refuse_drop", "event_trigger", "switch the guards off"),
             (
+                "REASSIGN OWNED BY otel_audit_owner TO CURRENT_USER",
+                "guards", "schema audit belongs to postgres, not to otel_audit_owner",
+            ),
+            (
                 "ALTER EVENT TRIGGER otel_audit_refuse_ddl DISABLE",
                 "guards", "event trigger otel_audit_refuse_ddl is not ENABLE ALWAYS",
             ),
@@ -177,6 +183,21 @@ class TestInspect:
         assert found.ok is not True
         assert detail in found.detail
         assert found.remedy
+
+    async def test_tells_an_earlier_event_trigger_from_a_changed_one(
+        self, audit_store, writer_dsn, owner
+    ):
+        """It is no removed guard, but refuses less; migrating renews it."""
+        await owner.execute(EARLIER_EVENT_TRIGGER.read_text("utf-8"))
+        found = await look(writer_dsn)
+        assert found["guards"].ok is True
+        assert found["event_trigger"].ok is None
+        assert "earlier otel-audit" in found["event_trigger"].detail
+        assert "otel-audit migrate" in found["event_trigger"].remedy
+        await migrate(audit_store)
+        found = await look(writer_dsn)
+        assert found["guards"].ok is True
+        assert found["event_trigger"].ok is True
 
     @pytest.mark.parametrize("attribute", ["CREATEROLE", "BYPASSRLS"])
     async def test_names_a_role_with_a_dangerous_attribute(self, postgres, writer_dsn, attribute):
