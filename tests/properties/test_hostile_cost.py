@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -27,6 +27,7 @@ from otel_audit.orm.column_redaction import ColumnRedaction
 from otel_audit.record import TRUNCATED, to_json
 from otel_audit.redaction import Redactor
 from otel_audit.redaction.budget import Budget
+from otel_audit.redaction.names import NameRules
 from otel_audit.runtime import Runtime
 from otel_audit.scope import AuditScope, enter, leave
 
@@ -95,8 +96,8 @@ def ask(body: bytes = b"", headers: Iterable[tuple[bytes, bytes]] = (), **scope:
     return tapped.kept.record
 
 
-def cost_of_request(**request: Any) -> float:
-    tapped = Tapped(answer(b'{"ok":1}'))
+def cost_of_request(settings: Mapping[str, Any] | None = None, **request: Any) -> float:
+    tapped = Tapped(answer(b'{"ok":1}'), **(settings or {}))
     body = request.pop("body", b"")
     chunks = [body] if body else []
 
@@ -183,6 +184,55 @@ class TestRequests:
         text = text.encode("utf-8", "replace").decode()
         request = PLACES[place](filled(text))
         assert at_usual_pace(lambda: cost_of_request(**request)) < MOST_MS
+
+
+NAMES = {
+    "nested": "a[" * 499,
+    "brackets": "[" * 999,
+    "closed brackets": "a]" * 499,
+    "extensions": "x-" * 499,
+    "nested extensions": "][x-" * 249,
+    "many parts": "".join(f"[{number:x}q" for number in range(250)),
+    "one part": "a" * 999,
+    "words": "aB" * 499,
+    "wide brackets": "\uff3ba" * 499,
+}
+"""Names as long as those that are judged: the longest that do not count as too long."""
+CONFIGURED = ("diagnosis", "*_note")
+
+
+class TestConfiguredNames:
+    @pytest.mark.parametrize("place", ["JSON", "text", "form"])
+    @pytest.mark.parametrize("pattern", NAMES)
+    def test_many_long_names_are_bounded(self, pattern: str, place: str) -> None:
+        """No verdict on so long a name is remembered; nine are all that a body of 9 kB has."""
+        names = [f"{NAMES[pattern][:980]}{number}" for number in range(9)] + ["pin"]
+        headers, body = {
+            "JSON": (typed(b"application/json"), json.dumps(dict.fromkeys(names, "1"))),
+            "text": (typed(b"text/plain"), "\n".join(f"{name}=1" for name in names)),
+            "form": (
+                typed(b"application/x-www-form-urlencoded"),
+                "&".join(f"{name}=1" for name in names),
+            ),
+        }[place]
+        asked = {"headers": headers, "body": body.encode()}
+        settings = {"redact_fields": CONFIGURED}
+        assert at_usual_pace(lambda: cost_of_request(settings, **asked)) < MOST_MS
+
+    @pytest.mark.parametrize("pattern", NAMES)
+    def test_a_name_costs_about_what_it_does_without_them(self, pattern: str) -> None:
+        """It is judged in relation to the same name, or to one of words, which costs the most."""
+        name = f"{NAMES[pattern][:999]}a"
+        with_them, without = NameRules(CONFIGURED), NameRules()
+
+        def judged(rules: NameRules, one: str) -> float:
+            return cost(lambda: rules.judge(one))
+
+        def relation() -> float:
+            usual = max(judged(without, one) for one in (name, NAMES["nested"]))
+            return judged(with_them, name) / usual
+
+        assert min(relation() for _ in range(5)) < 2
 
 
 class TestHeads:

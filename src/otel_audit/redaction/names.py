@@ -43,6 +43,11 @@ _SECRET_FUNCTION: Final = LazyPattern("|".join(_TABLE.functions), re.IGNORECASE,
 
 _EXTENSION: Final = "x_"
 """Beginning of a name with its separator: ``x_ray`` has it, ``xray`` has not."""
+_EXTENSIONS: Final = re.compile(r"[\W_]*(?:x[\W_]+)+", re.IGNORECASE)
+"""All such beginnings of a name, in any style: of ``X-ray`` and of ``x-x_ray``."""
+_BRACKETS: Final = re.compile(r"[\[\]]+")
+_MOST_PARTS: Final = 16
+"""Different parts of a nested name that are judged; a form that a person made nests a few."""
 _CACHED_NAME: Final = 128
 """Characters of a name whose verdict is remembered: clients choose names, and memory is bounded."""
 REMEMBERED: Final = 4_096
@@ -149,6 +154,7 @@ class NameVerdict:
 
 CLEAR: Final = NameVerdict()
 _ALLOWED: Final = NameVerdict(allowed=True)
+_CONFIGURED: Final = NameVerdict(rule="name:configured", configured=True)
 _TOO_LONG: Final = NameVerdict(rule="name:too_long", configured=True)
 
 
@@ -198,7 +204,8 @@ class NameRules:
 
     A name with ``*`` is a pattern over the name in snake case. What is named both to redact and
     to allow is redacted. A name to redact counts also behind ``x-`` and as a part of
-    ``patient[name]``; one to allow is the whole name, because ``X-Api-Key`` is not ``api_key``.
+    ``patient[name]``, unless a name to allow is all of it: that says more of it than its part.
+    One to allow is always the whole name, because ``X-Api-Key`` is not ``api_key``.
     """
 
     def __init__(self, redact: Iterable[str] = (), allow: Iterable[str] = ()) -> None:
@@ -224,21 +231,27 @@ class NameRules:
 
     def _decide(self, name: str) -> NameVerdict:
         squashed = squash(name)
-        snake = "_".join(name_words(name))
-        if self._redact.matches(squashed, snake) or (self.added and self._redacts_part(name)):
-            return NameVerdict(rule="name:configured", configured=True)
-        if self._allow.matches(squashed, snake):
+        if self._redact.matches(name, squashed):
+            return _CONFIGURED
+        if self._allow.is_named(squashed):
             return _ALLOWED
-        return built_in(name)
+        if self.added and (verdict := self._judge_parts(name)) is not None:
+            return verdict
+        return _ALLOWED if self._allow.matches(name, squashed) else built_in(name)
 
-    def _redacts_part(self, name: str) -> bool:
-        parts = [name.replace("]", "")]
-        if "[" in name:
-            parts = parts[0].split("[")
-        marked = _marked(parts[0])
-        if marked[: len(_EXTENSION)].casefold() == _EXTENSION:
-            parts.append(marked[len(_EXTENSION) :])
-        return any(self._redact.matches(squash(one), "_".join(name_words(one))) for one in parts)
+    def _judge_parts(self, name: str) -> NameVerdict | None:
+        written = spelled(name)
+        parts = {*_BRACKETS.split(written), written}
+        if len(parts) > _MOST_PARTS:
+            return _TOO_LONG
+        for part in parts:
+            forms = [] if part is written else [part]
+            if (extension := _EXTENSIONS.match(part)) is not None:
+                bare = part[extension.end() :]
+                forms += [bare, f"x_{bare}"]  # a name to redact may have one of its own
+            if any(self._redact.matches(form, squash(form)) for form in forms):
+                return _CONFIGURED
+        return None
 
 
 def _checked(setting: str, names: Iterable[str]) -> tuple[str, ...]:
@@ -261,10 +274,10 @@ def built_in(name: str) -> NameVerdict:
         if candidate in _WHOLE_FORMS:
             rule = f"name:{candidate.replace('_', '')}"
             return NameVerdict(rule=rule, asserts=candidate in _TABLE.asserting)
-    words = name_words(name)
     found = _anywhere_in(squashed) or _aligned_in(name)
     if found is None:
         return _opaque(candidates)
+    words = name_words(name)
     if squashed in _TABLE.wholly_about or is_about(words, squashed, found):
         return CLEAR
     first, last = words[0], words[-1]
@@ -289,11 +302,12 @@ def is_secret_function(name: str) -> bool:
 
 
 def _candidates(name: str) -> Iterator[str]:
-    """Give the forms of a name that are looked up as a whole: all of it, and its last part.
+    """Give the forms of a name that are looked up as a whole: all of it, and its last parts.
 
-    One that begins with ``x-`` counts also as without: ``X-User-Pin`` is a ``user_pin``.
+    One that begins with ``x-`` counts also as without: ``X-User-Pin`` is a ``user_pin``. Only one
+    ``x-`` goes: these names are ordinary words, which an application has not chosen.
     """
-    for written in (name, _last_part(name)):
+    for written in dict.fromkeys((name, *_last_parts(name))):
         form = _marked(written).casefold()
         yield form
         if form.startswith(_EXTENSION):
@@ -353,11 +367,25 @@ def _forms(name: str) -> Iterator[str]:
         yield first + "".join(map(str.__add__, signs, others))
 
 
-def _last_part(name: str) -> str:
+def _last_parts(name: str) -> Iterator[str]:
+    """Give what may be the last part of a path of names.
+
+    In brackets these are two: ``pin`` in ``user[pin][0]``, where a number only counts, and in
+    ``user[pin]x``, where some readers of forms ignore the rest.
+    """
     cut = name.rstrip("[]")
-    for separator in "[./:":
-        cut = cut.rpartition(separator)[2]
-    return cut
+    yield _behind_separators(cut.rpartition("[")[2])
+    parts = [one for one in _BRACKETS.split(cut) if one and not one.isdecimal()]
+    if name.endswith("]") or "]" not in name:
+        parts = parts[-1:]
+    for part in parts[-2:]:
+        yield _behind_separators(part)
+
+
+def _behind_separators(name: str) -> str:
+    for separator in "./:":
+        name = name.rpartition(separator)[2]
+    return name
 
 
 class _Matcher:
@@ -365,15 +393,19 @@ class _Matcher:
 
     def __init__(self, names: Iterable[str]) -> None:
         chosen = list(names)
-        self._plain = frozenset(squash(name) for name in chosen if "*" not in name)
+        self._plain = frozenset(squash(name) for name in chosen if "*" not in name) - {""}
         globs = "|".join(_glob(name) for name in chosen if "*" in name)
         self._globs = re2.compile(globs) if globs else None
 
-    def matches(self, squashed: str, snake: str) -> bool:
-        if squashed in self._plain and squashed:
-            return True
+    def is_named(self, squashed: str) -> bool:
+        """Return whether it is one of the names that are no patterns."""
+        return squashed in self._plain
+
+    def matches(self, name: str, squashed: str) -> bool:
         globs = self._globs
-        return globs is not None and any(globs.fullmatch(form) for form in (snake, squashed))
+        if globs is None or squashed in self._plain:
+            return squashed in self._plain
+        return any(globs.fullmatch(form) for form in (squashed, "_".join(name_words(name))))
 
 
 def _glob(pattern: str) -> str:

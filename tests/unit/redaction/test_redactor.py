@@ -67,6 +67,8 @@ class TestFromConfig:
         names = (
             "patient[diagnosis]", "patient[0][Diagnosis]", "diagnosis[0]", "diagnosis[en]",
             "x-diagnosis", "X_DIAGNOSIS", "x-diagnosis[]", "patient[my_note]",
+            "patient[x_diagnosis]", "patient[x-diagnosis][0]", "patient[diagnosis]x",
+            "x-x-diagnosis", "x_X-diagnosis", "]patient[x-x-diagnosis", "patient[x_my_note]",
         )  # fmt: skip
         taken = [name for name in names if redactor.field(name, "flu") == "[REDACTED]"]
         assert taken == list(names)
@@ -76,6 +78,40 @@ class TestFromConfig:
         others = ("patient_diagnosis", "xdiagnosis", "diagnosis_code", "patient[code]", "x-ray")
         kept = [name for name in others if redactor.field(name, "flu") == "flu"]
         assert kept == list(others)
+
+    def test_a_name_to_redact_may_itself_begin_so(self) -> None:
+        """What stands before it is one more x-."""
+        redactor = Redactor(fields=["x-ray"])
+        names = ("x-ray", "patient[X-Ray]", "x-x-ray", "patient[x_x_ray]")
+        assert [name for name in names if redactor.field(name, "flu") == "[REDACTED]"] == [*names]
+        assert redactor.field("patient[ray]", "flu") == "flu"
+
+    @pytest.mark.parametrize("name", ["user[pin][0]", "pin[0]", "user[x-pin][1]", "user[pin]x"])
+    def test_brackets_hide_no_built_in_name(self, name: str) -> None:
+        """A number in brackets only counts, and some readers ignore what follows them."""
+        assert Redactor().field(name, "1234") == "[REDACTED]"
+
+    def test_a_built_in_name_that_has_parts_is_another(self) -> None:
+        """Its last part says what a value is."""
+        for name in ("pin[color]", "pin[color][0]", "user[auth][method]", "items[0][name]", "[0]"):
+            assert Redactor().field(name, "blue") == "blue"
+
+    def test_a_name_of_very_many_parts_is_not_judged_but_redacted(self) -> None:
+        """Nobody nests a form so; to judge all of its parts costs more than it may."""
+        redactor = Redactor(fields=["diagnosis"], allow=["".join(f"a{n}[" for n in range(20))])
+        assert redactor.field("".join(f"b{n}[" for n in range(20)), "flu") == "[REDACTED]"
+        assert redactor.field("".join(f"a{n}[" for n in range(20)), "flu") == "flu"
+        assert redactor.field("a[" * 400, "flu") == "flu"
+        assert redactor.field("a[" * 400 + "diagnosis]", "flu") == "[REDACTED]"
+        assert Redactor().field("".join(f"b{n}[" for n in range(20)), "flu") == "flu"
+
+    def test_a_whole_name_to_allow_wins_over_a_part_to_redact(self) -> None:
+        """Who redacts each `name` can take one of them back; a pattern does not take so many back."""
+        redactor = Redactor(fields=["name"], allow=["product[name]", "x-name", "shop*", "*name"])
+        kept = ("product[name]", "Product[Name]", "X-Name")
+        assert [name for name in kept if redactor.field(name, "tea") == "tea"] == [*kept]
+        taken = ("name", "user[name]", "x-x-name", "shop[name]", "x_product[name]")
+        assert [one for one in taken if redactor.field(one, "tea") == "[REDACTED]"] == [*taken]
 
     def test_names_to_allow_are_whole_names(self) -> None:
         """The header X-Pin may hold the credential itself: it is allowed by its own name."""
