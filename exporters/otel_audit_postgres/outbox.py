@@ -111,7 +111,7 @@ SELECT r.rolname, current_setting('server_encoding') AS encoding,
        has_table_privilege(r.oid, t.oid, 'SELECT') AS may_read,
        has_table_privilege(r.oid, t.oid, 'DELETE') AS may_delete,
        has_any_column_privilege(r.oid, t.oid, 'INSERT') AS may_insert,
-       has_any_column_privilege(r.oid, t.oid, 'UPDATE') AS may_lock,
+       has_any_column_privilege(r.oid, t.oid, 'UPDATE') AS may_update,
        has_schema_privilege(r.oid, t.relnamespace, 'USAGE') AS may_use
 FROM pg_catalog.pg_class t, pg_catalog.pg_roles r
 WHERE t.oid = to_regclass('audit.outbox') AND r.rolname = current_user
@@ -416,7 +416,7 @@ def _judge_relay(found: Any) -> CheckResult:
             ("USAGE on schema audit", found["may_use"]),
             ("SELECT", found["may_read"]),
             ("DELETE", found["may_delete"]),
-            ("UPDATE (written_at)", found["may_lock"]),
+            ("UPDATE (written_at)", found["may_update"]),
         )
         if not has
     ]
@@ -443,7 +443,7 @@ def _judge_application(found: Any) -> CheckResult:
         return CheckResult(
             name, ok=False, detail=f"role {role} may not write to audit.outbox", remedy=_REMEDY
         )
-    if found["may_delete"] or found["may_lock"]:
+    if found["may_delete"] or found["may_update"]:
         return CheckResult(
             name,
             ok=None,

@@ -176,7 +176,7 @@ class PostgresSink:
         """
         if not records:
             return Written(stored=0)
-        own = await self._protected(_as_their_own(records))
+        own = await self._protected(_without_conflict_marks(records))
         became = _BatchResult([])
         async with self._session("write to the audit store", became) as connection:
             is_large = len(own) >= SMALLEST_LOAD
@@ -260,7 +260,8 @@ class PostgresSink:
             StoreError: As for `write`.
         """
         rows, unfit = await to_rows_by_turns(
-            await self._protected(_as_their_own(records)), to_copy=len(records) >= SMALLEST_LOAD
+            await self._protected(_without_conflict_marks(records)),
+            to_copy=len(records) >= SMALLEST_LOAD,
         )
         became = _BatchResult(unfit)
         async with self._session("write to the audit store", became) as connection:
@@ -768,7 +769,7 @@ def _moved(row: Row, claim: int) -> Row:
     return to_row(stored_as(row.record, record_id, str(row.id)))
 
 
-def _as_their_own(records: Sequence[AuditRecord]) -> list[AuditRecord]:
+def _without_conflict_marks(records: Sequence[AuditRecord]) -> list[AuditRecord]:
     """Take off a mark that only this sink may set."""
     if not any(map(is_not, map(_conflict_of, records), repeat(None))):  # as nearly always
         return list(records)

@@ -169,9 +169,9 @@ def flush(timeout: float = 10.0) -> bool:
         return True
     began = time.monotonic()
     delivered = runtime.delivery.flush(timeout)
-    if runtime.atomic is None:
+    if runtime.transactional is None:
         return delivered
-    return runtime.atomic.flush(max(timeout - (time.monotonic() - began), 0.0)) and delivered
+    return runtime.transactional.flush(max(timeout - (time.monotonic() - began), 0.0)) and delivered
 
 
 async def wait_for_receipt(
@@ -550,8 +550,8 @@ def _attach_orm(runtime: Runtime, app_engine: Any) -> Any:
         if app_engine is not None or runtime.config.orm == "transactional":
             raise
         return None
-    sources, atomic = orm.sources_of(app_engine), runtime.atomic
-    if atomic is not None:
+    sources, transactional = orm.sources_of(app_engine), runtime.transactional
+    if transactional is not None:
         _refuse_other_databases(sources["engines"])
     attachment = orm.attach(
         runtime.redactor,
@@ -559,11 +559,11 @@ def _attach_orm(runtime: Runtime, app_engine: Any) -> Any:
             runtime.config, spill_cipher=runtime.spill_cipher(), **sources
         ),
         on_orphan=runtime.record_outside,
-        transactional=None if atomic is None else atomic.transactional(),
+        transactional=None if transactional is None else transactional.for_orm(),
         on_error=runtime.count_error,
     )
-    if atomic is not None:
-        atomic.attachment = attachment
+    if transactional is not None:
+        transactional.attachment = attachment
     return attachment
 
 

@@ -95,7 +95,7 @@ if TYPE_CHECKING:
     from otel_audit_postgres.personal.protect import Protector
 
     from otel_audit.delivery.outbox_relay import Outbox
-    from otel_audit.transactional import CommitAtomic
+    from otel_audit.transactional import TransactionalRecording
 
 _logger = logging.getLogger("otel_audit")
 
@@ -141,7 +141,7 @@ class Runtime:
         if recorder is None:
             self.delivery = make_delivery(
                 config,
-                sink_maker(config, self._warn_of_default_partition),
+                sink_maker(config, self._note_default_rows),
                 self.counters,
                 spooled=config.exporter != "console",
             )
@@ -161,7 +161,7 @@ class Runtime:
                 metrics.get_meter("otel_audit"), self.counters, self.delivery
             )
         self._recorder = recorder
-        self.atomic = self._commit_atomic()
+        self.transactional = self._make_transactional()
         self._flagged_spans = (
             FlaggedSpans(self._producer, self.redactor, self.count_error)
             if self._producer is not None and config.flagged_spans
@@ -192,7 +192,7 @@ class Runtime:
             on_loss=self._count_loss,
             receipt=self.receipt,
             required=config.required,
-            enlist=None if self.atomic is None else self.atomic.enlist,
+            enlist=None if self.transactional is None else self.transactional.enlist,
             intended=self._options.intended if config.delivery == "strict" else None,
         )
 
@@ -311,8 +311,8 @@ class Runtime:
             self.watch_spans()
             if self._producer is not None:
                 self._producer.begin()
-            if self.atomic is not None:
-                self.atomic.start()
+            if self.transactional is not None:
+                self.transactional.start()
             self._check_once()
             if self._sealing is None:
                 self._sealing = _begin_sealing(self.config)
@@ -322,7 +322,7 @@ class Runtime:
         """The state of this process's delivery threads."""
         found = {} if self.delivery is None else self.delivery.threads
         intents = None if self._producer is None else self._producer.intents
-        relay = None if self.atomic is None else self.atomic.relay
+        relay = None if self.transactional is None else self.transactional.relay
         for name, one in (("intents", intents), ("relay", relay), ("sealing", self._sealing)):
             if one is not None:
                 found[name] = one.state
@@ -333,7 +333,7 @@ class Runtime:
         if self.delivery is not None:
             self.delivery.ensure()
         intents = None if self._producer is None else self._producer.intents
-        relay = None if self.atomic is None else self.atomic.relay
+        relay = None if self.transactional is None else self.transactional.relay
         for one in (intents, relay, self._sealing):
             if one is not None:
                 one.ensure()
@@ -352,8 +352,8 @@ class Runtime:
                 self._producer.end()
             deliver = functools.partial(self.delivery.flush_and_rest, self.config.shutdown_timeout)
             await in_thread(deliver)
-            if self.atomic is not None:
-                flush = functools.partial(self.atomic.flush, self.config.shutdown_timeout)
+            if self.transactional is not None:
+                flush = functools.partial(self.transactional.flush, self.config.shutdown_timeout)
                 await in_thread(flush)
             if self._sealing is not None:
                 stop = functools.partial(self._sealing.stop, self.config.shutdown_timeout)
@@ -378,7 +378,7 @@ class Runtime:
             StoreError: It is not in the state it must be in.
         """
         check_store(self.config)
-        if self.atomic is not None and self.atomic.relay is not None:
+        if self.transactional is not None and self.transactional.relay is not None:
             from otel_audit.transactional import outbox_maker
 
             make = outbox_maker(self.config)
@@ -430,7 +430,7 @@ class Runtime:
         delivery = self.delivery
         oldest = 0.0 if delivery is None else delivery.oldest_age
         overdue = oldest > self.config.unhealthy_after
-        relay = None if self.atomic is None else self.atomic.relay
+        relay = None if self.transactional is None else self.transactional.relay
         if relay is not None:
             oldest = max(oldest, relay.oldest_age)
             overdue = oldest > self.config.unhealthy_after
@@ -451,7 +451,7 @@ class Runtime:
             "spool_damaged_files": self._damaged_files(),
             "queue_depth": 0 if delivery is None else delivery.depth,
             "failing_for_seconds": 0.0 if delivery is None else delivery.failing_for,
-            **self._set_aside(),
+            **self._sink_figures(),
             **(
                 {}
                 if relay is None
@@ -466,7 +466,7 @@ class Runtime:
             "thread_restarts": sum(one.restarts for one in threads.values()),
         }
 
-    def _warn_of_default_partition(self, rows: int) -> None:
+    def _note_default_rows(self, rows: int) -> None:
         self._in_default = rows
 
     def _damaged_files(self) -> int:
@@ -474,7 +474,7 @@ class Runtime:
             return 0
         return len(damaged_files(self.config.spool_path, service_of_spool()))
 
-    def _set_aside(self) -> dict[str, int]:
+    def _sink_figures(self) -> dict[str, int]:
         if self.config.exporter == "postgres":
             return {"default_partition_rows": self._in_default}
         if self.config.exporter != "otlp":
@@ -508,8 +508,8 @@ class Runtime:
         with contextlib.ExitStack() as last_first:
             if self.delivery is not None:
                 last_first.callback(self.delivery.close, self.config.shutdown_timeout)
-            if self.atomic is not None:
-                last_first.callback(self.atomic.close, self.config.shutdown_timeout)
+            if self.transactional is not None:
+                last_first.callback(self.transactional.close, self.config.shutdown_timeout)
             if self._producer is not None:
                 last_first.callback(self._producer.close)
             self.report_names()
@@ -518,18 +518,18 @@ class Runtime:
                 if one is not None:
                     one.detach()
 
-    def _commit_atomic(self) -> CommitAtomic | None:
+    def _make_transactional(self) -> TransactionalRecording | None:
         if self.config.orm != "transactional":
             return None
         # only this mode needs it
-        from otel_audit.transactional import CommitAtomic
+        from otel_audit.transactional import TransactionalRecording
 
         producer = self._producer
-        return CommitAtomic(
+        return TransactionalRecording(
             self.config,
             self.counters,
             None if producer is None else sink_maker(self.config),
-            _unplaced if producer is None else producer.placed,
+            _without_provenance if producer is None else producer.with_provenance,
             _service_name,
         )
 
@@ -550,7 +550,7 @@ class Runtime:
             return options
         return dataclasses.replace(
             options,
-            place=producer.place,
+            provenance=producer.provenance,
             durable=on_any_loop(self.delivery.synced) if config.spool_fsync == "always" else None,
             intended=on_any_loop(producer.intended) if config.exporter == "postgres" else None,
             strict=config.delivery == "strict",
@@ -611,7 +611,7 @@ def _nothing() -> None:
     """Do nothing."""
 
 
-def _unplaced(record: AuditRecord, _span: trace.Span | None) -> list[AuditRecord]:
+def _without_provenance(record: AuditRecord, _span: trace.Span | None) -> list[AuditRecord]:
     return [record]
 
 

@@ -101,8 +101,8 @@ class AuditScope(msgspec.Struct, eq=False, weakref=True):
         started: The same on the monotonic clock, nanoseconds.
         error: What made an action by hand fail.
         server_span: The application's own span of the request, where there is one.
-        place: Trace and process, where that is settled already: so its records need no copy that
-            says so.
+        provenance: Trace and process, where that is settled already: then its records need no copy
+            that says so.
         changes: Changes whose transaction has ended, each with its outcome: committed, unknown,
             and rolled-back ones if they are kept; the first thousand, or as configured.
         further: The changes beyond that.
@@ -147,7 +147,7 @@ class AuditScope(msgspec.Struct, eq=False, weakref=True):
     error: ErrorInfo | None = None
     metadata: dict[str, Any] = msgspec.field(default_factory=dict)
     server_span: Span | None = None
-    place: Provenance = NOWHERE
+    provenance: Provenance = NOWHERE
     changes: list[Change] = msgspec.field(default_factory=list)
     further: SpilledChanges | None = None
     change_records: list[str] = msgspec.field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Commit-atomic mode brought to life: who composes the records, and who relays them."""
+"""Transactional mode brought to life: who composes the records, and who relays them."""
 
 from __future__ import annotations
 
@@ -28,11 +28,14 @@ if TYPE_CHECKING:
 
 _NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
 
-AssignNumbers = Callable[[AuditRecord, trace.Span | None], list[AuditRecord]]
-"""Says in a record by which process it was made, and in which trace."""
+WithProvenance = Callable[[AuditRecord, trace.Span | None], list[AuditRecord]]
+"""Says in a record in which trace it was made, and by which process; gives it no number.
+
+Several records where one would be too large.
+"""
 
 
-class CommitAtomic:
+class TransactionalRecording:
     """Records in the application's own transactions, on their way to the store.
 
     Attributes:
@@ -45,7 +48,7 @@ class CommitAtomic:
         config: AuditConfig,
         counters: Counters,
         make_sink: Callable[[], Sink] | None,
-        place: AssignNumbers,
+        with_provenance: WithProvenance,
         service: Callable[[], str],
     ) -> None:
         """Build it; nothing is connected yet.
@@ -54,7 +57,7 @@ class CommitAtomic:
             config: The settings.
             counters: Where everything is counted.
             make_sink: Makes the sink; None: nothing is relayed from here.
-            place: Says where a record comes from.
+            with_provenance: Says in a record in which trace it was made, and by which process.
             service: Names the process.
 
         Raises:
@@ -62,7 +65,7 @@ class CommitAtomic:
         """
         self._config = config
         self._counters = counters
-        self._place = place
+        self._with_provenance = with_provenance
         self._service = service
         self.attachment: Attachment | None = None
         self.relay: Relay | None = None
@@ -71,7 +74,7 @@ class CommitAtomic:
             self.relay = Relay(outbox_maker(config), make_sink, counters, options)
             publish_outbox(metrics.get_meter("otel_audit"), self.relay)
 
-    def transactional(self) -> Transactional:
+    def for_orm(self) -> Transactional:
         """Make what the listeners need."""
         # needs SQLAlchemy, which an application may not have
         from otel_audit.orm import Transactional
@@ -93,7 +96,9 @@ class CommitAtomic:
 
         if self.attachment is None:
             raise ConfigurationError("emit_in_transaction(): the database sessions are not audited")
-        return enlist(session, encode(self._place(record, span)[0]), self.attachment.can_enlist)
+        return enlist(
+            session, encode(self._with_provenance(record, span)[0]), self.attachment.can_enlist
+        )
 
     def start(self) -> None:
         """Begin to relay."""
@@ -118,7 +123,11 @@ class CommitAtomic:
 
     def _compose(self, owner: AuditScope | None, changes: SpilledChanges) -> Iterator[AuditRecord]:
         span = None if owner is None else owner.server_span
-        return (piece for one in self._records(owner, changes) for piece in self._place(one, span))
+        return (
+            piece
+            for one in self._records(owner, changes)
+            for piece in self._with_provenance(one, span)
+        )
 
     def _records(self, owner: AuditScope | None, changes: SpilledChanges) -> Iterator[AuditRecord]:
         if owner is not None and owner.at_commit is not None:

@@ -116,7 +116,7 @@ def action_record(  # noqa: PLR0913 - one argument a field that only the caller 
         error: What went wrong.
     """
     changes = () if level == "metadata" else tuple(scope.changes)
-    place = scope.place
+    provenance = scope.provenance
     # in two steps: for a call with more than 15 names CPython builds a dictionary first
     record = AuditRecord(
         record_id=scope.record_id,
@@ -144,13 +144,13 @@ def action_record(  # noqa: PLR0913 - one argument a field that only the caller 
         changes_total=_total(scope.changes_total, changes),
         changes_rolled_back=scope.changes_rolled_back,
         error=error,
-        trace_id=place.trace_id,
-        span_id=place.span_id,
-        trace_sampled=place.sampled,
-        producer_id=place.producer_id,
+        trace_id=provenance.trace_id,
+        span_id=provenance.span_id,
+        trace_sampled=provenance.sampled,
+        producer_id=provenance.producer_id,
         level=level,
         metadata=metadata,
-        resource=place.resource,
+        resource=provenance.resource,
     )
 
 
@@ -172,7 +172,7 @@ class Opening(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         action: Of which kind it is.
         level: How much of it will be recorded.
         request_id, method, path: The head of the request, as far as that costs nothing.
-        place: Where it takes place.
+        provenance: Where it takes place; ``place`` in the frame, as earlier spools have it.
         source: From where.
         actor: Who does it, where somebody has said so already.
     """
@@ -186,13 +186,13 @@ class Opening(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     request_id: str
     method: str
     path: str
-    place: Provenance
+    provenance: Provenance = msgspec.field(name="place")
     source: Source | None = None
     actor: Actor | None = None
 
     def record(self) -> AuditRecord:
         """Build the record, of phase ``started``."""
-        place = self.place
+        provenance = self.provenance
         return AuditRecord(
             record_id=self.record_id,
             action_id=self.action_id,
@@ -206,12 +206,12 @@ class Opening(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
             source=self.source,
             request=Request(id=self.request_id, method=self.method, path=self.path),
             transaction="none",
-            trace_id=place.trace_id,
-            span_id=place.span_id,
-            trace_sampled=place.sampled,
-            producer_id=place.producer_id,
+            trace_id=provenance.trace_id,
+            span_id=provenance.span_id,
+            trace_sampled=provenance.sampled,
+            producer_id=provenance.producer_id,
             level=self.level,
-            resource=place.resource,
+            resource=provenance.resource,
         )
 
 
@@ -555,7 +555,7 @@ _WITH_BODIES: Final = frozenset({"request", "request_response"})
 
 
 def provenance_of(span: Span | None, producer_id: str, resource: dict[str, Any]) -> Provenance:
-    """Say where the records of an action come from; see `placed`."""
+    """Say where the records of an action come from; see `with_provenance`."""
     if span is None:
         return Provenance(producer_id=producer_id, resource=resource)
     trace_id, span_id, sampled = _span_facts(span)
@@ -568,7 +568,7 @@ def in_trace(record: AuditRecord, span: Span) -> AuditRecord:
     return _replace(record, trace_id=trace_id, span_id=span_id, trace_sampled=sampled)
 
 
-def placed(
+def with_provenance(
     record: AuditRecord,
     span: Span | None,
     producer_id: str | None,

@@ -19,7 +19,14 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from otel_audit._util.fork import renew_in_child
 from otel_audit._util.ids import uuid7
 from otel_audit._util.ratelimited_log import log_limited
-from otel_audit.action.compose import Ending, Opening, ended, numbered, placed, provenance_of
+from otel_audit.action.compose import (
+    Ending,
+    Opening,
+    ended,
+    numbered,
+    provenance_of,
+    with_provenance,
+)
 from otel_audit.action.ports import Close
 from otel_audit.action.record_limit import MARGIN, RECORD_LIMIT, first_of, fit
 from otel_audit.attributes import SCOPE_NAME, plain_values, to_attributes
@@ -142,7 +149,7 @@ class Producer:
                 _logger, event, "The stream's own record %s was not made", event, error=error
             )
 
-    def place(self, server_span: trace.Span | None) -> Provenance:
+    def provenance(self, server_span: trace.Span | None) -> Provenance:
         """Say from which process and in which trace the records of an action will be."""
         return provenance_of(server_span, self.producer_id, resource_attributes())
 
@@ -192,7 +199,7 @@ class Producer:
         if self._intents is None:
             return True
         self.begin()
-        known = placed(record, server_span, self.producer_id, resource_attributes())
+        known = with_provenance(record, server_span, self.producer_id, resource_attributes())
         record = first_of(self._fitted(known))
         record = numbered(record, self.producer_id, self._next())
         try:
@@ -220,7 +227,7 @@ class Producer:
 
     def _opening_text(self, begun: Opening) -> bytes | None:
         """Write what is known of the beginning; None if it needs a record to be made first."""
-        if begun.place.producer_id != self.producer_id:
+        if begun.provenance.producer_id != self.producer_id:
             return None
         try:
             text = to_json(begun)
@@ -266,7 +273,7 @@ class Producer:
         known = record
         # a forked child is another producer than the one in which the action has begun
         if known.producer_id != self.producer_id:
-            known = placed(record, server_span, self.producer_id, resource_attributes())
+            known = with_provenance(record, server_span, self.producer_id, resource_attributes())
         text = self._small(known)
         if text is None:
             known = first_of(self._fitted(known))
@@ -311,7 +318,9 @@ class Producer:
         if record.producer_id == self.producer_id:
             finished = numbered(record, self.producer_id, number)
         else:
-            finished = placed(record, server_span, self.producer_id, resource_attributes(), number)
+            finished = with_provenance(
+                record, server_span, self.producer_id, resource_attributes(), number
+            )
         self._send_numbered(finished, server_span)
 
     def _send_numbered(self, finished: AuditRecord, server_span: trace.Span | None) -> None:
@@ -363,15 +372,17 @@ class Producer:
             self._counters.add("capture_errors")
             log_limited(_logger, "span", "An audit record goes without its span", error=error)
 
-    def placed(self, record: AuditRecord, server_span: trace.Span | None) -> list[AuditRecord]:
-        """Say in a record whose trace it belongs to, without giving it a place in the stream.
+    def with_provenance(
+        self, record: AuditRecord, server_span: trace.Span | None
+    ) -> list[AuditRecord]:
+        """Say in a record which trace and process it belongs to, without giving it a number.
 
         For records that may yet be undone: a number that is never stored would be a gap.
 
         Returns:
             The record; several where one would be too large.
         """
-        return self._fitted(placed(record, server_span, None, resource_attributes()))
+        return self._fitted(with_provenance(record, server_span, None, resource_attributes()))
 
     def _next(self) -> int:
         # no lock: in CPython no two threads get the same number of one counter

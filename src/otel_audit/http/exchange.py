@@ -143,8 +143,8 @@ class Exchange(Lifecycle):
 
     def _begin(self, decision: PolicyDecision) -> bool:
         audit, options = self._audit, self._options
-        if options.place is not None:
-            audit.place = options.place(audit.server_span)
+        if options.provenance is not None:
+            audit.provenance = options.provenance(audit.server_span)
         return options.recorder.opened(self._builder.opened(decision), audit.server_span)
 
     def _observe_bodies(self) -> HeadAssessment:

@@ -294,7 +294,7 @@ class ExchangeRecordBuilder(ExchangeFacts):
             audit.record_id, audit.action_id, audit.occurred_at,
             decision.event_name, decision.action, decision.level,
             head.id, head.method, head.path_at_start(self.routed),
-            audit.place, audit.source, audit.actor,
+            audit.provenance, audit.source, audit.actor,
         )  # fmt: skip
 
     def rests_on(self, decision: PolicyDecision | None, *, wrote: bool) -> tuple[object, ...]:

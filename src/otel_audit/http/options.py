@@ -46,7 +46,7 @@ class CaptureOptions:
         on_loss: Called for each failure of ours that costs a record.
         subject_of: Whom a token names that an answer hands out; None if it is not verified.
         entered: Called with the ASGI scope as the router gets it; None: not at all. Never raises.
-        place: Says in which process and trace the records of an action are, given its span; None:
+        provenance: Says in which process and trace an action's records are, by its span; None:
             the recorder says so later.
         durable: Waits until the record of an answer is on disk; None: no wait.
         intended: Brings an intent to the store; says whether the action may begin.
@@ -76,7 +76,7 @@ class CaptureOptions:
     token_identity: Callable[
         [Mapping[str, Any], AuditScope, Bearer], tuple[Actor, Tenant | None] | None
     ] = lambda _scope, _audit, _bearer: None
-    place: Callable[[trace.Span | None], Provenance] | None = None
+    provenance: Callable[[trace.Span | None], Provenance] | None = None
     durable: Callable[[], Awaitable[None]] | None = None
     intended: Callable[[AuditRecord, trace.Span | None], Awaitable[bool]] | None = None
     strict: bool = False

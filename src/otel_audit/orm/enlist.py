@@ -1,4 +1,4 @@
-"""An event that the application records by hand, in a transaction of its own."""
+"""An event that the application records by hand, in its own open transaction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commit-atomic mode: what a transaction has changed is written in the transaction itself.
+"""Transactional mode: what a transaction has changed is written in the transaction itself.
 
 The entries go to ``audit.outbox`` on the application's own connection, after its last flush and
 before COMMIT. So they exist if and only if the change does, whatever happens to the process.

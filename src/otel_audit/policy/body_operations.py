@@ -21,7 +21,7 @@ _LONGEST_NAME: Final = 64
 _GRAPHQL: Final = frozenset({"graphql", "gql"})
 _RPC: Final = frozenset({"jsonrpc", "rpc", "mcp"})
 _METHOD: Final = re.compile(r"[A-Za-z_$][\w$]*(?:[./:-][\w$]+)*")
-_NOTIFYING: Final = "tools/call"
+_TOOL_CALL: Final = "tools/call"
 """The method of the Model Context Protocol by which a tool is called; the tool is the operation."""
 _ERRORS_FIRST: Final = re.compile(rb'\s*\{\s*"errors?"\s*:\s*[\[{]\s*[{"]')
 _STRUCTURED: Final = frozenset(b"{[")
@@ -141,7 +141,7 @@ def _graphql(calls: Sequence[_Call]) -> Operations | None:
 
 def _method(call: _Call) -> str:
     name = call.method
-    if name == _NOTIFYING:
+    if name == _TOOL_CALL:
         try:
             tool = _decode_params(call.params).name
         except msgspec.MsgspecError:

@@ -148,11 +148,11 @@ class Policy:
     _paths: BoundedCache[tuple[str, str], Naming] = field(
         default_factory=lambda: BoundedCache(_NAMES), repr=False, compare=False
     )
-    _starts: Memo[tuple[str, str], HeadAssessment] = field(init=False, repr=False, compare=False)
+    _assessed: Memo[tuple[str, str], HeadAssessment] = field(init=False, repr=False, compare=False)
     _decisions: BoundedCache[tuple[Any, ...], tuple[PolicyDecision, Naming]] = field(
         default_factory=lambda: BoundedCache(_NAMES), repr=False, compare=False
     )
-    _openings: Memo[tuple[str, str], PolicyDecision] = field(init=False, repr=False, compare=False)
+    _by_head: Memo[tuple[str, str], PolicyDecision] = field(init=False, repr=False, compare=False)
     _index: PathIndex = field(init=False, repr=False, compare=False)
     _of_method: Mapping[str, tuple[CompiledRule, ...]] = field(
         init=False, repr=False, compare=False
@@ -161,8 +161,8 @@ class Policy:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_index", PathIndex(self.routes))
-        object.__setattr__(self, "_starts", Memo(self._start, _NAMES, _is_short))
-        object.__setattr__(self, "_openings", Memo(self._opening, _NAMES, _is_short))
+        object.__setattr__(self, "_assessed", Memo(self._assess, _NAMES, _is_short))
+        object.__setattr__(self, "_by_head", Memo(self._decide_head, _NAMES, _is_short))
         named = frozenset().union(*(compiled.methods for compiled in self.rules))
         of_method = {
             method: tuple(one for one in self.rules if not one.methods or method in one.methods)
@@ -224,7 +224,7 @@ class Policy:
             The highest level that a rule could give. That a request which writes to the database
             is recorded in any case needs no body, and is not counted here.
         """
-        return self._starts[method, path]
+        return self._assessed[method, path]
 
     def decide_by_head(self, method: str, path: str) -> PolicyDecision:
         """Decide on a request of which only the head is known; who it is, is not.
@@ -236,9 +236,9 @@ class Policy:
         Returns:
             As `decide`, which it asks. No rule that samples matches a request without an answer.
         """
-        return self._openings[method, path]
+        return self._by_head[method, path]
 
-    def _opening(self, pair: tuple[str, str]) -> PolicyDecision:
+    def _decide_head(self, pair: tuple[str, str]) -> PolicyDecision:
         return self.decide(
             method=pair[0],
             path=pair[1],
@@ -250,7 +250,7 @@ class Policy:
             reached=False,
         )
 
-    def _start(self, pair: tuple[str, str]) -> HeadAssessment:
+    def _assess(self, pair: tuple[str, str]) -> HeadAssessment:
         method, path = pair
         level: Level = "none"
         limits: list[int] = []

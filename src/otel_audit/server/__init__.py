@@ -27,7 +27,7 @@ def create_app(config: AuditConfig | None = None, *, any_certificate: bool = Fal
     Args:
         config: The settings; by default from the environment.
         any_certificate: Let in every client certificate that the server has verified, where the
-            file of senders names none.
+            file of credentials names none.
 
     Raises:
         ConfigurationError: There is no store, or senders are not authenticated.

@@ -74,7 +74,7 @@ def create_app(
     Args:
         config: The settings; by default from the environment.
         any_certificate: Let in every client certificate that the server has verified, where the
-            file of senders names none.
+            file of credentials names none.
         grpc: Where to take OTLP over gRPC as well, if anywhere.
         make_store: Opens a connection to the store; by default to the one of
             ``OTEL_AUDIT_DSN``.
@@ -104,15 +104,15 @@ def create_app(
 
 
 def _access(config: AuditConfig, any_certificate: bool) -> Authentication:  # noqa: FBT001 - passed on
-    senders = None
+    credentials = None
     if config.serve_tokens_file is not None:
-        senders = CredentialsFile(config.serve_tokens_file)
-    if senders is None and not any_certificate and config.serve_no_auth == "no":
+        credentials = CredentialsFile(config.serve_tokens_file)
+    if credentials is None and not any_certificate and config.serve_no_auth == "no":
         raise ConfigurationError(
             f"{PREFIX}SERVE_TOKENS_FILE: missing, and anybody could write the audit trail; make a "
             "token: otel-audit serve token new NAME --file tokens.toml"
         )
-    return Authentication(senders, any_certificate, config.serve_no_auth)
+    return Authentication(credentials, any_certificate, config.serve_no_auth)
 
 
 def _store_maker(config: AuditConfig) -> Callable[[], Store]:
@@ -206,13 +206,13 @@ async def _lifespan(
 
 @contextlib.contextmanager
 def _reloading(service: Service) -> Iterator[None]:
-    """Read the file of senders again on SIGHUP, if signals are available."""
-    senders = service.access.senders
-    if senders is None:
+    """Read the file of credentials again on SIGHUP, if signals are available."""
+    credentials = service.access.credentials
+    if credentials is None:
         yield
         return
     try:
-        before = signal.signal(signal.SIGHUP, lambda *_: senders.reload_if_changed())
+        before = signal.signal(signal.SIGHUP, lambda *_: credentials.reload_if_changed())
     except (ValueError, AttributeError):  # not the main thread, or not POSIX
         yield
         return

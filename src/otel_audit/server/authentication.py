@@ -27,13 +27,13 @@ class Authentication:
     """Authenticates senders.
 
     Attributes:
-        senders: The file of tokens and certificates, if there is one.
+        credentials: The file of tokens and certificates, if there is one.
         any_certificate: Whether every certificate of the configured authority is let in, where
             the file names none.
         no_auth: From where requests without any credential are let in.
     """
 
-    senders: CredentialsFile | None = None
+    credentials: CredentialsFile | None = None
     any_certificate: bool = False
     no_auth: NoAuth = "no"
 
@@ -52,8 +52,12 @@ class Authentication:
             RequestError: 401 if the credential is missing, unknown or expired; 403 if it is known
                 and not let in.
         """
-        if authorization is not None and self.senders is not None and self.senders.entries.token:
-            return self._by_token(authorization, self.senders)
+        if (
+            authorization is not None
+            and self.credentials is not None
+            and self.credentials.entries.token
+        ):
+            return self._by_token(authorization, self.credentials)
         certificate = state.get(CERTIFICATE)
         if isinstance(certificate, Certificate):
             return self._by_certificate(certificate)
@@ -61,17 +65,17 @@ class Authentication:
             return NOBODY
         if self.no_auth == "loopback":
             raise forbidden("without authentication only this machine itself may send")
-        if self.senders is None or not self.senders.entries.token:
+        if self.credentials is None or not self.credentials.entries.token:
             raise unauthenticated("a client certificate is needed")
         raise unauthenticated("a bearer token is needed: Authorization: Bearer …")
 
     @staticmethod
-    def _by_token(authorization: bytes, senders: CredentialsFile) -> Sender:
+    def _by_token(authorization: bytes, credentials: CredentialsFile) -> Sender:
         scheme, _, token = authorization.partition(b" ")
         if scheme.lower() != b"bearer":
             raise unauthenticated("a bearer token is needed: Authorization: Bearer …")
         token = token.strip()
-        entry = senders.by_token(token) if 0 < len(token) <= LONGEST_TOKEN else None
+        entry = credentials.by_token(token) if 0 < len(token) <= LONGEST_TOKEN else None
         if entry is None:
             raise unauthenticated("the bearer token is not known")
         if entry.has_expired():
@@ -79,9 +83,9 @@ class Authentication:
         return entry.sender()
 
     def _by_certificate(self, certificate: Certificate) -> Sender:
-        named = self.senders is not None and bool(self.senders.entries.certificate)
-        if named and self.senders is not None:
-            found = self.senders.by_certificate(certificate)
+        named = self.credentials is not None and bool(self.credentials.entries.certificate)
+        if named and self.credentials is not None:
+            found = self.credentials.by_certificate(certificate)
             if found is None:
                 raise forbidden(f"the client certificate {certificate.subject!r} is not listed")
             return found

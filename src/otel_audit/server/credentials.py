@@ -155,10 +155,10 @@ class CredentialsFile:
         try:
             self._entries = read_entries(self._path)
         except ConfigurationError as error:
-            log_limited(_logger, "senders", "Earlier tokens stay in force: %s", error)
+            log_limited(_logger, "credentials", "Earlier credentials stay in force: %s", error)
             return
         self._seen = seen
-        _logger.info("Tokens were read again from %s", self._path)
+        _logger.info("Credentials were read again from %s", self._path)
 
     def by_token(self, token: bytes) -> TokenEntry | None:
         """Find the entry of a token; every entry is compared, in constant time."""
@@ -178,7 +178,7 @@ class CredentialsFile:
 
 
 def read_entries(path: Path) -> CredentialEntries:
-    """Read and check a file of senders.
+    """Read and check a file of credentials.
 
     Raises:
         ConfigurationError: What is wrong with it, and where.

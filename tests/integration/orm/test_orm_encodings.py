@@ -1,4 +1,4 @@
-"""Commit-atomic mode in databases of other encodings: no character costs a COMMIT."""
+"""Transactional mode in databases of other encodings: no character costs a COMMIT."""
 
 from __future__ import annotations
 

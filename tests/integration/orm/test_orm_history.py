@@ -529,7 +529,7 @@ class PostgresHistory(History):
 
 
 class OutboxHistory(PostgresHistory):
-    """The same in commit-atomic mode: the outbox against the triggers."""
+    """The same in transactional mode: the outbox against the triggers."""
 
     def listen(self):
         transactional = Transactional(

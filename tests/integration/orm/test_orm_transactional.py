@@ -1,4 +1,4 @@
-"""Commit-atomic mode on a real database: what is committed has its entry, and nothing else has."""
+"""Transactional mode on a real database: what is committed has its entry, and nothing else has."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ async def without_outbox(postgres, database, audit_store, roles) -> AsyncIterato
 
 @pytest.fixture
 async def bank(without_outbox, roles) -> AsyncIterator[Bank]:
-    """The application at work in commit-atomic mode; nothing relays yet."""
+    """The application at work in transactional mode; nothing relays yet."""
     await init_outbox(without_outbox.superuser, application=roles[0], relay=roles[1])
     otel_audit.instrument(
         app_engine=without_outbox.engine, config=settings(without_outbox, outbox_relay=False)

@@ -683,8 +683,8 @@ class TestTwoPhases:
             event.remove(Tag, "after_insert", keep)
         assert (scope.transaction, scope.changes) == ("rolled_back", [])
 
-    async def test_commit_atomic_mode(self, prepared):
-        """In commit-atomic mode the entries are in the prepared transaction."""
+    async def test_transactional_mode(self, prepared):
+        """In transactional mode the entries are in the prepared transaction."""
         transactional = Transactional(
             compose=lambda _owner, changes: [
                 next(

@@ -73,7 +73,7 @@ class TestTokens:
             assert send(sink, bearer, span(3)).status_code == 200
 
             file.write_text("[[token]]\nname = ")
-            while "Earlier tokens stay in force" not in sink.output:
+            while "Earlier credentials stay in force" not in sink.output:
                 assert send(sink, bearer, span(4)).status_code == 200
                 time.sleep(0.05)
             assert send(sink, bearer, span(4)).status_code == 200
@@ -87,7 +87,7 @@ class TestTokens:
             (tmp_path / "tokens.toml").write_text(lines)
             sink.process.send_signal(signal.SIGHUP)
             # without any request, with which the file is looked at otherwise
-            _until(lambda: "Tokens were read again" in sink.output)
+            _until(lambda: "Credentials were read again" in sink.output)
             assert send(sink, f"Bearer {secret}", span(1)).status_code == 200
 
     def test_an_expired_one_is_refused_by_name(self, tmp_path, stored):

@@ -84,19 +84,21 @@ class TestOpened:
         assert (counters.dropped, counters.capture_errors) == (0, 2)
         assert "below its bound" in caplog.text
 
-    def test_a_record_that_says_its_place_keeps_it(self, a_recorder, tmp_path):
+    def test_a_record_with_a_provenance_keeps_it(self, a_recorder, tmp_path):
         """Trace and process that an action's record has from the start are said again no more."""
         recorder, _ = a_recorder(tmp_path / "spools", refuse=True)
-        place = recorder.place(None)
-        assert place.producer_id == recorder.producer_id
-        record = a_record(producer_id=place.producer_id, trace_id="1" * 32, resource={"a": "b"})
+        provenance = recorder.provenance(None)
+        assert provenance.producer_id == recorder.producer_id
+        record = a_record(
+            producer_id=provenance.producer_id, trace_id="1" * 32, resource={"a": "b"}
+        )
         recorder.opened(record, None)
         recorder.closed(record, None)
         (item,) = recorder._delivery.queue._memory
         assert item.entry.sequence_number == 1
         assert msgspec.structs.replace(item.entry, sequence_number=None) == record
 
-    def test_the_place_of_another_process_is_said_anew(self, a_recorder, tmp_path):
+    def test_the_provenance_of_another_process_is_said_anew(self, a_recorder, tmp_path):
         """A forked child that ends its parent's action is the producer of that record."""
         recorder, _ = a_recorder(tmp_path / "spools", refuse=True)
         recorder.closed(a_record(producer_id="parent", trace_id="1" * 32), None)
@@ -195,7 +197,7 @@ class TestAnswered:
     def test_a_beginning_is_no_record_yet(self, a_recorder, tmp_path):
         """What is written down of a beginning is small, and becomes a record when it is read."""
         recorder, _ = a_recorder(tmp_path / "spools", refuse=False)
-        place = Provenance(recorder.producer_id, resource={"service.name": "shop"})
+        provenance = Provenance(recorder.producer_id, resource={"service.name": "shop"})
         record_id = uuid7()
         begun = Opening(
             record_id,
@@ -207,7 +209,7 @@ class TestAnswered:
             "r1",
             "POST",
             "/o",
-            place,
+            provenance,
         )
         assert recorder.opened(begun, None)
         spool = recorder._delivery.queue.open_spool

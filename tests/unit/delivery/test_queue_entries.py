@@ -33,9 +33,9 @@ def ending_of_one(**facts: object) -> Ending:
 
 
 def an_opening(**facts: object) -> Opening:
-    place = Provenance(ID, "a" * 32, "b" * 16, True, {"service.name": "shop"})
+    provenance = Provenance(ID, "a" * 32, "b" * 16, True, {"service.name": "shop"})
     usual = Opening(
-        ID, ID, 7, "order.created", "CREATE", "metadata", "request-1", "POST", "/orders", place
+        ID, ID, 7, "order.created", "CREATE", "metadata", "request-1", "POST", "/orders", provenance
     )
     return msgspec.structs.replace(usual, **facts)
 
@@ -121,3 +121,8 @@ def test_an_end_alone_is_kept_aside():
     broken = read_back(ID, b'{"no":"record"}', b"{}")
     assert isinstance(broken, Refused)
     assert broken.received == b'{"answered":{"no":"record"},"ended":{}}'
+
+
+def test_a_beginning_has_the_names_of_earlier_spools():
+    """A spool of the version before is read by this one, and the other way round."""
+    assert msgspec.json.decode(to_json(an_opening()))["place"][:2] == [ID, "a" * 32]

@@ -141,7 +141,7 @@ class Spool:
         )
         self._outstanding = UnackedFrames()
         self._actions = OpenActions()
-        self._bound = Quota(settings, home, path.name)
+        self._quota = Quota(settings, home, path.name)
         self._ages = settings.max_age is not None
         self._synced = 0
         self._segments_synced = 0
@@ -185,7 +185,7 @@ class Spool:
         size = len(frame)
         with self._lock:
             segments = self._segments
-            if self._closed or segments.bytes + size > self._bound.room_to_begin or self._ages:
+            if self._closed or segments.bytes + size > self._quota.room_to_begin or self._ages:
                 self._admit(size, begins=kind == _OPENED)
             segment = segments.write(frame)
             position = segments.appended
@@ -230,7 +230,7 @@ class Spool:
             segments, action = self._segments, self._actions.get(key)
             if action is None or action[4] != answered or not segments.has_room(action[1], size):
                 return None
-            if self._closed or segments.bytes + size > self._bound.room_to_begin:
+            if self._closed or segments.bytes + size > self._quota.room_to_begin:
                 self._admit(size, begins=False)
             segment = segments.write(frame)
             position = segments.appended
@@ -410,10 +410,10 @@ class Spool:
         if self._closed:
             raise SpoolClosedError("the spool is closed")
         own = self._segments.bytes + size
-        if own > (self._bound.room_to_begin if begins else self._bound.room):
-            self._bound.refuse(own, begins=begins)
+        if own > (self._quota.room_to_begin if begins else self._quota.room):
+            self._quota.check_room(own, begins=begins)
         if begins and self._ages:
-            self._bound.check_age(self._oldest_age())
+            self._quota.check_age(self._oldest_age())
 
     # --- syncing; the upkeep lock is held
 
@@ -445,7 +445,7 @@ class Spool:
             current = self._segments.last
             files = ((current.name, current.file), (LOCK, self._lock_file))
             try:
-                self._bound.recount()
+                self._quota.recount()
                 if all(is_still(self._place, name, file) for name, file in files):
                     return
             except OSError as error:

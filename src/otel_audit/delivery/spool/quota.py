@@ -20,8 +20,8 @@ class Quota:
     Attributes:
         others: Bytes that the other spools held at the last count.
         room: Bytes that this spool may have.
-        room_to_begin: Bytes that it may have with a frame that says that an action has begun; what
-            is over is not refused while there is room.
+        room_to_begin: Bytes that it may have with a frame that begins an action. It is less than
+            `room`, so that frames which end actions still find room.
     """
 
     __slots__ = ("_counted", "_home", "_name", "_settings", "others", "room", "room_to_begin")
@@ -39,8 +39,8 @@ class Quota:
         self._name = name
         self._count()
 
-    def refuse(self, own: int, *, begins: bool) -> None:
-        """Refuse, unless the other spools hold less than at the last count.
+    def check_room(self, own: int, *, begins: bool) -> None:
+        """Count the other spools again, and see that there is room; they may hold less by now.
 
         Args:
             own: Bytes that this spool would have, more than `room` or `room_to_begin`.

@@ -192,7 +192,7 @@ class TestKinds:
         os.truncate(path / "0000000001.frames", 200 << 30)
         spool = open_spool(home, service="shop")
         fill(spool)
-        assert spool.bytes_used + spool._bound.others < 1 << 20
+        assert spool.bytes_used + spool._quota.others < 1 << 20
         assert payloads(home) == []
 
     def test_a_label_too_large_is_not_read(self, home):

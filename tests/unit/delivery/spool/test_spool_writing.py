@@ -433,12 +433,12 @@ class TestBounds:
         close_one(dead, b"d" * (3 * SEGMENT))
         dead.close()
         spool = open_spool(home, service="shop", segment_bytes=SEGMENT, max_bytes=5 * SEGMENT)
-        assert spool.bytes_used + spool._bound.others == 3 * SEGMENT + 44
+        assert spool.bytes_used + spool._quota.others == 3 * SEGMENT + 44
         with pytest.raises(SpoolFullError):
             spool.append(FrameKind.OPENED, uuid7(), b"x" * SEGMENT)
         [adopted] = adopt(home, "shop")
         assert adopted.remove()
-        spool._bound._counted -= 2.0
+        spool._quota._counted -= 2.0
         assert do_one(spool, b"x" * SEGMENT)
 
     def test_age(self, home):
