@@ -247,9 +247,9 @@ class Runtime:
             return None
 
     @property
-    def refuses(self) -> bool:
+    def refuses_unrecorded(self) -> bool:
         """Whether a request that cannot be observed must not be carried out."""
-        return self._options.refuses
+        return self._options.refuses_unrecorded
 
     @property
     def required(self) -> bool:
@@ -257,7 +257,7 @@ class Runtime:
         return self.config.required
 
     @property
-    def refusal(self) -> str | None:
+    def reason_not_to_run(self) -> str | None:
         """Why an application must not run as it is set up, if it is to run only audited well."""
         if not self.config.required and self.config.delivery != "strict":
             return None
@@ -554,7 +554,7 @@ class Runtime:
             durable=on_any_loop(self.delivery.synced) if config.spool_fsync == "always" else None,
             intended=on_any_loop(producer.intended) if config.exporter == "postgres" else None,
             strict=config.delivery == "strict",
-            refuses=config.spool_full == "refuse"
+            refuses_unrecorded=config.spool_full == "refuse"
             or config.delivery == "strict"
             or options.policy.may_be_strict,
         )

@@ -139,7 +139,7 @@ class Exchange(Lifecycle):
         if self._spooled:
             return True
         self._spooled = True
-        return self._write_opened(self._begin, decision, refuse=options.refuses)
+        return self._write_opened(self._begin, decision, refuse=options.refuses_unrecorded)
 
     def _begin(self, decision: PolicyDecision) -> bool:
         audit, options = self._audit, self._options

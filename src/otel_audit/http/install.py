@@ -27,7 +27,7 @@ from otel_audit.http.middleware import (
     Capture,
     InnerMiddleware,
     OuterMiddleware,
-    refuse,
+    send_refusal,
 )
 
 T = TypeVar("T")
@@ -295,16 +295,16 @@ def _checked(app: Any, stack: Any) -> Any:
         return stack
     try:
         # not before: the models are imported by now
-        refusal = capture.refusal
-        if refusal is not None:
-            log_limited(_logger, refusal, "%s", refusal, level=logging.CRITICAL)
-            return _Refusal(refusal)
+        reason = capture.reason_not_to_run
+        if reason is not None:
+            log_limited(_logger, reason, "%s", reason, level=logging.CRITICAL)
+            return _RefusingApplication(reason)
         checked = _with_middleware(app, stack, capture)
     except Exception as error:  # noqa: BLE001 - the application runs, unless it must not unaudited
         kind = type(app).__name__
         message = f"THIS APPLICATION IS NOT AUDITED: our middleware cannot be added to {kind}"
         log_limited(_logger, message, message, level=logging.CRITICAL, error=error)
-        return _Refusal(message) if capture.required else stack
+        return _RefusingApplication(message) if capture.required else stack
     _instrumented.set(app, value=True)
     return checked
 
@@ -426,7 +426,7 @@ def _held_by(layer: Any) -> Iterator[Any]:
             yield cell.cell_contents
 
 
-class _Refusal:
+class _RefusingApplication:
     """Replaces the stack of an application that must not run unaudited: it refuses all requests."""
 
     def __init__(self, message: str) -> None:
@@ -437,4 +437,4 @@ class _Refusal:
             await receive()
             await send({"type": "lifespan.startup.failed", "message": self._message})
         else:
-            await refuse(scope, receive, send)
+            await send_refusal(scope, receive, send)

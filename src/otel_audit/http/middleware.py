@@ -44,7 +44,7 @@ class Capture(Protocol):
     """The needs of the middleware: open an exchange, act at the server's start and end."""
 
     @property
-    def refuses(self) -> bool:
+    def refuses_unrecorded(self) -> bool:
         """Whether a request that cannot be observed must not be carried out."""
 
     @property
@@ -52,7 +52,7 @@ class Capture(Protocol):
         """Whether an application that cannot be observed must not run."""
 
     @property
-    def refusal(self) -> str | None:
+    def reason_not_to_run(self) -> str | None:
         """Why the application must not run as it is set up; None if it may."""
 
     def open(self, scope: AsgiScope, path: str) -> Exchange | DeferredRequest | None:
@@ -112,12 +112,12 @@ class OuterMiddleware:
         observed = kind in OBSERVED and EXCHANGE not in scope
         action = capture.open(scope, path) if observed else None
         if action is None:
-            serve = refuse if observed and capture.refuses else self.app
+            serve = send_refusal if observed and capture.refuses_unrecorded else self.app
             await serve(scope, receive, send)
             return
         if type(action) is not DeferredRequest:
             if action.refused or (action.intent is not None and not await action.admitted()):
-                await refuse(scope, receive, send)
+                await send_refusal(scope, receive, send)
                 return
             receive = _observed_receive(action, receive)
             action.enter()
@@ -178,7 +178,7 @@ class InnerMiddleware:
             await self.app(scope, receive, send)
             return
         if exchange.is_moved and not await exchange.admitted_inside():
-            await refuse(scope, receive, send)
+            await send_refusal(scope, receive, send)
             return
         if exchange.socket is not None:
             await self.app(scope, receive, send)
@@ -246,7 +246,7 @@ _REFUSAL_HEADERS = [
 ]
 
 
-async def refuse(scope: AsgiScope, receive: Receive, send: Send) -> None:
+async def send_refusal(scope: AsgiScope, receive: Receive, send: Send) -> None:
     """Answer that an action is not carried out, as it cannot be recorded."""
     prefix = ""
     if scope["type"] == "websocket":
@@ -273,13 +273,13 @@ class _Whole(Protocol):
     def for_app(self, app: Any, /) -> Capture: ...
 
     @property
-    def refuses(self) -> bool: ...
+    def refuses_unrecorded(self) -> bool: ...
 
     @property
     def required(self) -> bool: ...
 
     @property
-    def refusal(self) -> str | None: ...
+    def reason_not_to_run(self) -> str | None: ...
 
     @property
     def health_path(self) -> str | None: ...
@@ -329,9 +329,9 @@ class RoutedCapture:
         return self._whole.for_app(app)
 
     @property
-    def refuses(self) -> bool:
+    def refuses_unrecorded(self) -> bool:
         """Whether a request that cannot be observed must not be carried out."""
-        return self._whole.refuses
+        return self._whole.refuses_unrecorded
 
     @property
     def required(self) -> bool:
@@ -339,9 +339,9 @@ class RoutedCapture:
         return self._whole.required
 
     @property
-    def refusal(self) -> str | None:
+    def reason_not_to_run(self) -> str | None:
         """Why the application must not run as it is set up; None if it may."""
-        return self._whole.refusal
+        return self._whole.reason_not_to_run
 
     def health_at(self, path: str) -> Mapping[str, Any] | None:
         """Report the trail's health if this is its endpoint's path."""

@@ -52,7 +52,7 @@ class CaptureOptions:
         intended: Brings an intent to the store; says whether the action may begin.
         report_commits: Assigns commits that the database has answered to their actions, so that
             they are in the records.
-        refuses: Whether an action that cannot be written down at all must not be.
+        refuses_unrecorded: Whether an action that cannot be written down must not run.
         strict: Whether every action needs an intent, where the policy does not say so.
     """
 
@@ -80,7 +80,7 @@ class CaptureOptions:
     durable: Callable[[], Awaitable[None]] | None = None
     intended: Callable[[AuditRecord, trace.Span | None], Awaitable[bool]] | None = None
     strict: bool = False
-    refuses: bool = False
+    refuses_unrecorded: bool = False
     report_commits: Callable[[], None] = lambda: None
     socket_messages: bool = False
     span_urls: bool = False

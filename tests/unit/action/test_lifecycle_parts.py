@@ -180,7 +180,9 @@ class Broken(Kept):
 async def test_what_cannot_be_written_down_is_refused(refuses: bool) -> None:
     """Where nothing may run unrecorded, an error of ours at the beginning is a refusal."""
     tapped = Tapped(handler, kept=Broken())
-    tapped.runtime._options = dataclasses.replace(tapped.runtime._options, refuses=refuses)
+    tapped.runtime._options = dataclasses.replace(
+        tapped.runtime._options, refuses_unrecorded=refuses
+    )
     await tapped.ask()
     assert tapped.sent[0]["status"] == (503 if refuses else 200)
     assert tapped.runtime.counters.capture_errors > 0
@@ -192,7 +194,9 @@ async def test_what_cannot_be_observed_is_refused(
 ) -> None:
     """The same where not even the core could be made; else that is a loss, and counted."""
     tapped = Tapped(handler)
-    tapped.runtime._options = dataclasses.replace(tapped.runtime._options, refuses=refuses)
+    tapped.runtime._options = dataclasses.replace(
+        tapped.runtime._options, refuses_unrecorded=refuses
+    )
     monkeypatch.setattr(
         exchange, "ExchangeRecordBuilder", Breaks(exchange.ExchangeRecordBuilder, once=False)
     )

@@ -119,6 +119,6 @@ async def test_models_without_marks_start(make_runtime):
     """Also where auditing must hold: nothing here is marked."""
     app = Starlette()
     runtime = make_runtime(required=True)
-    assert runtime.refusal is None
+    assert runtime.reason_not_to_run is None
     install.install(app, runtime)
     install.uninstall(app)
