@@ -159,7 +159,7 @@ class AuditConfig(BaseSettings):
     exclude_paths: Names = Field(
         ("/health", "/healthz", "/livez", "/readyz", "/metrics", "/docs", "/redoc",
          "/openapi.json", "/favicon.ico", "/static"),
-        description="Path prefixes that are never recorded.",
+        description="Path prefixes whose requests are recorded only if they wrote to the database.",
     )  # fmt: skip
     sensitive_paths: Names = Field(
         (), description="Path prefixes whose reads are recorded, at level metadata."

@@ -53,6 +53,12 @@ class TestOperations:
         assert record.metadata["graphql.fields"] == ["refundOrder"]
         assert record.metadata["graphql.operation.type"] == "mutation"
 
+    def test_a_query_that_is_sent_by_post_is_recorded_as_a_write(self):
+        """The operation gives the name; the level is the method's."""
+        record = ask("/graphql", {"query": "{ order(id: 1) { id } }"}, {"data": {"order": None}})
+        assert (record.event_name, record.action) == ("order.accessed", "READ")
+        assert record.level == "request_response"
+
     def test_graphql_errors(self):
         """An answer with errors is no success, though its status is 200."""
         record = ask("/graphql", REFUND, {"data": None, "errors": [{"message": "no"}]})

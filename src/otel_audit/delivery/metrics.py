@@ -25,7 +25,8 @@ class Counters:
         exported: Records that the store has acknowledged.
         dropped: Records that are lost; each one is also logged.
         quarantined: Records that the store refused and quarantined.
-        conflicts: Records that the store has under another id, as their own is taken.
+        conflicts: Records that the store has under another id, as another record has theirs, or
+            their time is in the future.
         retries: Writes that failed and are tried again.
         capture_errors: Failures of ours while an action was observed.
         redaction_errors: Values that were withheld because redacting them failed.
