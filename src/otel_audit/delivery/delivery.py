@@ -300,24 +300,34 @@ class Delivery:
         return is_delivered
 
     def _end(self, why_lost: str) -> bool:
+        try:
+            self._end_writer()
+        finally:  # a handler may raise here, too, and at whatever place
+            is_delivered = self._close_queue(why_lost)
+        self._group.close(_LAST_GRACE)
+        return is_delivered
+
+    def _end_writer(self) -> None:
         with self._lock:
-            if self._closed:
-                return self.depth == 0
-            self._closed = True
             self._rouse()
             # what is under way and was not stored is kept, or counted below
             self._writer.end(at_once=True)
-        try:
-            self._writer.join(_LAST_GRACE)
-        finally:  # a handler may raise here, too
-            with self._lock:
-                left = self.depth
-                self.log_kept_records()
-                lost = self.queue.close()
+        self._writer.join(_LAST_GRACE)
+
+    def _close_queue(self, why_lost: str) -> bool:
+        with self._lock:
+            if self._closed:
+                return self.depth == 0
+            if not self._writer.ending:  # an exception came before it
+                self._writer.end(at_once=True)
+            left = self.depth
+            self.log_kept_records()
+            lost = self.queue.close()
             if lost:
                 self._counters.add("dropped", lost)
                 _logger.critical("%d audit records are lost: %s", lost, why_lost)
-        self._group.close(_LAST_GRACE)
+            # last: what an exception leaves here is found by whoever closes again
+            self._closed = True
         return left == 0
 
     def adopt_left(self, timeout: float) -> None:

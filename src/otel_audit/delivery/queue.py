@@ -340,13 +340,14 @@ class RecordQueue:
             Entries that are lost, because they were only in memory.
         """
         lost = len(self._memory_only)
-        self._memory_only.clear()
         self._ended = True
         with self._using:
             if self.open_spool is not None:
                 self._take_back(self.open_spool)
                 self.open_spool.close()
                 self._at_rest = True
+        # last: after an exception above, whoever closes again counts them
+        self._memory_only.clear()
         self._memory.clear()
         return lost
 

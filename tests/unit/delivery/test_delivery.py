@@ -301,6 +301,54 @@ class TestLosses:
         assert delivery._hurry == 0
         assert not delivery._writer.alive
 
+    @pytest.mark.parametrize("place", ["rouse", "end", "join"])
+    def test_what_a_second_signal_handler_cuts_off_is_counted_and_logged(
+        self, deliver_to, shelf, caplog, monkeypatch, place
+    ):
+        """Wherever it raises while the thread is ended, each record is counted, and only once."""
+        shelf.held = True
+        delivery = deliver_to()
+        delivery.submit(a_record())
+        delivery.submit(a_record())
+        meant = getattr(delivery._writer, place)
+        stops = [SystemExit(3), KeyboardInterrupt()]
+
+        def interrupted(*_):
+            raise stops.pop(0)
+
+        def interrupted_or_done(*given, **named):
+            if len(stops) == 1:
+                interrupted()
+            return meant(*given, **named)
+
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(delivery._changed, "wait_for", interrupted)
+            patched.setattr(delivery._writer, place, interrupted_or_done)
+            delivery.close(10)
+        delivery.submit(a_record())
+        delivery.close(0)
+        assert counted(delivery)["dropped"] == 3
+        assert "2 audit records are lost: a signal handler" in caplog.text
+        assert "delivery has ended" in caplog.text
+        wait_for(lambda: not delivery._writer.alive)
+
+    def test_what_a_signal_handler_cuts_off_in_the_queue_is_counted_by_the_next_close(
+        self, deliver_to, shelf, monkeypatch
+    ):
+        """Nothing counts as closed before it is."""
+        shelf.held = True
+        delivery = deliver_to()
+        delivery.submit(a_record())
+
+        def interrupted():
+            raise SystemExit(3)
+
+        with monkeypatch.context() as patched, pytest.raises(SystemExit):
+            patched.setattr(delivery, "log_kept_records", interrupted)
+            delivery.close(0)
+        assert not delivery.close(0)
+        assert counted(delivery)["dropped"] == 1
+
     def test_after_the_end_nothing_is_taken(self, deliver_to, caplog):
         """A record that comes after the end is lost, loudly."""
         delivery = deliver_to()
