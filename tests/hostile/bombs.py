@@ -120,13 +120,21 @@ def _spans() -> Iterator[Made]:
     yield "a resource for all", lambda: export_request(group)
     yield "resources", lambda: resources(9)
     yield "different resources", lambda: resources(9_000)
+    yield "different services", lambda: resources(9_000, "service.name")
+    yield "resources of lists", lambda: b"".join(
+        export_request(ResourceSpans(
+            resource=Resource(attributes=[_pair("n", str(n)), KeyValue(key="r", value=_empty(3_900))]),
+            scope_spans=[ScopeSpans(spans=[span(n)])],
+        ))
+        for n in range(1, 256)
+    )  # fmt: skip
 
 
-def resources(different: int) -> bytes:
+def resources(different: int, name: str = "r") -> bytes:
     """Make nine thousand resources of one span each, so many of them different."""
     return b"".join(
         export_request(ResourceSpans(
-            resource=Resource(attributes=[_pair("r", SUSPECT + str(n % different))]),
+            resource=Resource(attributes=[_pair(name, SUSPECT + str(n % different))]),
             scope_spans=[ScopeSpans(spans=[span(n)])],
         ))
         for n in range(1, 9_000)

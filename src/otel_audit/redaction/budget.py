@@ -249,7 +249,8 @@ class SpanBudget:
         """Bring a share below what is left in all; say what of it is kept back meanwhile."""
         if self.pool is None:
             return 0.0
-        kept = max(share.left - max(self.own + self.pool.left, 0.0), 0.0)
+        # a pool that others have overdrawn takes nothing of what is this span's own
+        kept = max(share.left - self.own - max(self.pool.left, 0.0), 0.0)
         share.left -= kept
         return kept
 

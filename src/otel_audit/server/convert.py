@@ -272,16 +272,19 @@ class Converter:
         return found.full if allowance.spend_copy(found.size) else found.lean
 
     def _read_resource(self, origin: Resource, allowance: RequestBudget) -> _Resource:
-        redacted = self._document(
-            origin.attributes, SpanBudget(allowance.resources, allowance.resource_work())
-        )
+        services, others = _by_service(origin.attributes)
+        of_services, of_others = allowance.resource_work()
+        pool, left_out = allowance.resources, origin.left_out
+        ours = self._document(services, SpanBudget(pool, of_services))
+        if not isinstance(ours, dict):
+            ours, left_out = {}, left_out + len(services)
+        redacted = self._document(others, SpanBudget(pool, of_others)) if others else {}
         if not isinstance(redacted, dict):
-            redacted = {}
-        ours = {name: value for name, value in redacted.items() if name.startswith(_SERVICE)}
+            redacted, left_out = {}, left_out + len(others)
         lean = {name: clipped(value) for name, value in list(ours.items())[:_FEW]}
         full: dict[str, Any] = {}
-        size, left_out = 0, origin.left_out
-        for name, value in {**lean, **redacted}.items():
+        size = 0
+        for name, value in {**lean, **ours, **redacted}.items():
             length = len(to_json([name, value]))
             if size + length > _LARGEST_RESOURCE:
                 left_out += 1
@@ -317,6 +320,17 @@ class Converter:
         if len(text) > self._largest:
             text = text[:_LONGEST_QUARANTINED] + b" [cut]"
         return NotConvertible(record_id, text, reason, kind, item.spelled_place())
+
+
+def _by_service(attributes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split a resource's attributes into those of ``service.*``, the name first, and the others."""
+    services: dict[str, Any] = {}
+    if _SERVICE_NAME in attributes:
+        services[_SERVICE_NAME] = attributes[_SERVICE_NAME]
+    others: dict[str, Any] = {}
+    for name, value in attributes.items():
+        (services if name.startswith(_SERVICE) else others)[name] = value
+    return services, others
 
 
 def with_own_place(item: ReceivedItem) -> ReceivedItem:

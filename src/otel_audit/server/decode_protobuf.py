@@ -101,7 +101,7 @@ def _read(message: bytes, request: Any, nodes: Nodes, *, is_log: bool) -> Iterat
     for number, group in enumerate(recover_protobuf.groups(message)):
         origin: Resource | None = None
         for index, scoped in enumerate(recover_protobuf.scopes(message, group)):
-            origin = origin or recover_protobuf.resource_of(message, group, known)
+            origin = origin or recover_protobuf.resource_of(message, group, known, nodes)
             scope = _Scope(recover_protobuf.scope_of(message, scoped), origin, is_log, nodes)
             batch = Batch()
             for at, (start, stop) in enumerate(recover_protobuf.items(message, scoped)):

@@ -27,8 +27,8 @@ MOST_ATTRIBUTES: Final = 256
 _MOST_SHARED: Final = 256
 """Different resources of one request that are remembered."""
 
-_LARGEST_SHARED: Final = 16_384
-"""Bytes of a resource that is remembered: with all of them 4 MB, less than a request may have."""
+_BYTES_SHARED: Final = 1 << 20
+"""Bytes of all that are remembered; decoded, they take several times as much."""
 
 TOO_LARGE: Final = "it is too large, or has too many parts, to be decoded"
 """Why an item is quarantined undecoded."""
@@ -57,11 +57,12 @@ class SharedResources:
     each of them. To redact it costs three times what one record costs.
     """
 
-    __slots__ = ("_known",)
+    __slots__ = ("_known", "_room")
 
     def __init__(self) -> None:
         """Begin a request."""
         self._known: dict[bytes, Resource] = {}
+        self._room = _BYTES_SHARED
 
     def share(self, raw: bytes, decode: Callable[[bytes], Resource]) -> Resource:
         """Decode a resource, unless one with these bytes was decoded before."""
@@ -69,7 +70,8 @@ class SharedResources:
         if found is None:
             found = decode(raw)
             # as many as a batch has services; each is kept for as long as the request is read
-            if len(self._known) < _MOST_SHARED and len(raw) <= _LARGEST_SHARED:
+            if len(self._known) < _MOST_SHARED and len(raw) <= self._room:
+                self._room -= len(raw)
                 self._known[raw] = found
         return found
 

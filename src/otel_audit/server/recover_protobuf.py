@@ -18,7 +18,7 @@ from typing import Any, Final
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope, KeyValue
 
-from otel_audit.server.decode_attributes import as_attributes
+from otel_audit.server.decode_attributes import Nodes, as_attributes
 from otel_audit.server.items import (
     MOST_ATTRIBUTES,
     ItemPath,
@@ -79,22 +79,21 @@ def items(message: bytes, scoped: Range) -> Iterator[Range]:
     return _all(message, scoped, _ITEMS)
 
 
-def resource_of(message: bytes, group: Range, known: SharedResources) -> Resource:
+def resource_of(
+    message: bytes, group: Range, known: SharedResources, nodes: Nodes | None = None
+) -> Resource:
     """Decode the resource of a group: what can be decoded of it, and no more than is kept."""
     ranges = _all(message, group, _RESOURCE)
     first, second = next(ranges, None), next(ranges, None)
     if first is None:
         return Resource({})
     if second is None:
-        return known.share(message[slice(*first)], _resource_in)
-    return _resource(message, chain((first, second), ranges))
+        raw = message[slice(*first)]
+        return known.share(raw, lambda raw: _resource(raw, [(0, len(raw))], nodes))
+    return _resource(message, chain((first, second), ranges), nodes)
 
 
-def _resource_in(raw: bytes) -> Resource:
-    return _resource(raw, [(0, len(raw))])
-
-
-def _resource(message: bytes, ranges: Iterable[Range]) -> Resource:
+def _resource(message: bytes, ranges: Iterable[Range], nodes: Nodes | None) -> Resource:
     found: list[bytes] = []
     left_out = 0
     for start, stop in ranges:
@@ -104,7 +103,7 @@ def _resource(message: bytes, ranges: Iterable[Range]) -> Resource:
                 left_out += 1
             elif _pair(message[at:end]) is not None:
                 found.append(message[at:end])
-    return Resource(as_attributes(found), left_out)
+    return Resource(as_attributes(found, nodes), left_out)
 
 
 def scope_of(message: bytes, scoped: Range) -> str:

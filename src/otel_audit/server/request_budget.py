@@ -39,10 +39,13 @@ _WORK_PER_SPAN: Final = 100
 """Units that each span has whatever its size."""
 _WORK_PER_RESOURCE: Final = 500
 """Units that redacting one resource may take, whatever else the request has used."""
+_WORK_PER_SERVICE: Final = 30
+"""Units for the attributes `service.*` of each resource: a name, a namespace and a version need
+fewer. They say whose record it is, so no other resource may use them up."""
 _FREE_RESOURCES: Final = 256
 """Different resources that have them: as many as are remembered."""
-_SHARED_RESOURCE_WORK: Final = 256_000
-"""Units that all others share: nearly a thousand ordinary ones (14 attributes take 300). If each
+_SHARED_RESOURCE_WORK: Final = 128_000
+"""Units that all others share: those of 400 ordinary ones (14 attributes take 300). If each
 had its own, nine thousand hostile ones in 100 kB would cost seconds."""
 _FREE_COPIES: Final = 1 << 20
 """Bytes of repeated resources of a request of any size."""
@@ -109,10 +112,14 @@ class RequestBudget:
         """
         return _WORK_PER_SPAN + size * self._weight * _WORK_PER_BYTE
 
-    def resource_work(self) -> float:
-        """Units of redaction reserved for one more resource, independent of the others."""
+    def resource_work(self) -> tuple[float, float]:
+        """Units of redaction reserved for one more resource, independent of the others.
+
+        Returns:
+            Those for its attributes ``service.*``, and those for its other ones.
+        """
         self._own_resources -= 1
-        return _WORK_PER_RESOURCE if self._own_resources >= 0 else 0.0
+        return _WORK_PER_SERVICE, _WORK_PER_RESOURCE if self._own_resources >= 0 else 0.0
 
     def spend_copy(self, size: int) -> bool:
         """Take a copy of a resource off; return whether there was room for it."""

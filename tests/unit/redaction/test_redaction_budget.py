@@ -14,6 +14,7 @@ import pytest
 from otel_audit.http.body import make_body
 from otel_audit.record import Body
 from otel_audit.redaction import Redactor
+from otel_audit.redaction.budget import SpanBudget, WorkBudget
 
 SIZE = 10_000
 CANARY = "Xq7canary9Zt"
@@ -214,3 +215,18 @@ class TestWork:
         body = stored(text, content_type)
         assert body.absent == "truncated"
         assert json.loads(str(body.text))["_truncated"] is True
+
+
+class TestSpansOfOneRequest:
+    def test_an_overdrawn_pool_takes_nothing_of_a_span_s_own(self) -> None:
+        """What the spans before it have used beyond the pool is not its debt."""
+        pool = WorkBudget.of(10)
+        greedy, modest = SpanBudget(pool, 5), SpanBudget(pool, 5)
+        share = greedy.of("metadata")
+        kept = greedy.limit(share)
+        greedy.charge(share, share.left + 900, kept)
+        assert pool.left < 0
+
+        share = modest.of("metadata")
+        modest.limit(share)
+        assert share.left == 5
