@@ -105,17 +105,18 @@ _decode: Final = msgspec.json.Decoder(AuditRecord).decode
 _EARLIER: Final = "SELECT EXISTS (SELECT FROM audit.outbox WHERE record_id <= $1)"
 _MOST_COUNTED: Final = 100_000
 """Entries that the metric counts: counting more would cost more than it says."""
-_RIGHTS: Final = """
+_RIGHTS: Final = f"""
 SELECT r.rolname, current_setting('server_encoding') AS encoding,
        pg_is_in_recovery() OR current_setting('transaction_read_only')::bool AS read_only,
        has_table_privilege(r.oid, t.oid, 'SELECT') AS may_read,
        has_table_privilege(r.oid, t.oid, 'DELETE') AS may_delete,
        has_any_column_privilege(r.oid, t.oid, 'INSERT') AS may_insert,
        has_any_column_privilege(r.oid, t.oid, 'UPDATE') AS may_update,
+       ({_MAY_CLAIM}) AS may_claim,
        has_schema_privilege(r.oid, t.relnamespace, 'USAGE') AS may_use
 FROM pg_catalog.pg_class t, pg_catalog.pg_roles r
 WHERE t.oid = to_regclass('audit.outbox') AND r.rolname = current_user
-"""
+"""  # noqa: S608 - a constant
 
 
 def outbox_sql(*, application: str | None = None, relay: str | None = None) -> str:
@@ -416,7 +417,6 @@ def _judge_relay(found: Any) -> CheckResult:
             ("USAGE on schema audit", found["may_use"]),
             ("SELECT", found["may_read"]),
             ("DELETE", found["may_delete"]),
-            ("UPDATE (written_at)", found["may_update"]),
         )
         if not has
     ]
@@ -428,6 +428,12 @@ def _judge_relay(found: Any) -> CheckResult:
             "outbox", ok=False, detail="the application's database is read-only: a standby?",
             remedy="let OTEL_AUDIT_OUTBOX_DSN name the primary",
         )  # fmt: skip
+    if not found["may_claim"]:
+        detail = (
+            f"role {found['rolname']} cannot claim records, so two relays do the same work: it "
+            "lacks UPDATE (claimed_by, claimed_until) on audit.outbox"
+        )
+        return CheckResult("outbox", ok=None, detail=detail, remedy=_REMEDY)
     detail = f"role {found['rolname']} may take records out"
     if found["encoding"] != "UTF8":
         detail += f"; the database has encoding {found['encoding']}: {_ANY_ENCODING}"

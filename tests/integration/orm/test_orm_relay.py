@@ -15,7 +15,7 @@ import preloaded
 import pytest
 from acceptance.servers import BIN
 from otel_audit_postgres import PostgresSink
-from otel_audit_postgres.outbox import PostgresOutbox, init_outbox
+from otel_audit_postgres.outbox import PostgresOutbox, init_outbox, inspect_outbox
 from strategies import a_record
 
 from otel_audit._util.ids import uuid7
@@ -194,6 +194,7 @@ class TestRelaying:
     async def test_an_outbox_of_before_claims(self, outbox, audit_store, caplog):
         """It is relayed as it is, and the remedy is said; init adds what is missing."""
         await fetch(outbox, "ALTER TABLE audit.outbox DROP claimed_by, DROP claimed_until")
+        assert "cannot claim records" in (await inspect_outbox(outbox))[0].detail
         ids = await fill(outbox, 7)
         await relayed(outbox, audit_store)
         assert await stored(audit_store) == sorted(ids)

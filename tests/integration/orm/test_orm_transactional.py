@@ -673,6 +673,10 @@ class TestGrants:
         assert [finding.ok for finding in found] == [True, True, True]
         found = await inspect_outbox(bank.relay_dsn, app_dsn=bank.superuser)
         assert [finding.ok for finding in found] == [True, True, None]
+        await bank.rows(f"REVOKE UPDATE (claimed_by) ON audit.outbox FROM {roles[1]}")
+        found = await inspect_outbox(bank.relay_dsn)
+        assert found[0].ok is None
+        assert "lacks UPDATE (claimed_by, claimed_until)" in found[0].detail
         await bank.rows(f"REVOKE DELETE ON audit.outbox FROM {roles[1]}")
         found = await inspect_outbox(bank.relay_dsn)
         assert found[0].ok is False
