@@ -112,6 +112,7 @@ async def test_a_default_partition_that_fills_is_told(audit_store, caplog):
     await ask(app, "POST", "/orders")
     assert await asyncio.to_thread(otel_audit.flush, 60)
     assert otel_audit.health()["default_partition_rows"] == 3
+    assert "Rows in audit.audit_logs_default: 3, because of" in caplog.text
     assert "otel-audit maintain" in caplog.text
 
 

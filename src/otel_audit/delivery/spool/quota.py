@@ -52,8 +52,8 @@ class Quota:
         self.recount()
         if own > (self.room_to_begin if begins else self.room):
             raise SpoolFullError(
-                f"the spool is at its bound of {self._settings.max_bytes} bytes "
-                "(OTEL_AUDIT_SPOOL_MAX_BYTES)"
+                "the spools of this service together have no room left in their "
+                f"{self._settings.max_bytes} bytes (OTEL_AUDIT_SPOOL_MAX_BYTES)"
             )
 
     def check_age(self, age: float) -> None:
