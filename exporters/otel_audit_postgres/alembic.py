@@ -28,6 +28,7 @@ from otel_audit_postgres.schema.migrations import (
     ownership_sql,
     roles_sql,
 )
+from otel_audit_postgres.schema.partitions import ENSURE_PARTITIONS
 from otel_audit_postgres.schema.roles import Members
 
 # what a semicolon may stand in without ending a statement (PostgreSQL documentation, 4.1)
@@ -97,7 +98,7 @@ def upgrade(  # noqa: PLR0913 - one for each role
     for step in migrations()[version:target]:
         for statement in (*statements(step.sql), noted(step)):
             _run(op, statement)
-    _run(op, "SELECT * FROM audit.ensure_partitions()")
+    _run(op, ENSURE_PARTITIONS)
     if roles:
         parts = [ownership_sql(), grants_sql(), *members.statements(), event_trigger_sql()]
         for statement in statements("\n".join(parts)):

@@ -53,6 +53,7 @@ from otel_audit_postgres.errors import (
 from otel_audit_postgres.row_feed import RowFeed, can_be_fed, split, to_rows, to_rows_by_turns
 from otel_audit_postgres.rows import Row, record_from_payload, to_row
 from otel_audit_postgres.schema import pg_catalog
+from otel_audit_postgres.schema.partitions import ENSURE_PARTITIONS
 from otel_audit_postgres.schema.readiness import refuse_encoding, refuse_unready
 
 if TYPE_CHECKING:
@@ -85,7 +86,6 @@ _IN_DEFAULT: Final = "SELECT audit.rows_in_default($1)"
 _MAY_INSERT: Final = "SELECT has_any_column_privilege('audit.audit_logs', 'INSERT')"
 _MOST_COUNTED: Final = 100_000
 """Rows up to which they are counted in the default partition: it is asked again and again."""
-_UPKEEP: Final = "SELECT partition, state, detail FROM audit.ensure_partitions()"
 
 _TRIED: Final = 8
 """Records that are tried one by one before the store is taken to refuse all."""
@@ -402,7 +402,7 @@ class PostgresSink:
 
     async def _make_partitions(self, connection: Connection[Any]) -> None:
         try:
-            partitions = await connection.fetch(_UPKEEP, timeout=self._statement_timeout)
+            partitions = await connection.fetch(ENSURE_PARTITIONS, timeout=self._statement_timeout)
         except InsufficientPrivilegeError:
             if not await connection.fetchval(_MAY_INSERT, timeout=self._statement_timeout):
                 # an auditor's role is told what it is, once, and not which right it lacks
@@ -454,10 +454,10 @@ class PostgresSink:
             log_limited(
                 _logger,
                 "default partition",
-                "%d rows or more are in audit.audit_logs_default, because of missing partitions or "
-                "wrong clocks; their months cannot be retired before they have partitions of their "
-                "own: see `otel-audit maintain`",
-                rows,
+                "Rows in audit.audit_logs_default: %s, because of missing partitions or wrong "
+                "clocks; their months cannot be retired before they have partitions of their own: "
+                "see `otel-audit maintain`",
+                rows if rows < _MOST_COUNTED else f"{rows} or more",
                 level=logging.WARNING,
             )
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-_FORMULA: Final = frozenset("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
-"""What a spreadsheet takes for the beginning of a formula, in full width, too."""
+from otel_audit._util.csv_cell import not_a_formula
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def harmless(value: Any) -> Any:
     """A cell that no spreadsheet reads as a formula."""
     kind = type(value)
     if kind is str:
-        return f"'{value}" if value[:1] in _FORMULA else value
+        return not_a_formula(value)
     if kind is bytes:
         return value.hex()
     return value.isoformat() if isinstance(value, datetime) else value

@@ -27,7 +27,7 @@ from otel_audit_postgres.schema.migrations import (
     pending,
     roles_sql,
 )
-from otel_audit_postgres.schema.partitions import DEFAULT_DETACHED, has_default
+from otel_audit_postgres.schema.partitions import DEFAULT_DETACHED, ENSURE_PARTITIONS, has_default
 from otel_audit_postgres.schema.roles import OWNER, Members, borrow, hand_over, quoted
 
 OLDEST_SERVER: Final = 15
@@ -279,7 +279,7 @@ def schema_sql(  # noqa: PLR0913 - one for each role
     parts.append("CREATE SCHEMA IF NOT EXISTS audit;")
     for step in pending(since):
         parts += [step.sql, f"{noted(step)};"]
-    parts.append("SELECT * FROM audit.ensure_partitions();")
+    parts.append(f"{ENSURE_PARTITIONS};")
     if roles:
         parts += [ownership_sql(), grants_sql(), *members.statements(), event_trigger_sql()]
     return "\n".join([*parts, "COMMIT;", ""])
@@ -354,7 +354,7 @@ async def _make_partitions(connection: Connection[Any], lines: list[str]) -> tup
         "SELECT has_function_privilege('audit.ensure_partitions(integer)', 'EXECUTE')"
     ):
         return ()
-    found = await connection.fetch("SELECT * FROM audit.ensure_partitions()")
+    found = await connection.fetch(ENSURE_PARTITIONS)
     for partition, state, detail in found:
         if state != "exists":
             lines.append(f"partition {partition}: {state}" + (f", {detail}" if detail else ""))

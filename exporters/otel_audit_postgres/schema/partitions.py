@@ -16,7 +16,8 @@ MOST_AHEAD: Final = 12
 """Months that are made at once: each is a table with its indexes."""
 _IN_ORDER: Final = ("exists", "made", "dropped", "empty")
 
-_ENSURE: Final = "SELECT partition, state, detail FROM audit.ensure_partitions($1::integer)"
+ENSURE_PARTITIONS: Final = "SELECT partition, state, detail FROM audit.ensure_partitions()"
+_ENSURE_AHEAD: Final = "SELECT partition, state, detail FROM audit.ensure_partitions($1::integer)"
 _ENSURE_MONTH: Final = "SELECT partition, state, detail FROM audit.ensure_month($1::date)"
 _HAS_DEFAULT: Final = """
 SELECT EXISTS (SELECT FROM pg_catalog.pg_inherits
@@ -102,7 +103,7 @@ async def maintain(dsn: str, *, ahead: int = 2, months: Sequence[date] = ()) -> 
     connection = await connect(dsn)
     try:
         with suppress_instrumentation():
-            made = await connection.fetch(_ENSURE, min(ahead, MOST_AHEAD))
+            made = await connection.fetch(_ENSURE_AHEAD, min(ahead, MOST_AHEAD))
             for month in months:
                 made += await connection.fetch(_ENSURE_MONTH, month)
             found = await connection.fetch(_MONTHS)

@@ -21,6 +21,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from otel_audit._util.csv_cell import not_a_formula
 from otel_audit._util.printable import ascii_json, visible
 
 Colour = Literal["green", "red", "yellow", "cyan"]
@@ -31,8 +32,6 @@ _NOT_ON_A_SCREEN: Final = 240
 """Columns where there is no screen, as in a pipe: wide enough that hardly a cell is cut."""
 _CUT: Final = ".."
 _GAP: Final = "  "
-_FORMULA: Final = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-"""What a spreadsheet takes for the beginning of a formula, in full width, too."""
 
 
 def escape_unencodable() -> None:
@@ -162,9 +161,7 @@ def echo_csv(cells: Sequence[Any]) -> None:
     """Print a line of CSV; no cell is a formula, and none has line ends."""
     target = io.StringIO()
     texts = ("" if cell is None else visible(_plain(cell)) for cell in cells)
-    csv.writer(target, lineterminator="").writerow(
-        [f"'{text}" if text.startswith(_FORMULA) else text for text in texts]
-    )
+    csv.writer(target, lineterminator="").writerow([not_a_formula(text) for text in texts])
     click.echo(target.getvalue())
 
 

@@ -99,7 +99,7 @@ class Selection:
         names = {name, name.rpartition(".")[2]}
         if any_case:
             names.update([one.lower() for one in names])
-        if f"{OWN_SCHEMA}." in (f"{one.rpartition('.')[0]}." for one in names):
+        if OWN_SCHEMA in {one.rpartition(".")[0] for one in names}:
             return False
         options = self._options
         if not names.isdisjoint(options.exclude_tables):

@@ -15,6 +15,7 @@ from otel_audit_otlp.encoding import LARGEST_REQUEST
 from otel_audit._util.http_response import HttpResponse
 from otel_audit._util.loopback import is_loopback
 from otel_audit._util.printable import visible
+from otel_audit.delivery.halving import write_by_halves
 from otel_audit.errors import MissingExtraError
 from otel_audit.shapes import UnshapeableError
 from otel_audit.streams.destination import TURN, Delivered, DestinationError, Encoded, Outgoing
@@ -60,7 +61,6 @@ class OtlpDestination:
         path = endpoint.rstrip("/")
         self._url = httpx.URL(path if path.endswith(LOGS_PATH) else path + LOGS_PATH)
         self._client = client
-        self._ends_at = 0.0
         # beside us there is no network that is worth the work
         self._compresses = not is_loopback(self._url.host)
         self._headers = {
@@ -84,10 +84,23 @@ class OtlpDestination:
     async def send(self, events: Sequence[Encoded]) -> Delivered:
         """Send log records. Returns when the receiver has accepted them."""
         delivered = Delivered()
-        self._ends_at = time.monotonic() + TURN
+        ends_at = time.monotonic() + TURN
+
+        async def post(part: Sequence[Encoded]) -> str | None:
+            if delivered.done and time.monotonic() > ends_at:
+                raise _TurnIsOver
+            why = await self._post(part)
+            if why is None:
+                delivered.done += len(part)
+            return why
+
+        async def refuse(event: Encoded, why: str) -> None:
+            delivered.refused[event.leaf] = why
+            delivered.done += 1
+
         for part in _parts(events):
             try:
-                await self._by_halves(part, delivered)
+                await write_by_halves(part, post, refuse)
             except DestinationError as error:
                 delivered.stopped = error
                 break
@@ -98,20 +111,6 @@ class OtlpDestination:
     async def close(self) -> None:
         """Close the connection."""
         await self._client.close()
-
-    async def _by_halves(self, part: Sequence[Encoded], delivered: Delivered) -> None:
-        if delivered.done and time.monotonic() > self._ends_at:
-            raise _TurnIsOver
-        why = await self._post(part)
-        if why is None:
-            delivered.done += len(part)
-        elif len(part) == 1:
-            delivered.refused[part[0].leaf] = why
-            delivered.done += 1
-        else:
-            middle = len(part) // 2
-            await self._by_halves(part[:middle], delivered)
-            await self._by_halves(part[middle:], delivered)
 
     async def _post(self, part: Sequence[Encoded]) -> str | None:
         records = b"".join([event.content for event in part])
