@@ -31,7 +31,7 @@ import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 _COMMAND = (
     "otel_audit.cli.main", "otel_audit.server.access_log", "otel_audit.server.app",
@@ -57,6 +57,9 @@ _PYTEST = (
 )  # fmt: skip
 _MODULES = {"command": _COMMAND, "python": _PYTHON, "server": _SERVER, "pytest": _PYTEST}
 """What a process that is forked has imported."""
+
+_TAKEN_OVER = {"PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"}
+"""Variables of the interpreter that a process that is forked heeds; it reads others at its start."""
 
 _LARGEST = 1 << 20
 
@@ -84,10 +87,14 @@ class Process:
             cwd: Its directory.
             kind: `command`, or which modules a Python has imported: `python`, `server` or
                 `pytest`. Of its options it knows `-c` and `-m`.
+
+        Raises:
+            ValueError: A variable has no effect in a process that is forked.
         """
         self.args = ["otel-audit" if kind == "command" else "python", *arguments]
         self.returncode: int | None = None
         self._forking = _forking(kind)
+        _refuse_what_has_no_effect(env, self._forking.environment)
         for one in (stdout, stderr or stdout):
             Path(one).touch()  # it is there at once, as one is that was opened for a process
             _child_errors().note_file(Path(one))
@@ -206,6 +213,12 @@ class _Forking:
         self._ended: dict[int, int] = {}
         self.address = f"\0otel-audit-tests-{os.getpid()}-{kind}"
         """Where programs ask."""
+        # those of the process that is asked for are added when it is
+        self.environment = {
+            name: text
+            for name, text in os.environ.items()
+            if name not in ("PYTHONPATH", "OTEL_PROPAGATORS")
+        }
         self._socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         listening.bind(self.address)
@@ -217,8 +230,7 @@ class _Forking:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 cwd="/",
-                # those of the process that is asked for are added when it is
-                env={name: text for name, text in os.environ.items() if name != "PYTHONPATH"},
+                env=self.environment,
             )
         atexit.register(self._close)
 
@@ -311,6 +323,30 @@ class _Child:
             self.asker.send(json.dumps(what).encode())
 
 
+def _refuse_what_has_no_effect(asked: Mapping[str, str], own: Mapping[str, str]) -> None:
+    """Raise where a variable had to be there before the imports, and was not.
+
+    Args:
+        asked: The environment of the process that is asked for.
+        own: The environment of the one that forks it.
+
+    Raises:
+        ValueError: Names the variables.
+    """
+    late = [
+        name
+        for name, text in asked.items()
+        if (name.startswith("PYTHON") or name == "OTEL_PROPAGATORS")
+        and name not in _TAKEN_OVER
+        and own.get(name) != text
+    ]
+    if late:
+        raise ValueError(
+            f"{', '.join(sorted(late))}: no effect in a process that is forked, as it is read "
+            "before that; start one with subprocess"
+        )
+
+
 def _become(asked: dict[str, Any]) -> None:
     """Be the process that was asked for, as if it had been started so."""
     for number, path in enumerate(asked["output"], 1):
@@ -320,8 +356,11 @@ def _become(asked: dict[str, Any]) -> None:
         os.close(opened)
     # those that were opened for /dev/null take what they write to for a file
     sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)))
-    sys.stdout = _writer(1, "strict")
-    sys.stderr = _writer(2, "backslashreplace")
+    is_unbuffered = bool(asked["environment"].get("PYTHONUNBUFFERED"))
+    sys.stdout = _writer(1, "strict", is_unbuffered=is_unbuffered)
+    sys.stderr = _writer(2, "backslashreplace", is_unbuffered=is_unbuffered)
+    # programs ask from outside: nobody has looked at theirs
+    _refuse_what_has_no_effect(asked["environment"], os.environ)
     os.environ.clear()
     os.environ.update(asked["environment"])
     os.chdir(asked["directory"])
@@ -330,8 +369,10 @@ def _become(asked: dict[str, Any]) -> None:
     sys.path[:0] = [place for place in added if place]
 
 
-def _writer(number: int, errors: str) -> io.TextIOWrapper:
+def _writer(number: int, errors: str, *, is_unbuffered: bool) -> io.TextIOWrapper:
     raw = io.FileIO(number, "w", closefd=False)
+    if is_unbuffered:  # as the interpreter itself does it
+        return io.TextIOWrapper(cast("io.BufferedWriter", raw), errors=errors, write_through=True)
     return io.TextIOWrapper(io.BufferedWriter(raw), errors=errors, line_buffering=number == 2)
 
 

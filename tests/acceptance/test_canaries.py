@@ -209,7 +209,9 @@ def leaked(request, postgres, audit_template, tmp_path_factory) -> Run:
     quiet = ("--no-access-log", "--log-level", "critical")
     with running_receiver() as collector, ExitStack() as stack:
         settings["OTEL_EXPORTER_OTLP_ENDPOINT"] = collector.endpoint
-        server = stack.enter_context(uvicorn(directory, settings, *quiet, forked=True))
+        # one starts as users start it: auto-instrumentation comes before the framework then
+        forked = request.param != "summary"
+        server = stack.enter_context(uvicorn(directory, settings, *quiet, forked=forked))
         server.wait_until_up()
         one_each = httpx.Limits(max_keepalive_connections=0)
         answers: list[Any] = []

@@ -161,9 +161,19 @@ class Site:
         return self.loads[-1]
 
     @contextlib.contextmanager
-    def serving(self, settings: dict[str, str], *options: str) -> Iterator[Server]:
+    def serving(
+        self, settings: dict[str, str], *options: str, forked: bool = True
+    ) -> Iterator[Server]:
+        """Serve the application until the block ends.
+
+        Args:
+            settings: Its environment.
+            options: Of uvicorn.
+            forked: False: it starts as users start it, so that auto-instrumentation comes before
+                the framework and the mapper. One test of each file does so.
+        """
         # the parent of worker processes has to be a program that they can be started from
-        forked = not {"--workers", "--reload"} & {*options}
+        forked = forked and not {"--workers", "--reload"} & {*options}
         with uvicorn(self.path, settings, *options, forked=forked) as server:
             server.wait_until_up(60)
             yield server

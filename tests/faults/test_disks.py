@@ -80,7 +80,7 @@ class TestFull:
             audit_store, SPOOL_DIR=str(mounted("size=600k")), SPOOL_SEGMENT_BYTES="65536",
             SPOOL_FULL="refuse", BATCH_INTERVAL="0.01", HEALTH_PATH="/healthz/audit",
         )  # fmt: skip
-        with site.serving(settings) as server:
+        with site.serving(settings, forked=False) as server:
             async with site.load(server).running() as load:
                 await load.until_answered(20)
                 async with away():

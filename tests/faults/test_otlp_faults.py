@@ -57,7 +57,7 @@ async def test_the_receiver_is_away_and_the_process_killed(site, told):
     with receiving() as receiver:
         port = int(receiver.url.rpartition(":")[2])
         settings = {**settings_for(receiver.url), "WORK": "0.05"}
-        with site.serving(settings) as server:
+        with site.serving(settings, forked=False) as server:
             async with site.load(server).running() as load:
                 await load.until_answered(50)
                 receiver.decide = lambda _: Answer(503, headers={"Retry-After": "1"})

@@ -36,7 +36,7 @@ class TestKilled:
     async def test_sigkill_under_load(self, site, audit_store, told, seed, fsync):
         """Killed at any moment: what was answered is stored once, what was cut down says so."""
         settings = {**settings_for(audit_store, SPOOL_FSYNC=fsync), "WORK": "0.05"}
-        with site.serving(settings) as server:
+        with site.serving(settings, forked=fsync != "never") as server:
             async with site.load(server, clients=12).running() as load:
                 await load.until_answered(random.Random(seed).randint(50, 250))
                 await site.kill_at_work(server)

@@ -65,7 +65,8 @@ class TestAway:
 
     async def test_connections_are_cut_under_load(self, site, audit_store, postgres, told):
         """pg_terminate_backend, again and again: each record is stored once."""
-        with site.serving(settings_for(audit_store, BATCH_INTERVAL="0.01")) as server:
+        settings = settings_for(audit_store, BATCH_INTERVAL="0.01")
+        with site.serving(settings, forked=False) as server:
             async with site.load(server).running() as load:
                 for _ in range(10):
                     await load.until_more(15)
