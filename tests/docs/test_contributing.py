@@ -114,6 +114,15 @@ def test_every_module_of_the_design_page_exists() -> None:
     assert len(named) > 50
 
 
+def test_the_design_page_has_every_shared_helper() -> None:
+    """Who looks for a helper, and does not find it there, writes it a second time."""
+    row = re.search(r"^\| `otel_audit\._util` \| (.+) \|$", DESIGN, re.MULTILINE)
+    helpers = {path.stem for path in (ROOT / "src/otel_audit/_util").glob("*.py")} - {"__init__"}
+
+    assert row is not None
+    assert helpers - set(re.findall(r"`(\w+)`", row[1])) == set()
+
+
 def test_the_unit_tier_is_quick() -> None:
     """What takes seconds, or a document, has a tier of its own."""
     slow = [
