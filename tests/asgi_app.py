@@ -49,6 +49,19 @@ class Kept:
         return record
 
 
+class _Unrouted:
+    """The capture of an application without routes, with the runtime's options of the moment."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    def open(self, scope: Any, path: str) -> Any:
+        return self._runtime.open_with(self._runtime._options, scope, path)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runtime, name)
+
+
 class Tapped:
     """An application, with the taps around it and perhaps middleware of its own between them."""
 
@@ -62,7 +75,7 @@ class Tapped:
     ) -> None:
         self.kept = kept or Kept()
         self.runtime = Runtime(AuditConfig(exporter="none", **settings), self.kept)
-        self.app = OuterMiddleware(middleware(InnerMiddleware(app)), self.runtime)
+        self.app = OuterMiddleware(middleware(InnerMiddleware(app)), _Unrouted(self.runtime))
         self.sent: list[Message] = []
         self.reads = 0
 

@@ -196,10 +196,6 @@ class Runtime:
             intended=self._options.intended if config.delivery == "strict" else None,
         )
 
-    def open(self, scope: MutableMapping[str, Any], path: str) -> Exchange | DeferredRequest | None:
-        """Begin to observe a request. Never raises."""
-        return self.open_with(self._options, scope, path)
-
     def open_with(
         self, options: CaptureOptions, scope: MutableMapping[str, Any], path: str
     ) -> Exchange | DeferredRequest | None:
@@ -481,15 +477,11 @@ class Runtime:
             return {}
         return {"quarantine_files": len(local_quarantine(self.config).files())}
 
-    def health_at(self, path: str) -> dict[str, Any] | None:
-        """Report the health if this is its endpoint's path."""
-        # an empty setting is off, and an empty path is the application's
-        return self.health() if path and path == self.health_path else None
-
     @property
     def health_path(self) -> str | None:
-        """The path of the health endpoint; None or empty: there is none."""
-        return self.config.health_path
+        """The path of the health endpoint, None if there is none."""
+        # an empty setting is off, and an empty path is the application's
+        return self.config.health_path or None
 
     def adopt_left(self) -> None:
         """Deliver what dead processes left, before this one ends. Never raises."""

@@ -27,6 +27,7 @@ from otel_audit.http.middleware import (
     Capture,
     InnerMiddleware,
     OuterMiddleware,
+    ProcessCapture,
     send_refusal,
 )
 
@@ -71,14 +72,14 @@ class _ByIdentity(Generic[T]):
 
 # what each wrapper of ours stands in for; not kept on the wrapper, whose attributes others copy
 _originals: weakref.WeakKeyDictionary[Callable[..., Any], Any] = weakref.WeakKeyDictionary()
-_apps: _ByIdentity[Capture] = _ByIdentity()
+_apps: _ByIdentity[ProcessCapture] = _ByIdentity()
 _instrumented: _ByIdentity[bool] = _ByIdentity()
 _called: _ByIdentity[Capture] = _ByIdentity()
-_for_all: list[Capture] = []
+_for_all: list[ProcessCapture] = []
 _patched: dict[tuple[type, str], Any] = {}
 
 
-def install_for_all(capture: Capture) -> None:
+def install_for_all(capture: ProcessCapture) -> None:
     """Add the middleware to every Starlette and FastAPI application, also to started ones.
 
     A framework that is not imported yet is left alone, as an import costs more than all the rest of
@@ -109,7 +110,7 @@ def is_any_missed() -> bool:
     return bool(_for_all) and kind is not None and (kind, _STACK) not in _patched
 
 
-def install(app: Any, capture: Capture) -> None:
+def install(app: Any, capture: ProcessCapture) -> None:
     """Add the middleware to one application.
 
     Args:
@@ -170,7 +171,7 @@ def is_audited(app: Any) -> bool:
     return bool(_instrumented.get(app))
 
 
-def _capture_of(app: Any) -> Capture | None:
+def _capture_of(app: Any) -> ProcessCapture | None:
     return _apps.get(app) or (_for_all[0] if _for_all else None)
 
 
@@ -309,7 +310,7 @@ def _checked(app: Any, stack: Any) -> Any:
     return checked
 
 
-def _with_middleware(app: Any, stack: Any, capture: Capture) -> Any:
+def _with_middleware(app: Any, stack: Any, capture: ProcessCapture) -> Any:
     outside, layer = None, stack
     while _may_stand_outside(layer):
         outside, layer = layer, layer.app

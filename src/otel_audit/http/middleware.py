@@ -40,20 +40,29 @@ OBSERVED = frozenset({"http", "websocket"})
 _TRY_AGAIN_LATER = 1013  # registered with IANA for RFC 6455
 
 
-class Capture(Protocol):
-    """The needs of the middleware: open an exchange, act at the server's start and end."""
+class _Common(Protocol):
+    """What is the same for each application of the process."""
 
     @property
     def refuses_unrecorded(self) -> bool:
         """Whether a request that cannot be observed must not be carried out."""
 
     @property
-    def required(self) -> bool:
-        """Whether an application that cannot be observed must not run."""
+    def health_path(self) -> str | None:
+        """The path of the health endpoint, None if there is none."""
 
-    @property
-    def reason_not_to_run(self) -> str | None:
-        """Why the application must not run as it is set up; None if it may."""
+    def health(self) -> Mapping[str, Any]:
+        """Report the trail's health. Never raises."""
+
+    async def started(self) -> None:
+        """The application has started. Never raises."""
+
+    async def stopping(self) -> None:
+        """The application has shut down: deliver what waits. Never raises."""
+
+
+class Capture(_Common, Protocol):
+    """The needs of the middleware of one application."""
 
     def open(self, scope: AsgiScope, path: str) -> Exchange | DeferredRequest | None:
         """Begin to observe a request; None if that is not possible. Never raises.
@@ -63,21 +72,25 @@ class Capture(Protocol):
             path: Its path, as the application's own router reads it.
         """
 
-    def for_app(self, app: Any) -> Capture:
-        """Return what observes one application, by what its routes say about themselves."""
+
+class ProcessCapture(_Common, Protocol):
+    """The capture of the whole process, from which each application gets its own."""
 
     @property
-    def health_path(self) -> str | None:
-        """The path of the health endpoint; None or empty: there is none."""
+    def required(self) -> bool:
+        """Whether an application that cannot be observed must not run."""
 
-    def health_at(self, path: str) -> Mapping[str, Any] | None:
-        """Report the trail's health if this is its endpoint's path. Never raises."""
+    @property
+    def reason_not_to_run(self) -> str | None:
+        """Why the application must not run as it is set up; None if it may."""
 
-    async def started(self) -> None:
-        """The application has started. Never raises."""
+    def open_with(
+        self, options: CaptureOptions, scope: AsgiScope, path: str, /
+    ) -> Exchange | DeferredRequest | None:
+        """Begin to observe a request as the options say; otherwise as `Capture.open`."""
 
-    async def stopping(self) -> None:
-        """The application has shut down: deliver what waits. Never raises."""
+    def for_app(self, app: Any, /) -> Capture:
+        """Return what observes one application, by what its routes say about themselves."""
 
 
 class OuterMiddleware:
@@ -104,10 +117,8 @@ class OuterMiddleware:
             return
         path = path_below_root(scope)
         capture = self._capture
-        is_health = kind == "http" and path == capture.health_path
-        health = capture.health_at(path) if is_health else None
-        if health is not None:
-            await answer_health(health, method_of(scope), send)
+        if kind == "http" and path == capture.health_path:
+            await answer_health(capture.health(), method_of(scope), send)
             return
         observed = kind in OBSERVED and EXCHANGE not in scope
         action = capture.open(scope, path) if observed else None
@@ -263,34 +274,6 @@ async def send_refusal(scope: AsgiScope, receive: Receive, send: Send) -> None:
 _logger = logging.getLogger("otel_audit.http")
 
 
-class _Whole(Protocol):
-    """The capture of the whole process."""
-
-    def open_with(
-        self, options: CaptureOptions, scope: MutableMapping[str, Any], path: str, /
-    ) -> Exchange | DeferredRequest | None: ...
-
-    def for_app(self, app: Any, /) -> Capture: ...
-
-    @property
-    def refuses_unrecorded(self) -> bool: ...
-
-    @property
-    def required(self) -> bool: ...
-
-    @property
-    def reason_not_to_run(self) -> str | None: ...
-
-    @property
-    def health_path(self) -> str | None: ...
-
-    def health_at(self, path: str, /) -> Mapping[str, Any] | None: ...
-
-    async def started(self) -> None: ...
-
-    async def stopping(self) -> None: ...
-
-
 class RoutedCapture:
     """Opens exchanges of one application.
 
@@ -299,7 +282,7 @@ class RoutedCapture:
     been added: an application may do so as it starts, or later.
     """
 
-    def __init__(self, whole: _Whole, options: CaptureOptions, app: Any) -> None:
+    def __init__(self, whole: ProcessCapture, options: CaptureOptions, app: Any) -> None:
         """Wait for the first request.
 
         Args:
@@ -324,28 +307,14 @@ class RoutedCapture:
             log_limited(_logger, "routes", "The routes' own levels are not known", error=error)
         return self._whole.open_with(self._options, scope, path)
 
-    def for_app(self, app: Any) -> Capture:
-        """Return what observes another application."""
-        return self._whole.for_app(app)
-
     @property
     def refuses_unrecorded(self) -> bool:
         """Whether a request that cannot be observed must not be carried out."""
         return self._whole.refuses_unrecorded
 
-    @property
-    def required(self) -> bool:
-        """Whether an application that cannot be observed must not run."""
-        return self._whole.required
-
-    @property
-    def reason_not_to_run(self) -> str | None:
-        """Why the application must not run as it is set up; None if it may."""
-        return self._whole.reason_not_to_run
-
-    def health_at(self, path: str) -> Mapping[str, Any] | None:
-        """Report the trail's health if this is its endpoint's path."""
-        return None if path != self.health_path else self._whole.health_at(path)
+    def health(self) -> Mapping[str, Any]:
+        """Report the trail's health. Never raises."""
+        return self._whole.health()
 
     async def started(self) -> None:
         """The application has started."""
