@@ -34,7 +34,6 @@ def _path(value: Any) -> Any:
 
 _DRIVER_FORMS: Final[dict[str, tuple[tuple[str, Callable[[Any], Any]], ...]]] = {
     "BitString": (("asyncpg.pgproto.types", lambda value: value.as_string().replace(" ", "")),),
-    # before a path, which it derives from
     "Polygon": (("asyncpg.pgproto.types", lambda value: list(value.points)),),
     "Path": (("asyncpg.pgproto.types", _path),),
     "Multirange": (("psycopg.types.multirange", list),),

@@ -284,7 +284,7 @@ class Converter:
         lean = {name: clipped(value) for name, value in list(ours.items())[:_FEW]}
         full: dict[str, Any] = {}
         size = 0
-        for name, value in {**lean, **ours, **redacted}.items():
+        for name, value in {**ours, **redacted}.items():
             length = len(to_json([name, value]))
             if size + length > _LARGEST_RESOURCE:
                 left_out += 1

@@ -24,7 +24,7 @@ LARGEST: Final = 4 << 20
 MOST_ATTRIBUTES: Final = 256
 """Attributes of a resource that are kept."""
 
-_MOST_SHARED: Final = 256
+MOST_SHARED: Final = 256
 """Different resources of one request that are remembered."""
 
 _BYTES_SHARED: Final = 1 << 20
@@ -70,7 +70,7 @@ class SharedResources:
         if found is None:
             found = decode(raw)
             # as many as a batch has services; each is kept for as long as the request is read
-            if len(self._known) < _MOST_SHARED and len(raw) <= self._room:
+            if len(self._known) < MOST_SHARED and len(raw) <= self._room:
                 self._room -= len(raw)
                 self._known[raw] = found
         return found

@@ -79,9 +79,7 @@ def items(message: bytes, scoped: Range) -> Iterator[Range]:
     return _all(message, scoped, _ITEMS)
 
 
-def resource_of(
-    message: bytes, group: Range, known: SharedResources, nodes: Nodes | None = None
-) -> Resource:
+def resource_of(message: bytes, group: Range, known: SharedResources, nodes: Nodes) -> Resource:
     """Decode the resource of a group: what can be decoded of it, and no more than is kept."""
     ranges = _all(message, group, _RESOURCE)
     first, second = next(ranges, None), next(ranges, None)
@@ -93,7 +91,7 @@ def resource_of(
     return _resource(message, chain((first, second), ranges), nodes)
 
 
-def _resource(message: bytes, ranges: Iterable[Range], nodes: Nodes | None) -> Resource:
+def _resource(message: bytes, ranges: Iterable[Range], nodes: Nodes) -> Resource:
     found: list[bytes] = []
     left_out = 0
     for start, stop in ranges:

@@ -11,7 +11,7 @@ from typing import Final
 
 from otel_audit.redaction.budget import WorkBudget
 from otel_audit.server.decode_attributes import Nodes
-from otel_audit.server.items import MOST_ITEMS
+from otel_audit.server.items import MOST_ITEMS, MOST_SHARED
 
 LARGEST_HEADERS: Final = 32_768
 """Bytes of the names and values of all headers, over HTTP and over gRPC."""
@@ -38,12 +38,10 @@ _WORK_PER_BYTE: Final = 1 / 8
 _WORK_PER_SPAN: Final = 100
 """Units that each span has whatever its size."""
 _WORK_PER_RESOURCE: Final = 500
-"""Units that redacting one resource may take, whatever else the request has used."""
+"""Units that the first different resources of a request have each, as many as are remembered."""
 _WORK_PER_SERVICE: Final = 30
 """Units for the attributes `service.*` of each resource: a name, a namespace and a version need
 fewer. They say whose record it is, so no other resource may use them up."""
-_FREE_RESOURCES: Final = 256
-"""Different resources that have them: as many as are remembered."""
 _SHARED_RESOURCE_WORK: Final = 128_000
 """Units that all others share: those of 400 ordinary ones (14 attributes take 300). If each
 had its own, nine thousand hostile ones in 100 kB would cost seconds."""
@@ -97,7 +95,7 @@ class RequestBudget:
         self.nodes = Nodes(min(_FREE_OBJECTS + sent, MOST_OBJECTS))
         self.came = 0
         self.resources = WorkBudget.of(_SHARED_RESOURCE_WORK)
-        self._own_resources = _FREE_RESOURCES
+        self._own_resources = MOST_SHARED
 
     @classmethod
     def of_message(cls, size: int) -> RequestBudget:
