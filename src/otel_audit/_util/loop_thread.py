@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import queue
 import selectors
 import threading
 import types
 from collections.abc import Callable, Collection, Coroutine, Generator, Iterable
 from concurrent.futures import Executor, Future, InvalidStateError
+from queue import Empty, SimpleQueue  # noqa: TID251 - here it waits without a timeout, or not at all
 from typing import Any, Final, NamedTuple, TypeVar, TypeVarTuple
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
+from otel_audit._util.auto_reset_event import AutoResetEvent
 from otel_audit._util.backoff import Backoff
 from otel_audit._util.fork import renew_in_child
 from otel_audit._util.ratelimited_log import log_limited
@@ -144,10 +145,9 @@ class LoopThread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._is_ending = False
-        # to wait for its end, and for its loop: an event holds a lock at times, and a thread that
-        # is cut off at that time keeps it for ever
-        self._ended: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._ready: queue.SimpleQueue[None] = queue.SimpleQueue()
+        # to wait for its end, and for its loop
+        self._ended = AutoResetEvent()
+        self._ready = AutoResetEvent()
         self._changed = threading.Condition(threading.Lock())
         self._calls = 0
 
@@ -190,7 +190,7 @@ class LoopThread:
         if self._thread is not None:
             self._note("its thread was gone", None)
         self._wanted = True
-        self._loop, self._task, self._ready = None, None, queue.SimpleQueue()
+        self._loop, self._task, self._ready = None, None, AutoResetEvent()
         self._thread = begin_thread(self._name, self._run)
         return self._thread is not None
 
@@ -236,7 +236,7 @@ class LoopThread:
         with self._changed:
             if self._is_ending and not self.alive:
                 # stopped in order, and wanted again
-                self._is_ending, self._ended = False, queue.SimpleQueue()
+                self._is_ending, self._ended = False, AutoResetEvent()
                 self._thread = None
             self.start()
             self._calls += 1
@@ -264,20 +264,18 @@ class LoopThread:
 
     def _running(self, timeout: float) -> asyncio.AbstractEventLoop:
         ready = self._ready
-        with contextlib.suppress(queue.Empty):
-            ready.get(timeout=timeout)
-            ready.put(None)  # for the next caller
+        if ready.wait(timeout):
+            ready.set()  # for the next caller
             if self._loop is not None:
                 return self._loop
         raise TimeoutError
 
     def _set_ending(self) -> None:
         self._is_ending = True
-        self._ended.put(None)
+        self._ended.set()
 
     def _ends_within(self, pause: float) -> bool:
-        with contextlib.suppress(queue.Empty):
-            self._ended.get(timeout=pause)
+        self._ended.wait(pause)
         return self._is_ending
 
     def schedule(self, act: Callable[[], object]) -> None:
@@ -328,7 +326,7 @@ class LoopThread:
         self._loop = asyncio.get_running_loop()
         # it has not failed as long as it runs
         self._failure = None
-        self._ready.put(None)
+        self._ready.set()
         await self._work()
 
     async def _wait_for_end(self) -> None:
@@ -448,10 +446,10 @@ class WorkerLoop(asyncio.SelectorEventLoop):
         Raises:
             OSError: There are no file descriptors left; nothing of this loop is open then.
         """
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         # one entry for each thread that waits; a semaphore holds a lock at times, and a thread that
         # is cut off at that time keeps it for ever
-        self._idle: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._idle: SimpleQueue[None] = SimpleQueue()
         self._threads = 0
         self._complete = False
         selector = selectors.DefaultSelector()
@@ -507,7 +505,7 @@ class WorkerLoop(asyncio.SelectorEventLoop):
     def _find_thread(self) -> None:
         if self._threads == _MOST_THREADS:
             return
-        with contextlib.suppress(queue.Empty):
+        with contextlib.suppress(Empty):
             self._idle.get_nowait()
             return
         try:
@@ -533,7 +531,7 @@ def run_coroutine(work: Coroutine[Any, Any, T]) -> T:
         return runner.run(work)
 
 
-def _serve(jobs: queue.SimpleQueue[Any], idle: queue.SimpleQueue[None]) -> None:
+def _serve(jobs: SimpleQueue[Any], idle: SimpleQueue[None]) -> None:
     while (job := jobs.get()) is not None:
         job()
         # neither the call nor its answer is kept alive by waiting for the next

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import logging
-import queue
 import threading
 import time
 from collections import deque
@@ -15,6 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
+from otel_audit._util.auto_reset_event import AutoResetEvent
 from otel_audit._util.backoff import FIRST_PAUSE, LONGEST_PAUSE, Backoff
 from otel_audit._util.fork import renew_in_child
 from otel_audit._util.loop_thread import ThreadState
@@ -122,8 +121,7 @@ class Delivery:
         self._hurry = 0
         self._closed = self._is_reached = False
         self._next_adoption = 0.0
-        # an event holds a lock at times, which a thread that is cut off would keep for ever
-        self._looked: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._looked = AutoResetEvent()
         self._size = BatchSize(self._options.batch_size, self._options.batch_bytes)
         self._postponed: list[Item] = []
         self._left: deque[Item] = deque()
@@ -340,9 +338,8 @@ class Delivery:
         if recovery is None or self._closed or self._writer.alive or not recovery.finds_any():
             return
         self.start()
-        with contextlib.suppress(queue.Empty):
-            self._looked.get(timeout=timeout)
-            self._looked.put(None)  # for whoever waits next
+        if self._looked.wait(timeout):
+            self._looked.set()  # for whoever waits next
 
     def flush_and_rest(self, timeout: float) -> None:
         """Deliver what waits, and then remove the spool's files: the process may be killed next.
@@ -541,8 +538,7 @@ class Delivery:
             functools.partial(self._known, sink),
             self._options.batch_size,
         )
-        if self._looked.empty():
-            self._looked.put(None)
+        self._looked.set()
 
     def _until_next(self) -> float | None:
         """Seconds until there is something to do whether or not a record comes."""

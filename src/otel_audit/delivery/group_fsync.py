@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import queue
 import threading
 import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from otel_audit._util.auto_reset_event import AutoResetEvent
 from otel_audit._util.loop_thread import LoopThread, ThreadState
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.delivery.metrics import Counters
@@ -75,8 +75,7 @@ class GroupSync:
         self._lock = threading.Lock()
         self._waiting: list[_Waiter] = []
         self._closing = False
-        # a condition holds a lock at times, which a thread that is cut off would keep for ever
-        self._roused: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._roused = AutoResetEvent()
         self._thread = LoopThread("otel-audit-sync", self._serve)
 
     @property
@@ -102,7 +101,7 @@ class GroupSync:
         """
         self._closing = True
         self._thread.end()
-        self._roused.put(None)
+        self._roused.set()
         self._thread.join(timeout)
 
     async def wait(self) -> bool:
@@ -121,7 +120,7 @@ class GroupSync:
             can_wait = self._thread.start()
             if can_wait:
                 self._waiting.append(waiter)
-        self._roused.put(None)
+        self._roused.set()
         done = False
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LONGEST_WAIT):
@@ -138,7 +137,7 @@ class GroupSync:
         # it blocks, here and in a sync: the loop is here for nothing else
         while True:
             # before the waiting callers are read: a later one rouses it again
-            self._forget_rousing()
+            self._roused.clear()
             with self._lock:
                 waiting = list(self._waiting)
             if not waiting:
@@ -159,18 +158,12 @@ class GroupSync:
                 # not before they have their answer: if this fails in its middle, they get it later
                 del self._waiting[: len(waiting)]
 
-    def _forget_rousing(self) -> None:
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._roused.get_nowait()
-
     def _rest(self) -> None:
         """Wait until a caller waits, or the next sync is due."""
         pause = None
         if self._interval is not None:
             pause = max(self._next_sync - time.monotonic(), 0.0)
-        with contextlib.suppress(queue.Empty):
-            self._roused.get(timeout=pause)
+        self._roused.wait(pause)
 
     def _plan_next(self, synced: Position) -> None:
         if synced < 0:
@@ -202,17 +195,14 @@ class GroupSync:
             return False
         self._at_next_append(self._rouse)
         # only now: what is appended after this look rouses it
-        if self._seen() == self._last:
-            try:
-                self._roused.get(timeout=_LOOK_AFTER)
-            except queue.Empty:
-                return False
+        if self._seen() == self._last and not self._roused.wait(_LOOK_AFTER):
+            return False
         self._syncs_without_news = 0
         self._next_sync = time.monotonic() + interval
         return True
 
     def _rouse(self) -> None:
-        self._roused.put(None)
+        self._roused.set()
 
     def _sync(self, *, waited_for: bool) -> Position:
         spool = self._spool()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import sys
 import threading
 import time
@@ -33,22 +32,22 @@ def _compute() -> None:
 
 def test_all_items_come_in_order() -> None:
     """Nothing is left out, in the main thread and in another."""
-    found: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
-    thread = threading.Thread(target=lambda: found.put(list(with_pauses(range(1_000)))))
+    found: list[int] = []
+    thread = threading.Thread(target=lambda: found.extend(with_pauses(range(1_000))))
     thread.start()
-    assert found.get(timeout=30) == list(with_pauses(range(1_000))) == list(range(1_000))
     thread.join()
+    assert found == list(with_pauses(range(1_000))) == list(range(1_000))
 
 
 @pytest.mark.usefixtures("no_switching")
 def test_another_thread_runs_between_two_items() -> None:
     """A thread that waits for the interpreter gets it long before the work is done."""
-    begun: queue.SimpleQueue[None] = queue.SimpleQueue()
+    begun = threading.Event()
     has_run: list[bool] = []
     needed: list[int] = []
 
     def work() -> None:
-        begun.put(None)
+        begun.set()
         for item in with_pauses(range(_MOST_ITEMS)):
             _compute()
             if has_run:
@@ -57,7 +56,7 @@ def test_another_thread_runs_between_two_items() -> None:
 
     thread = threading.Thread(target=work)
     thread.start()
-    begun.get(timeout=30)
+    begun.wait(30)
     has_run.append(True)
     thread.join()
     assert needed, "the other thread ran only after all items"
