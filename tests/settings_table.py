@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from otel_audit.config import AuditConfig
-from otel_audit.setting_values import PREFIX
+from otel_audit.setting_values import PREFIX, none_if_off
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 _BEGIN = "<!-- settings: begin, made by tests/settings_table.py -->\n"
@@ -25,7 +25,7 @@ def table() -> str:
     for name, setting in AuditConfig.model_fields.items():
         told = (
             f"`{PREFIX}{name.upper()}`",
-            _takes(setting.annotation) + _bounds(setting),
+            _takes(setting.annotation) + _bounds(setting) + _word_for_none(setting),
             _default(setting),
             setting.description or "",
         )
@@ -59,13 +59,21 @@ def _takes(kind: Any) -> str:  # noqa: PLR0911 - one for each kind
 
 
 def _bounds(setting: FieldInfo) -> str:
-    low = high = None
+    low = above = high = None
     for rule in setting.metadata:
-        low = getattr(rule, "ge", getattr(rule, "gt", low))
-        high = getattr(rule, "le", getattr(rule, "lt", high))
+        low, above = getattr(rule, "ge", low), getattr(rule, "gt", above)
+        high = getattr(rule, "le", high)
+    if above is not None:
+        at_most = "" if high is None else f", at most {_number(high)}"
+        return f" above {_number(above)}{at_most}"
     if low is not None and high is not None:
         return f", {_number(low)} to {_number(high)}"
     return "" if low is None else f", from {_number(low)}"
+
+
+def _word_for_none(setting: FieldInfo) -> str:
+    reads = [getattr(rule, "func", None) for rule in setting.metadata]
+    return "; `off`" if none_if_off in reads else ""
 
 
 def _number(value: float) -> str:

@@ -39,6 +39,7 @@ from otel_audit.setting_values import (
     EnvironmentSource,
     HeaderName,
     Names,
+    OptionalSeconds,
     at_home,
     expanded,
     explain,
@@ -336,13 +337,14 @@ class AuditConfig(BaseSettings):
         description="Write one line of JSON for each request on the logger otel_audit.requests.",
     )
     # longer than requests usually take: each action that takes longer has a second record
-    long_action_after: float | None = Field(
+    long_action_after: OptionalSeconds = Field(
         30.0, gt=0, le=86_400,
-        description="Seconds after which a running action is recorded as started.",
+        description="Seconds after which a running action is recorded as started; off: never.",
     )  # fmt: skip
     orm: Literal["observed", "transactional", "off"] = Field(
         "observed",
-        description="Whether database changes are recorded after their transactions, or in them.",
+        description="When database changes are recorded. observed: after their transaction; "
+        "transactional: in it; off: never.",
     )
     outbox_dsn: SecretStr | None = Field(
         None,
@@ -441,8 +443,8 @@ class AuditConfig(BaseSettings):
     )
     delivery: Literal["spool", "strict"] = Field(
         "spool",
-        description="Whether an action may begin before the store has its intent (spool), "
-        "or not (strict).",
+        description="When a handler runs. spool: at once, and records wait on disk for the "
+        "store; strict: once the store has its intent.",
     )
     # a COMMIT takes milliseconds; while the store is away, each request waits so long for nothing
     strict_timeout: float = Field(
@@ -490,9 +492,10 @@ class AuditConfig(BaseSettings):
     spool_segment_bytes: int = Field(
         8 * 1024 * 1024, ge=4096, le=1024 * 1024 * 1024, description="Bytes of one spool file."
     )
-    spool_max_age: float | None = Field(
-        None, gt=0, description="Seconds that a record may wait; then new actions are refused."
-    )
+    spool_max_age: OptionalSeconds = Field(
+        None, gt=0,
+        description="Seconds that a record may wait; then new actions are refused; off: never.",
+    )  # fmt: skip
     spool_key: SecretStr | None = Field(
         None, description="32 bytes in hex: the key that encrypts the spool."
     )
@@ -553,13 +556,14 @@ class AuditConfig(BaseSettings):
     )
     personal: Names = Field(
         ("actor.email", "source.address", "source.user_agent", "source.session_id"),
-        description="Personal values; also request.body, response.body, metadata.NAME, "
-        "request.headers.NAME, changes.ENTITY.COLUMN.",
+        description="Personal values; also request.path, request.query, request.body, "
+        "response.body, error.message, metadata.NAME, request.headers.NAME, "
+        "response.headers.NAME, changes.ENTITY.COLUMN.",
     )
     record_views: Literal["required", "tried", "off"] = Field(
         "required",
-        description="Whether a look at the trail is recorded in it: before anything is "
-        "shown, if possible, or never.",
+        description="Whether a look at the trail is recorded in it. required: before anything "
+        "is shown, or nothing is shown; tried: if that is possible; off: never.",
     )
     trace_url: str | None = Field(
         None,

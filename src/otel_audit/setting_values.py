@@ -84,6 +84,11 @@ def mapped_percent_decoded(value: object) -> object:
     return {unquote(name): unquote(word) for name, word in found.items()}
 
 
+def none_if_off(value: object) -> object:
+    """Read the word ``off``: the environment and TOML have no other way to write None."""
+    return None if isinstance(value, str) and value.strip().lower() == "off" else value
+
+
 def _json(text: str) -> object:
     try:
         return msgspec.json.decode(text)
@@ -119,6 +124,7 @@ def _nouns(value: object) -> object:
     return found
 
 
+OptionalSeconds = Annotated[float | None, BeforeValidator(none_if_off)]
 EntityNames = Annotated[dict[str, str], NoDecode, BeforeValidator(_nouns)]
 Aliases = Annotated[dict[str, str], NoDecode, BeforeValidator(mapped)]
 

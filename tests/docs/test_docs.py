@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import settings_table
 from docs_runner import needs_postgres, parts_of, run_page
+from otel_audit_postgres.personal.protect import read_fields
 from otel_audit_postgres.schema.migrations import latest_version
 
 import otel_audit
-from otel_audit import AuditConfig
+from otel_audit import AuditConfig, ConfigurationError
 
 ROOT = Path(__file__).parents[2]
 RUN = (
@@ -146,6 +147,36 @@ class TestConfiguration:
         """To write it anew: python tests/settings_table.py."""
         page = settings_table.PAGE.read_text()
         assert page == settings_table.with_table(page), "run: python tests/settings_table.py"
+
+    def test_bounds_are_those_that_hold(self):
+        """The lowest and highest value in the table are taken; "above 0" says that 0 is not."""
+        rows = re.findall(r"^\| `OTEL_AUDIT_(\w+)` \| ((?:number|integer)[^|]*) \|",
+                          settings_table.table(), re.MULTILINE)  # fmt: skip
+        assert len(rows) > 25
+        for setting, takes in rows:
+            low = float(re.search(r"(?:above|from|,) ([\d.]+)", takes)[1])
+            if " above " in takes:
+                with pytest.raises(ConfigurationError, match=f"OTEL_AUDIT_{setting}: "):
+                    AuditConfig(**{setting.lower(): low})
+            for _, highest in re.findall(r"(to|at most) ([\d.]+)", takes):
+                kind = int if takes.startswith("integer") else float
+                AuditConfig(**{setting.lower(): kind(highest)})
+                with pytest.raises(ConfigurationError, match=f"OTEL_AUDIT_{setting}: "):
+                    AuditConfig(**{setting.lower(): kind(highest) + 1})
+            if " above " not in takes:
+                AuditConfig(**{setting.lower(): low})
+
+    def test_every_personal_value_is_named(self):
+        """In the setting's description, on the page, and in the message for a wrong one."""
+        with pytest.raises(ConfigurationError) as refused:
+            read_fields(["nothing"])
+        names = str(refused.value).rpartition("names nothing: ")[2].split(", ")
+        setting = AuditConfig.model_fields["personal"]
+        described = {*setting.default, *re.findall(r"[\w.]+\.[\w.]*\w", setting.description)}
+        page = (ROOT / "docs" / "personal-data.md").read_text()
+        assert described == set(names)
+        assert [name for name in names if name not in page] == []
+        read_fields([name.replace("NAME", "x").replace("ENTITY.COLUMN", "A.b") for name in names])
 
     def test_every_setting_is_described(self):
         """No line of the table is empty."""

@@ -37,6 +37,22 @@ class TestSources:
         monkeypatch.setenv("OTEL_AUDIT_BODY_LIMIT", "123")
         assert AuditConfig(body_limit=5).body_limit == 5
 
+    @pytest.mark.parametrize("word", ["off", " OFF "])
+    @pytest.mark.parametrize("setting", ["long_action_after", "spool_max_age"])
+    def test_the_environment_switches_off_what_is_off_by_none(
+        self, monkeypatch, tmp_path, setting, word
+    ):
+        """Neither the environment nor TOML can write None, and an empty variable is not set."""
+        file = tmp_path / "audit.toml"
+        file.write_text(f"{setting} = 5\n")
+        monkeypatch.setenv("OTEL_AUDIT_CONFIG_FILE", str(file))
+        assert getattr(AuditConfig(), setting) == 5
+        monkeypatch.setenv(f"OTEL_AUDIT_{setting.upper()}", word)
+        assert getattr(AuditConfig(), setting) is None
+        monkeypatch.delenv(f"OTEL_AUDIT_{setting.upper()}")
+        file.write_text(f'{setting} = "off"\n')
+        assert getattr(AuditConfig(), setting) is None
+
     def test_the_file_is_read_last(self, monkeypatch, tmp_path):
         """The environment wins over the file, the file over the default."""
         file = tmp_path / "audit.toml"

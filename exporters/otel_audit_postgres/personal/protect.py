@@ -67,7 +67,8 @@ def read_fields(names: Sequence[str], setting: str = "OTEL_AUDIT_PERSONAL") -> P
 
     Args:
         names: Such as ``actor.email``, ``request.body``, ``metadata.name``,
-            ``request.headers.referer``, ``changes.Customer.email``.
+            ``request.headers.referer``, ``response.headers.location``,
+            ``changes.Customer.email``.
         setting: Where that was said, for messages.
 
     Raises:
@@ -86,7 +87,7 @@ def read_fields(names: Sequence[str], setting: str = "OTEL_AUDIT_PERSONAL") -> P
             known = ", ".join([*_FIELDS, *_BODIES])
             raise ConfigurationError(
                 f"{setting}: {name[:60]!r} names nothing: {known}, metadata.NAME, "
-                "request.headers.NAME, changes.ENTITY.COLUMN"
+                "request.headers.NAME, response.headers.NAME, changes.ENTITY.COLUMN"
             )
     return PersonalFields(
         frozenset(fields), frozenset(bodies), {key: frozenset(of) for key, of in named.items()}
@@ -301,7 +302,10 @@ def _text(value: Any) -> str:
 
 
 def _body(body: Body, path: str, encrypt: Encrypt) -> Body:
-    """A body reduced to its size and type; not its hash, which can be guessed."""
+    """A body whose whole content is encrypted; its hash is that of the encrypted content.
+
+    A hash of the content itself would let somebody who guesses the content confirm it.
+    """
     text = body.text
     if text is None:
         return body
