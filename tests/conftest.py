@@ -8,9 +8,11 @@ import gc
 import os
 import shutil
 import tempfile
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +217,22 @@ def audit_server() -> Iterator[PostgresServer]:
 def postgres(audit_server: PostgresServer) -> Postgres:
     """That server, as its superuser."""
     return Postgres(audit_server.server_dsn)
+
+
+_LONGEST_TEST = timedelta(seconds=45)
+"""Time that a test of the calendar may take, with its fixtures, on a machine that is busy."""
+
+
+@pytest.fixture
+def one_day() -> None:
+    """The test begins and ends on one day of UTC, and so in one month: near midnight it waits.
+
+    Without it a test that asks what today is, or this month, and compares, fails at midnight.
+    """
+    now = datetime.now(UTC)
+    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
+    if midnight - now < _LONGEST_TEST:
+        time.sleep((midnight - now).total_seconds())
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from otel_audit.errors import StoreError
 
 
 @pytest.fixture
-async def months(log, connection):
+async def months(one_day, log, connection):
     """Rows of last month and of this one, sealed in blocks of either and of both; last month's name."""
     last = await connection.fetchval(
         "SELECT extract(epoch FROM date_trunc('month', now() AT TIME ZONE 'UTC') - interval '9 days')"
@@ -43,7 +43,7 @@ async def months(log, connection):
         await write(counts[1], old=False)
         await log.seal()
     return await connection.fetchval(
-        "SELECT 'audit_logs_' || to_char((now() - interval '1 month') AT TIME ZONE 'UTC', 'YYYY_MM')"
+        "SELECT 'audit_logs_' || to_char(now() AT TIME ZONE 'UTC' - interval '1 month', 'YYYY_MM')"
     )
 
 
@@ -112,7 +112,7 @@ class TestDropping:
         assert states[0]["state"] == "dropped"
         sink = PostgresSink(log.dsn)
         moment = await connection.fetchval(
-            "SELECT extract(epoch FROM date_trunc('month', now()) - interval '8 days')::bigint"
+            "SELECT extract(epoch FROM date_trunc('month', now(), 'UTC') - interval '8 days')::bigint"
         )
         await sink.write([a_record(record_id=uuid7(moment * 10**9))])
         await sink.close()

@@ -23,6 +23,9 @@ CHANGES = (
     "MERGE INTO {table} t USING (SELECT 1) s ON true WHEN MATCHED THEN DELETE",
 )
 
+# in the middle of a month, where neither the server's time zone nor the days of months matter
+IN_FOUR_MONTHS = "(date_trunc('month', now(), 'UTC') + interval '4 months 15 days')"
+
 
 @pytest.fixture
 async def owner(audit_store):
@@ -117,6 +120,7 @@ class TestGuards:
             await owner.execute("DELETE FROM audit.by_hand")
 
 
+@pytest.mark.usefixtures("one_day")
 class TestPartitions:
     async def test_hold_the_records_of_their_month(self, owner):
         """A record of now is in this month's partition, one of last year in the default one."""
@@ -134,7 +138,7 @@ class TestPartitions:
     async def test_take_their_rows_out_of_the_default_partition(self, audit_store, owner):
         """A month whose rows are in the default one gets its partition, and the rows are in it."""
         others = await owner.fetchval("SELECT audit.rows_in_default(10)")
-        late = await self._in_default(audit_store, owner, "now() + interval '120 days'")
+        late = await self._in_default(audit_store, owner, IN_FOUR_MONTHS)
         before = await owner.fetchrow("SELECT * FROM audit.audit_logs WHERE id = $1", late)
         found = await owner.fetch("SELECT * FROM audit.ensure_partitions(6)")
         assert [row["state"] for row in found].count("made") == 4
@@ -151,7 +155,7 @@ class TestPartitions:
 
     async def test_leave_many_rows_to_whoever_asks_for_it(self, audit_store, owner):
         """In passing no more than 5,000 are moved; by its month any number."""
-        when = "now() + interval '120 days'"
+        when = IN_FOUR_MONTHS
         late = await self._in_default(audit_store, owner, when)
         await owner.execute(
             "INSERT INTO audit.audit_logs SELECT (jsonb_populate_record(a, jsonb_build_object('id', "
@@ -161,13 +165,11 @@ class TestPartitions:
         found = await owner.fetch("SELECT * FROM audit.ensure_partitions(6)")
         (blocked,) = [row for row in found if row["state"] == "blocked"]
         assert "otel-audit maintain --month" in blocked["detail"]
-        done = await maintain(
-            audit_store, months=[await owner.fetchval(f"SELECT ({when})::date"), date(2015, 1, 1)]
-        )
+        month = (await owner.fetchval(f"SELECT {when}")).date()
+        done = await maintain(audit_store, months=[month, date(2015, 1, 1)])
         assert [one.state for one in done.partitions[-2:]] == ["made", "empty"]
         assert "5001 rows of it were moved" in (done.partitions[-2].detail or "")
-        month = await owner.fetchval(f"SELECT to_char({when}, 'YYYY-MM')")
-        assert month not in done.in_default
+        assert f"{month:%Y-%m}" not in done.in_default
 
     async def _in_default(self, audit_store, owner, when):
         late = await owner.fetchval(f"SELECT audit.uuid_at({when})::text")

@@ -317,7 +317,7 @@ class TestInspect:
         assert "UPDATE on audit.audit_logs" in found["may_not_change"].detail
         assert "DELETE on audit.audit_logs_default" in found["may_not_change"].detail
 
-    async def test_finds_missing_partitions(self, writer_dsn, owner):
+    async def test_finds_missing_partitions(self, one_day, writer_dsn, owner):
         """This month's and the next one's must be there."""
         month = await owner.fetchval("SELECT to_char(now() AT TIME ZONE 'UTC', 'YYYY_MM')")
         await owner.execute(f"DROP TABLE audit.audit_logs_{month}")

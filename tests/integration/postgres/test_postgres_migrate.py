@@ -198,7 +198,7 @@ class TestCommands:
 
 
 class TestMissingPartition:
-    async def test_loses_no_record(self, database, connection, tmp_path):
+    async def test_loses_no_record(self, one_day, database, connection, tmp_path):
         """Without any partition of this month a record is stored, reported, sealed and verified."""
         await init(database)
         await connection.execute("DO $$ DECLARE p text; BEGIN FOR p IN SELECT inhrelid::regclass "
@@ -206,9 +206,10 @@ class TestMissingPartition:
             "AND inhrelid <> 'audit.audit_logs_default'::regclass LOOP EXECUTE 'DROP TABLE ' || p; "
             "END LOOP; END $$")  # fmt: skip
         # tables of other makers stand where partitions would be made
-        for month in ("now()", "now() - interval '1 month'", "now() + interval '1 month'"):
+        for away in (0, -1, 1):
             name = await connection.fetchval(
-                f"SELECT to_char(({month}) AT TIME ZONE 'UTC', 'YYYY_MM')"
+                "SELECT to_char(now() AT TIME ZONE 'UTC' + make_interval(months => $1), 'YYYY_MM')",
+                away,
             )
             await connection.execute(f"CREATE TABLE audit.audit_logs_{name} (x int)")
         log = Log(database, tmp_path)

@@ -125,7 +125,7 @@ async def test_records_that_the_fault_does_not_touch_are_stored(sink, admin):
     assert "not_acme" in written.why_postponed
 
 
-async def test_a_key_of_others_is_no_conflict_of_ids(sink, admin):
+async def test_a_key_of_others_is_no_conflict_of_ids(one_day, sink, admin):
     """A record that a unique index keeps out is neither stored, nor in conflict with another."""
     await sink.check()
     month = await admin.fetchval(

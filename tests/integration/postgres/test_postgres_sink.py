@@ -215,7 +215,7 @@ class TestConnection:
         assert await sink.write([record]) == Written(stored=1)
         assert await admin.fetchval("SELECT count(*) FROM audit.audit_logs") == 1
 
-    async def test_makes_partitions_day_by_day(self, sink, admin):
+    async def test_makes_partitions_day_by_day(self, one_day, sink, admin):
         """A process that runs for months has its partitions made ahead of time."""
         await sink.check()
         name = await admin.fetchval(
