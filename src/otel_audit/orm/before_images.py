@@ -103,6 +103,7 @@ class BeforeImageListeners:
         self._column_redaction = column_redaction
         self._executions = executions
         executions.review = self._review
+        executions.review_text = self._review_text
         self._qualifiers = qualifiers
         self._tracker = tracker
         self._tables = frozenset(options.before_images)
@@ -129,7 +130,7 @@ class BeforeImageListeners:
         if not isinstance(table, Table) or not self._takes(connection, table):
             return
         if len(multiparams) > 1:
-            _say_unread(table, "it was given many sets of parameters")
+            _say_unread(table.fullname, "it was given many sets of parameters")
             return
         columns = tuple(
             one for one in table.columns if one.primary_key or self._selection.takes_column(one)
@@ -142,14 +143,14 @@ class BeforeImageListeners:
         compiled = query.compile(dialect=connection.dialect)
         options = {key: execution_options[key] for key in _PASSED_ON if key in execution_options}
         if any(map(writes, embedded_elements(compiled))):
-            _say_unread(table, "its criteria write, too")
+            _say_unread(table.fullname, "its criteria write, too")
             return
         names = set(compiled.params)
         parameters = {name: given[name] for name in names.intersection(given)}
         found = _read_safely(connection, query, parameters, options)
         rows = _distinct(found, read, table)
         if len(rows) > self._most:
-            _say_unread(table, f"it affects more than {self._most} rows")
+            _say_unread(table.fullname, f"it affects more than {self._most} rows")
             return
         self._before[connection] = _Before(statement, table, columns, read, rows, options)
 
@@ -162,9 +163,9 @@ class BeforeImageListeners:
             entries: Its changes.
 
         Returns:
-            The same. Where another number of rows was written than were read (for a trigger, a
-            policy, another transaction), which they were is not known: it says so, and none of
-            them is recorded.
+            The same. A trigger, a policy or another transaction may have let the statement affect
+            more or fewer rows than were read. Then the affected rows are not known: no row is
+            recorded, and the note of the statement's entry says so.
         """
         before = self._before.get(connection)
         if before is None:
@@ -185,6 +186,17 @@ class BeforeImageListeners:
             return entries
         note = f"not recorded row by row: {read} rows were read before it, {written} were affected"
         return [_noted(one, note) if one is described[0] else one for one in entries]
+
+    def _review_text(self, entries: list[Change]) -> None:
+        """Say that the rows of a text were not read: its criteria are not known here.
+
+        Args:
+            entries: Its writes.
+        """
+        for entry in entries:
+            names = {entry.table, entry.table.rpartition(".")[2]}
+            if entry.operation != "insert" and not self._tables.isdisjoint(names):
+                _say_unread(entry.table, "it is a plain text")
 
     def after_execute(
         self,
@@ -374,9 +386,10 @@ def _differs(column: Column[Any], before: _Row, after: _Row | None) -> bool:
     return column.type.compare_values(old, after[column.key]) is not True
 
 
-def _say_unread(table: Table, reason: str) -> None:
+def _say_unread(table: str, reason: str) -> None:
+    # the reason is in the key, so that a frequent one does not hold back another
     log_limited(
-        _logger, f"before-images {table.fullname}",
-        "A statement on %s is recorded as one change, not row by row: %s", table.fullname, reason,
+        _logger, f"before-images {table} {reason}",
+        "A statement on %s is recorded as one change, not row by row: %s", table, reason,
         level=logging.WARNING,
     )  # fmt: skip

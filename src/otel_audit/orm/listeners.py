@@ -222,6 +222,8 @@ class Executions:
         self._guard = guard
         self.review: Review | None = None
         """Checks the description of a statement before it is noted."""
+        self.review_text: Callable[[list[Change]], None] | None = None
+        """Is given the writes of each executed text."""
         # whether a statement was sent in batches that are committed one by one
         self._has_expected_more = False
         self._last: weakref.WeakKeyDictionary[Connection, _Last] = weakref.WeakKeyDictionary()
@@ -396,7 +398,10 @@ class Executions:
             if isinstance(step, TransactionControl):
                 self._control(connection, step)
             else:
-                self._tracker.write(connection, describe(step))
+                entries = describe(step)
+                if self.review_text is not None:
+                    self.review_text(entries)
+                self._tracker.write(connection, entries)
 
     def _count_batches_sent(self, connection: Connection, context: Any) -> None:
         """A batch of a statement has failed: the rows of the ones before it were written."""

@@ -238,6 +238,30 @@ class TestBounds:
         assert [(one.kind, one.rows) for one in changes] == [("bulk", 3)]
         assert "more than 2 rows" in caplog.text
 
+    @pytest.mark.parametrize(
+        "write",
+        [
+            lambda s: s.execute(text("UPDATE customer SET note = 'n'")),
+            lambda s: s.connection().exec_driver_sql("DELETE FROM customer WHERE id = 3"),
+        ],
+    )
+    async def test_a_plain_text(self, peopled, caplog, write):
+        """Which rows it will affect is not known before, and that is said."""
+        (told,) = await recorded(peopled, write, OrmOptions(before_images=("customer",)))
+        assert told.kind == "bulk"
+        line = "customer is recorded as one change, not row by row: it is a plain text"
+        assert line in caplog.text
+
+    async def test_a_plain_text_on_another_table(self, peopled, caplog):
+        """And one that inserts: nothing is missing there."""
+
+        def work(session):
+            session.execute(text("UPDATE customer SET note = 'n'"))
+            session.execute(text("INSERT INTO orders (id) VALUES (8)"))
+
+        await recorded(peopled, work, OrmOptions(before_images=("orders",)))
+        assert "row by row" not in caplog.text
+
     async def test_other_tables(self, peopled):
         """Only chosen tables cost a query."""
         options = OrmOptions(before_images=("orders",))
