@@ -18,7 +18,7 @@ from pathlib import Path
 
 import asyncpg
 from otel_audit_postgres import PostgresSink, maintain
-from otel_audit_postgres.archive.check import Question, together, verify_archives
+from otel_audit_postgres.archive.check import ArchiveCheckOptions, together, verify_archives
 from otel_audit_postgres.archive.objects import FolderArchive
 from otel_audit_postgres.archive.prove import prove_archived
 from otel_audit_postgres.ledger import verify_evidence
@@ -30,7 +30,7 @@ from otel_audit_postgres.personal.key_store import FileWrapper, KeyStore, Subjec
 from otel_audit_postgres.personal.protect import Protector, read_fields
 from otel_audit_postgres.retention.holds import HoldConditions, place_hold, release_hold
 from otel_audit_postgres.retention.policy import read_policy
-from otel_audit_postgres.retention.run import RunReport, Setting, run
+from otel_audit_postgres.retention.run import RetentionRunOptions, RunReport, run
 from otel_audit_postgres.retention.subject import erase, export_subject
 
 from otel_audit.record import Actor, AuditRecord, Source, Target, Tenant
@@ -103,8 +103,10 @@ class Year:
         await sealer.close()
 
     async def retain(self, today: date) -> RunReport:
-        setting = Setting(self.dsn, self.archive, self.key, [self.key.public], self.seal)
-        return await run(self.policy, setting, today)
+        options = RetentionRunOptions(
+            self.dsn, self.archive, self.key, [self.key.public], self.seal
+        )
+        return await run(self.policy, options, today)
 
     async def addresses_of(self, person: str) -> set[str]:
         subject = Subject("acme", person)
@@ -143,9 +145,9 @@ async def live(year: Year) -> bool:
     today = date(YEAR + 1, 6, 1)
     told(today, await year.retain(today))
     await year.seal()
-    question = Question(year.archive, [year.key.public], deep=True)
-    archived = await verify_archives(year.dsn, question)
-    here = await verify(year.dsn, keys=question.keys, anchors=[year.anchor])
+    options = ArchiveCheckOptions(year.archive, [year.key.public], deep=True)
+    archived = await verify_archives(year.dsn, options)
+    here = await verify(year.dsn, keys=options.keys, anchors=[year.anchor])
     report = together(here, archived)
     rows = report.size - report.dropped
     print(f"\n{rows + archived.archived} rows: {archived.archived} archived, {rows} here")

@@ -6,11 +6,11 @@ from datetime import UTC, date, datetime
 
 from ledger_store import Log
 from otel_audit_postgres import maintain
-from otel_audit_postgres.archive.check import Question, together, verify_archives
+from otel_audit_postgres.archive.check import ArchiveCheckOptions, together, verify_archives
 from otel_audit_postgres.archive.objects import FolderArchive
 from otel_audit_postgres.ledger.verify.verify import verify
 from otel_audit_postgres.retention.policy import read_policy
-from otel_audit_postgres.retention.run import Setting, run
+from otel_audit_postgres.retention.run import RetentionRunOptions, run
 from otel_audit_postgres.sink import PostgresSink
 from strategies import a_record
 
@@ -63,8 +63,8 @@ class Trail(Log):
         await maintain(self.dsn, months=[month])
         return ids
 
-    def setting(self, **options):
-        return Setting(
+    def run_options(self, **options):
+        return RetentionRunOptions(
             **{
                 "dsn": self.dsn,
                 "archive": self.archive,
@@ -77,16 +77,16 @@ class Trail(Log):
 
     async def retain(self, today=None, **options):
         policy = options.pop("policy", self.policy)
-        return await run(policy, self.setting(**options), today)
+        return await run(policy, self.run_options(**options), today)
 
-    def question(self, **options):
-        return Question(self.archive, options.pop("keys", [self.key.public]), deep=True)
+    def check_options(self, **options):
+        return ArchiveCheckOptions(self.archive, options.pop("keys", [self.key.public]), deep=True)
 
     async def check(self, **options):
-        return await verify_archives(self.dsn, self.question(**options))
+        return await verify_archives(self.dsn, self.check_options(**options))
 
     async def check_all(self):
-        question = self.question()
-        report = await verify(self.dsn, keys=question.keys, anchors=[self.anchor])
-        archived = await verify_archives(self.dsn, question)
+        options = self.check_options()
+        report = await verify(self.dsn, keys=options.keys, anchors=[self.anchor])
+        archived = await verify_archives(self.dsn, options)
         return together(report, archived), archived

@@ -36,7 +36,7 @@ import pyarrow as pa
 from bench_sink import a_write
 from otel_audit_postgres import PostgresSink, maintain
 from otel_audit_postgres.archive.catalog import ListedObject, archived_objects
-from otel_audit_postgres.archive.check import Question, verify_archives
+from otel_audit_postgres.archive.check import ArchiveCheckOptions, verify_archives
 from otel_audit_postgres.archive.manifest import ArchivedObject
 from otel_audit_postgres.archive.objects import (
     ArchiveStore,
@@ -54,7 +54,7 @@ from otel_audit_postgres.personal.key_store import FileWrapper, KeyStore, Subjec
 from otel_audit_postgres.personal.protect import Protector, read_fields
 from otel_audit_postgres.query.grammar import parse
 from otel_audit_postgres.retention.policy import read_policy
-from otel_audit_postgres.retention.run import Setting, run
+from otel_audit_postgres.retention.run import RetentionRunOptions, run
 from otel_audit_postgres.retention.subject import erase
 from ports import free_port
 
@@ -137,11 +137,11 @@ async def written_and_verified(dsn: str, rows: int, folder: Path, figures: dict[
     figures["memory_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     archive = FolderArchive(folder / "archive")
     with measured(figures, "run", rows, dsn):
-        await run(POLICY, Setting(dsn, archive, key, [key.public], seal))
+        await run(POLICY, RetentionRunOptions(dsn, archive, key, [key.public], seal))
     await seal()
     await sealer.close()
     with measured(figures, "verify_deep", rows, dsn):
-        report = await verify_archives(dsn, Question(archive, [key.public], deep=True))
+        report = await verify_archives(dsn, ArchiveCheckOptions(archive, [key.public], deep=True))
     assert report.ok, report.findings.problems
     return folder / "archive" / (await archived_objects(dsn))[0].entry.key
 

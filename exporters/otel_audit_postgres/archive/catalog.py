@@ -24,7 +24,7 @@ _REMOVE: Final = "SELECT audit.record_archive_removal($1, $2, $3)"
 class RecordedArchive(NamedTuple):
     """A manifest that the trail names."""
 
-    step: int
+    sequence_number: int
     month: date
     note: str
     rows: int
@@ -43,12 +43,12 @@ def latest(archives: Sequence[RecordedArchive]) -> dict[date, RecordedArchive]:
 
 
 async def record_archive(connection: Connection[Any], note: str, manifest: ArchiveManifest) -> int:
-    """Record that a month was archived; return the record's step."""
+    """Record that a month was archived; return the manifest's sequence number."""
     objects = [{"key": one.key, "rows": one.rows, "sha256": one.sha256} for one in manifest.objects]
-    step: int = await connection.fetchval(
+    number: int = await connection.fetchval(
         _RECORD, manifest.month, note, manifest.rows, json.dumps(objects)
     )
-    return step
+    return number
 
 
 async def removed_keys(connection: Connection[Any]) -> set[str]:
@@ -61,9 +61,11 @@ async def recorded_removals(connection: Connection[Any]) -> dict[str, uuid.UUID]
     return {row["key"]: row["record_id"] for row in await connection.fetch(_REMOVED)}
 
 
-async def record_removal(connection: Connection[Any], step: int, key: str, holds_seen: int) -> None:
+async def record_removal(
+    connection: Connection[Any], number: int, key: str, holds_seen: int
+) -> None:
     """Record the removal of an object before it; the database refuses one not due, or held."""
-    await connection.fetchval(_REMOVE, step, key, holds_seen)
+    await connection.fetchval(_REMOVE, number, key, holds_seen)
 
 
 async def record_verification(

@@ -102,8 +102,8 @@ class ArchiveReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """The scope of a check: archives, keys and anchors.
+class ArchiveCheckOptions:
+    """What a check of archives looks at, and by which keys.
 
     Attributes:
         archive: Where the objects are.
@@ -136,12 +136,12 @@ def together(report: VerificationReport, archived: ArchiveReport) -> Verificatio
     )
 
 
-async def verify_archives(dsn: str, question: Question) -> ArchiveReport:
+async def verify_archives(dsn: str, options: ArchiveCheckOptions) -> ArchiveReport:
     """Verify all archives that the trail names.
 
     Args:
         dsn: The audit store, as a role that sees all of it.
-        question: What to look at.
+        options: What to look at, and how deeply.
 
     Returns:
         What was found.
@@ -162,9 +162,9 @@ async def verify_archives(dsn: str, question: Question) -> ArchiveReport:
         named_removals = await _named_removals(connection)
         prunings = await store.prunings(connection)
         named_digests = await _named_digests(connection)
-        if question.deep:
-            malformed = await _malformed(connection, origin, question.keys)
-            question = replace(question, columns=True, malformed=malformed)
+        if options.deep:
+            malformed = await _malformed(connection, origin, options.keys)
+            options = replace(options, columns=True, malformed=malformed)
     report = ArchiveReport()
     findings = report.findings
     _check_chain(archives, named_digests, findings)
@@ -172,7 +172,7 @@ async def verify_archives(dsn: str, question: Question) -> ArchiveReport:
     _check_removals(removals, named_removals, prunings, findings)
     removed = set(removals)
     for recorded in counting.values():
-        check_month(question, recorded.note, origin, removed, report)
+        check_month(options, recorded.note, origin, removed, report)
     for pruning in prunings:
         month = date(int(pruning.partition[-7:-3]), int(pruning.partition[-2:]), 1)
         mine = counting.get(month)
@@ -192,12 +192,12 @@ async def verify_archives(dsn: str, question: Question) -> ArchiveReport:
             findings.warnings.append(
                 f"{pruning.partition} was dropped before there were archives: {pruning.rows} rows"
             )
-    _check_unlisted_objects(question.archive, archives, removed, findings)
+    _check_unlisted_objects(options.archive, archives, removed, findings)
     return report
 
 
 def check_month(
-    question: Question,
+    options: ArchiveCheckOptions,
     note: str,
     origin: str | None,
     removed: set[str],
@@ -212,7 +212,7 @@ def check_month(
         return
     where = f"{manifest.month:%Y-%m}"
     report.months += 1
-    _check_note(question, note, manifest, origin, findings)
+    _check_note(options, note, manifest, origin, findings)
     if manifest.archived + sum(rows for _, rows in manifest.left_out) != manifest.rows:
         findings.add(_CHANGED, f"manifest of {where}: its files do not make up its rows")
     with contextlib.ExitStack() as stack:
@@ -222,35 +222,39 @@ def check_month(
         for one in manifest.objects:
             if one.key in removed and one.is_due(_today()):
                 report.removed += one.rows
-                nodes = _kept_leaves(question, one, findings)
+                nodes = _kept_leaves(options, one, findings)
                 kept += nodes
                 is_whole = is_whole and len(nodes) == one.rows
                 continue
             report.archived += one.rows
-            file = _check_object(question, one, findings, stack)
+            file = _check_object(options, one, findings, stack)
             if file is None:
                 is_whole = False
             else:
                 files.append((one, file))
-        tree = _check_tree(question, manifest, findings, stack)
-        if question.deep and tree is not None:
+        tree = _check_tree(options, manifest, findings, stack)
+        if options.deep and tree is not None:
             tree = replace(tree, nodes=tuple(sorted([*tree.nodes, *kept])))
-            _check_rows(question, manifest, files, tree if is_whole else None, report)
+            _check_rows(options, manifest, files, tree if is_whole else None, report)
 
 
 def _check_note(
-    question: Question, note: str, manifest: ArchiveManifest, origin: str | None, findings: Findings
+    options: ArchiveCheckOptions,
+    note: str,
+    manifest: ArchiveManifest,
+    origin: str | None,
+    findings: Findings,
 ) -> None:
     where = f"manifest of {manifest.month:%Y-%m}"
     if manifest.log != (origin or "-"):
         findings.add(_CHANGED, f"{where}: it is of another log, {manifest.log}")
     try:
-        if question.keys and not is_signed(note, question.keys):
+        if options.keys and not is_signed(note, options.keys):
             findings.add(_FORGED, f"{where}: it is not signed by a given key")
     except ArchiveError as error:
         findings.add(_FORGED, f"{where}: {error}")
     try:
-        with question.archive.fetch(manifest_key(manifest.month, note)) as file:
+        with options.archive.fetch(manifest_key(manifest.month, note)) as file:
             if file.read_bytes() != note.encode():
                 findings.add(_CHANGED, f"{where}: the archive has another one")
     except MissingObjectError:
@@ -258,17 +262,20 @@ def _check_note(
 
 
 def _check_object(
-    question: Question, one: ArchivedObject, findings: Findings, stack: contextlib.ExitStack
+    options: ArchiveCheckOptions,
+    one: ArchivedObject,
+    findings: Findings,
+    stack: contextlib.ExitStack,
 ) -> Path | None:
     try:
-        file = stack.enter_context(question.archive.fetch(one.key))
+        file = stack.enter_context(options.archive.fetch(one.key))
     except MissingObjectError:
         findings.add(_DELETED, f"object {one.key} with {one.rows} rows is gone", leaf=one.first)
         return None
     if file.stat().st_size != one.size or digest_of(file) != one.sha256:
         findings.add(_CHANGED, f"object {one.key} is not what was archived", leaf=one.first)
         return None
-    locked = question.archive.locked_until(one.key)
+    locked = options.archive.locked_until(one.key)
     if locked is not None and one.locked_until is not None and locked < one.locked_until:
         findings.add(
             ProblemKind.GUARD_REMOVED,
@@ -279,7 +286,10 @@ def _check_object(
 
 
 def _check_tree(
-    question: Question, manifest: ArchiveManifest, findings: Findings, stack: contextlib.ExitStack
+    options: ArchiveCheckOptions,
+    manifest: ArchiveManifest,
+    findings: Findings,
+    stack: contextlib.ExitStack,
 ) -> SparseTree | None:
     if manifest.tree is None:
         if manifest.objects:
@@ -287,7 +297,7 @@ def _check_tree(
         return None
     key, size, sha256 = manifest.tree
     try:
-        file = stack.enter_context(question.archive.fetch(key))
+        file = stack.enter_context(options.archive.fetch(key))
     except MissingObjectError:
         findings.add(_DELETED, f"object {key} is gone")
         return None
@@ -297,20 +307,20 @@ def _check_tree(
     try:
         tree = read_tree(file.read_text("utf-8"))
         checkpoint = tree.checkpoint
-        is_by_a_key = bool(read_note(tree.note).signed_by(question.keys))
+        is_by_a_key = bool(read_note(tree.note).signed_by(options.keys))
     except (ArchiveError, NoteError, UnicodeDecodeError) as error:
         findings.add(_FORGED, f"object {key}: {error}")
         return None
     if checkpoint.origin != manifest.log:
         findings.add(_CHANGED, f"object {key}: it is of another log, {checkpoint.origin}")
         return None
-    if question.keys and not is_by_a_key:
+    if options.keys and not is_by_a_key:
         findings.add(_FORGED, f"object {key}: its checkpoint is not signed by a given key")
     return tree
 
 
 def _check_rows(
-    question: Question,
+    options: ArchiveCheckOptions,
     manifest: ArchiveManifest,
     files: Sequence[tuple[ArchivedObject, Path]],
     tree: SparseTree | None,
@@ -319,7 +329,7 @@ def _check_rows(
     findings = report.findings
     lowest, above = bounds(manifest.month)
     leaves = heapq.merge(
-        *(_read(question, one, file, (lowest, above), report) for one, file in files)
+        *(_read(options, one, file, (lowest, above), report) for one, file in files)
     )
     try:
         # to the end in any case: each row is looked at on the way
@@ -338,11 +348,11 @@ def _check_rows(
 
 
 def _kept_leaves(
-    question: Question, one: ArchivedObject, findings: Findings
+    options: ArchiveCheckOptions, one: ArchivedObject, findings: Findings
 ) -> tuple[tuple[int, int, bytes], ...]:
     """The leaf hashes of an object that was due for removal; the root checks them."""
     try:
-        with question.archive.fetch(leaves_key(one.key)) as file:
+        with options.archive.fetch(leaves_key(one.key)) as file:
             return read_tree(file.read_text("utf-8")).nodes
     except (ArchiveError, UnicodeDecodeError) as error:
         findings.warnings.append(
@@ -353,7 +363,7 @@ def _kept_leaves(
 
 
 def _read(
-    question: Question,
+    options: ArchiveCheckOptions,
     one: ArchivedObject,
     file: Path,
     within: tuple[uuid.UUID, uuid.UUID],
@@ -361,13 +371,13 @@ def _read(
 ) -> Iterator[tuple[int, bytes]]:
     """The leaves of a file as its rows are now."""
     rows, lowest, above = 0, within[0].bytes, within[1].bytes
-    for batch in read_batches(file, NAMES if question.columns else _HASHED):
+    for batch in read_batches(file, NAMES if options.columns else _HASHED):
         ids, stored_hashes, leaves = (
             batch.column(name).to_pylist() for name in ("id", "leaf_hash", "leaf")
         )
-        altered = _altered(batch, question) if question.columns else itertools.repeat(())
+        altered = _altered(batch, options) if options.columns else itertools.repeat(())
         for row_id, stored, leaf, computed, names in zip(
-            ids, stored_hashes, leaves, leaf_hashes(batch), altered, strict=question.columns
+            ids, stored_hashes, leaves, leaf_hashes(batch), altered, strict=options.columns
         ):
             flaw = None
             if computed != stored:
@@ -383,18 +393,18 @@ def _read(
             yield leaf, stored
         rows += batch.num_rows
         report.rows_read += batch.num_rows
-        if question.progress is not None:
-            question.progress(report.rows_read)
+        if options.progress is not None:
+            options.progress(report.rows_read)
     if rows != one.rows:
         report.findings.add(_CHANGED, f"{one.key}: it has {rows} rows, not {one.rows}")
 
 
-def _altered(batch: Any, question: Question) -> Iterator[Sequence[str]]:
+def _altered(batch: Any, options: ArchiveCheckOptions) -> Iterator[Sequence[str]]:
     """The columns of each row that differ from its payload, as far as this can be checked."""
     columns = [batch.column(name).to_pylist() for name in _PROJECTED]
     for values in zip(*columns, strict=True):
         row = dict(zip(_PROJECTED, values, strict=True))
-        if row["id"] in question.malformed:
+        if row["id"] in options.malformed:
             yield ()
             continue
         row["id"] = uuid.UUID(bytes=row["id"])
@@ -469,7 +479,7 @@ def _check_chain(
     months: list[date] = []
     first_kept = min(named, default=None)
     for number, one in enumerate(archives, 1):
-        where = f"manifest of {one.month:%Y-%m} (step {one.step})"
+        where = f"manifest of {one.month:%Y-%m} (step {one.sequence_number})"
         digest = manifest_digest(one.note)
         try:
             manifest = read_manifest(one.note)
@@ -477,7 +487,7 @@ def _check_chain(
             findings.add(_CHANGED, f"{where}: {error}")
             before = digest
             continue
-        if one.step != number or manifest.previous != before:
+        if one.sequence_number != number or manifest.previous != before:
             findings.add(_DELETED, f"{where}: the one before it is not the one that it names")
         if (manifest.month, manifest.rows) != (one.month, one.rows):
             findings.add(_CHANGED, f"{where}: it is of {manifest.month:%Y-%m}")

@@ -42,7 +42,6 @@ _COLUMNS: Final = {
 _ROLLED: Final = frozenset({"event", "outcome", "tenant"})
 _HOUR: Final = timedelta(hours=1)
 _ORIGIN: Final = "1970-01-01 00:00:00+00"
-_ORIGIN_TIME: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _RETIRED: Final = "SELECT lowest, above FROM audit.ledger_prunings ORDER BY lowest"
 _TOTAL: Final = "(all)"
 """Value of the field's column in rows of totals."""

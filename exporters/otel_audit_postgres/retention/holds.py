@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from otel_audit._util.months import next_month
 from otel_audit.errors import ConfigurationError
 from otel_audit_postgres.archive.catalog import latest, recorded_archives, removed_keys
 from otel_audit_postgres.archive.manifest import ArchivedObject, read_manifest
@@ -15,7 +16,6 @@ from otel_audit_postgres.archive.objects import ArchiveStore
 from otel_audit_postgres.archive.parquet_files import read_rows
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import store
-from otel_audit_postgres.retention.plan import end_of
 
 _PLACE: Final = "SELECT audit.place_hold($1, $2, $3, $4, $5, $6, $7, $8)"
 _RELEASE: Final = "SELECT audit.release_hold($1, $2)"
@@ -233,7 +233,7 @@ async def apply_holds(
     Args:
         connection: To the store, as its retention role.
         archive: Where the objects are.
-        since: Objects of manifests after this step are looked at for every hold.
+        since: Objects of manifests after this number are looked at for every hold.
 
     Returns:
         The names of the objects that are held now, and of those that are held no more.
@@ -245,8 +245,8 @@ async def apply_holds(
     for one in await _holds(connection, _TO_LIFT):
         freed += await _lift(connection, archive, one)
     active = await active_holds(connection)
-    for step, month, entry in await _objects(connection):
-        if step > since and any(_applies(archive, entry, month, one) for one in active):
+    for number, month, entry in await _objects(connection):
+        if number > since and any(_applies(archive, entry, month, one) for one in active):
             archive.hold(entry.key, on=True)
             held.append(entry.key)
     return sorted({*held}), freed
@@ -348,7 +348,7 @@ async def _holds(connection: Connection[Any], query: str) -> list[Hold]:
 async def _objects(connection: Connection[Any]) -> list[tuple[int, Any, ArchivedObject]]:
     removed = await removed_keys(connection)
     return [
-        (one.step, one.month, entry)
+        (one.sequence_number, one.month, entry)
         for one in latest(await recorded_archives(connection)).values()
         for entry in read_manifest(one.note).objects
         if entry.key not in removed
@@ -357,7 +357,7 @@ async def _objects(connection: Connection[Any]) -> list[tuple[int, Any, Archived
 
 def _overlaps(hold: Hold, month: Any) -> bool:
     begin = datetime(month.year, month.month, 1, tzinfo=UTC)
-    following = end_of(month)
+    following = next_month(month)
     end = datetime(following.year, following.month, 1, tzinfo=UTC)
     return (hold.since is None or hold.since < end) and (hold.until is None or hold.until > begin)
 

@@ -170,7 +170,7 @@ async def planned(
     months = []
     for name, size in await connection.fetch(_PARTITIONS):
         month = date(int(name[-7:-3]), int(name[-2:]), 1)
-        if end_of(month) > day:
+        if next_month(month) > day:
             continue
         classes = await _classes(connection, policy, month)
         blocked = []
@@ -201,7 +201,7 @@ async def explain(
     says = policy.explain(kind)
     moment = time_of(row["id"])
     month = date(moment.year, moment.month, 1)
-    return kind, says, None if says.hot is None else end_of(month) + timedelta(days=says.hot)
+    return kind, says, None if says.hot is None else next_month(month) + timedelta(days=says.hot)
 
 
 async def trusted_day(connection: Connection[Any]) -> date:
@@ -220,13 +220,8 @@ async def trusted_day(connection: Connection[Any]) -> date:
     return there.astimezone(UTC).date()
 
 
-def end_of(month: date) -> date:
-    """The first day of the month after."""
-    return next_month(month)
-
-
 def _span(month: date) -> tuple[datetime, datetime]:
-    return _midnight(month), _midnight(end_of(month))
+    return _midnight(month), _midnight(next_month(month))
 
 
 def _midnight(day: date) -> datetime:
@@ -243,7 +238,7 @@ async def _classes(
         says = policy.explain(kind)
         _, events, known_rows, known_size = counted.get(says.name, (says, frozenset(), 0, 0))
         counted[says.name] = (says, events | {kind.event}, known_rows + rows, known_size + size)
-    end = end_of(month)
+    end = next_month(month)
     return tuple(
         PlannedClass(
             says, events, rows, size,
@@ -258,7 +253,7 @@ def _first_day(
     month: date, classes: Sequence[PlannedClass], policy: RetentionPolicy
 ) -> date | None:
     """The day when the month's last class may leave the database. A month leaves as a whole."""
-    end = end_of(month)
+    end = next_month(month)
     if not classes:
         return end + timedelta(days=policy.floor)
     stays = [one for one in classes if one.says.hot is None]
@@ -276,12 +271,7 @@ def _first_day(
                     f"of the same month stay in the database "
                     f"{'for ever' if days is None else f'{days} days'}: a month goes as a whole"
                 )
-    # what is not archived is gone when it leaves the database
-    days = max(
-        [one.says.hot or 0 for one in classes]
-        + [one.says.min for one in classes if not one.says.is_archived]
-    )
-    return None if stays else end + timedelta(days=days)
+    return None if stays else end + timedelta(days=longest.says.hot or 0)
 
 
 def _iso(day: date | None) -> str | None:

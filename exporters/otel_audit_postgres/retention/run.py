@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import msgspec
 
+from otel_audit._util.months import next_month
 from otel_audit.errors import OtelAuditError, StoreError, StoreUnavailableError
 from otel_audit_postgres.archive.catalog import (
     RecordedArchive,
@@ -30,7 +31,7 @@ from otel_audit_postgres.archive.catalog import (
     recorded_archives,
     removed_keys,
 )
-from otel_audit_postgres.archive.check import ArchiveReport, Question, check_month
+from otel_audit_postgres.archive.check import ArchiveCheckOptions, ArchiveReport, check_month
 from otel_audit_postgres.archive.manifest import (
     ArchivedObject,
     ArchiveManifest,
@@ -49,7 +50,7 @@ from otel_audit_postgres.ledger import store
 from otel_audit_postgres.ledger.keys import PublicKey, Signer
 from otel_audit_postgres.retention.holds import apply_holds, hold_on_object
 from otel_audit_postgres.retention.months import collapse
-from otel_audit_postgres.retention.plan import PlannedMonth, RetentionPlan, end_of, planned
+from otel_audit_postgres.retention.plan import PlannedMonth, RetentionPlan, planned
 from otel_audit_postgres.retention.policy import (
     PolicyError,
     RecordKind,
@@ -92,8 +93,8 @@ class _Level(msgspec.Struct):
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
-    """The settings of a run.
+class RetentionRunOptions:
+    """What a run works with: the store, the archive and the keys.
 
     Attributes:
         dsn: The audit store, as a member of the retention role that also sees all rows.
@@ -148,12 +149,14 @@ class RunReport:
         }  # fmt: skip
 
 
-async def run(policy: RetentionPolicy, setting: Setting, today: date | None = None) -> RunReport:
+async def run(
+    policy: RetentionPolicy, options: RetentionRunOptions, today: date | None = None
+) -> RunReport:
     """Do what is due.
 
     Args:
         policy: The policy; it is put in force; a change is recorded.
-        setting: With what.
+        options: With what.
         today: For which day; by default for the database's. The database itself knows only its
             own, and refuses what by that must stay.
 
@@ -165,14 +168,14 @@ async def run(policy: RetentionPolicy, setting: Setting, today: date | None = No
         StoreError: The role lacks a right.
     """
     async with (
-        store.opened(setting.dsn, "run retention") as guard,
+        store.opened(options.dsn, "run retention") as guard,
         guard.transaction(),
     ):
         await store.unlimited(guard)
         if not await guard.fetchval(_LEAD):
             raise StoreUnavailableError("another `otel-audit retention run` is under way")
-        async with store.opened(setting.dsn, "run retention") as connection:
-            work = _Run(connection, guard, policy, setting)
+        async with store.opened(options.dsn, "run retention") as connection:
+            work = _Run(connection, guard, policy, options)
             return await work.all(today)
 
 
@@ -210,10 +213,10 @@ class _Run:
         connection: Connection[Any],
         guard: Connection[Any],
         policy: RetentionPolicy,
-        setting: Setting,
+        options: RetentionRunOptions,
     ) -> None:
         self._connection, self._guard = connection, guard
-        self._policy, self._setting = policy, setting
+        self._policy, self._options = policy, options
         self._report = RunReport()
         self._classes: dict[RecordKind, RetentionClass] = {}
         self._months: dict[date, PlannedMonth] = {}
@@ -231,31 +234,31 @@ class _Run:
             await self._month(month)
         if self._report.dropped:
             self._step("", "collapse")
-            self._report.collapsed = await collapse(self._setting.dsn)
-        step = await self._apply_holds()
+            self._report.collapsed = await collapse(self._options.dsn)
+        last_manifest = await self._apply_holds()
         await self._expire(plan)
         await self._connection.fetchval(_END_RESTORED)
-        await self._record(plan, step)
+        await self._record(plan, last_manifest)
         return self._report
 
     async def _apply_holds(self) -> int:
         """Put holds on objects archived since the last run. Returns the last manifest with them."""
         archives = await recorded_archives(self._connection)
-        archive = self._setting.archive
+        archive = self._options.archive
         if archive is None:
             return 0
         self._step("", "holds")
         since = await self._connection.fetchval(_APPLIED_UP_TO) or 0
         self._report.held, _ = await apply_holds(self._connection, archive, since)
-        return archives[-1].step if archives else 0
+        return archives[-1].sequence_number if archives else 0
 
-    async def _record(self, plan: RetentionPlan, step: int) -> None:
+    async def _record(self, plan: RetentionPlan, last_manifest: int) -> None:
         """Record the run in the trail, also if nothing was due."""
         self._step("", "record run")
         months = {one.partition: one.first_day.isoformat() for one in plan.months if one.first_day}
         removed = self._report.removed
         done = {
-            **self._report.as_json(), "step": step, "day": plan.today.isoformat(),
+            **self._report.as_json(), "step": last_manifest, "day": plan.today.isoformat(),
             # each has a record of its own
             "removed": removed[:_LISTED], "removed_count": len(removed),
             "held": self._report.held[:_LISTED], "held_count": len(self._report.held),
@@ -300,13 +303,13 @@ class _Run:
 
     def _read_back(self, note: str) -> None:
         manifest = read_manifest(note)
-        if self._setting.archive is None:
+        if self._options.archive is None:
             if manifest.objects:
                 raise ArchiveError("months were archived, and no archive is named now")
             return
         report = ArchiveReport()
-        question = Question(self._setting.archive, self._setting.keys, deep=True)
-        check_month(question, note, manifest.log, set(), report)
+        options = ArchiveCheckOptions(self._options.archive, self._options.keys, deep=True)
+        check_month(options, note, manifest.log, set(), report)
         if not report.ok:
             first = report.findings.problems[0]
             raise ArchiveError(
@@ -317,13 +320,15 @@ class _Run:
     async def _fill_up_to(self, month: date) -> None:
         """Write manifests for the months between the last archived one and this one."""
         archives = await recorded_archives(self._connection)
-        following = end_of(max(one.month for one in archives)) if archives else min(self._months)
+        following = (
+            next_month(max(one.month for one in archives)) if archives else min(self._months)
+        )
         while following < month:
             if following in self._months:
                 await self._archive(self._months[following])
             else:
                 await self._publish(ArchiveManifest("", following, None, 0, ""), [])
-            following = end_of(following)
+            following = next_month(following)
 
     async def _archive(self, month: PlannedMonth) -> None:
         name = f"{month.month:%Y-%m}"
@@ -341,17 +346,17 @@ class _Run:
     async def _write(self, month: PlannedMonth, folder: Path) -> WrittenMonth:
         async with self._connection.transaction(isolation="repeatable_read", readonly=True):
             return await write_month(
-                self._connection, month.month, folder, self._class_of, self._setting.progress
+                self._connection, month.month, folder, self._class_of, self._options.progress
             )
 
     async def _upload(self, month: PlannedMonth, written: WrittenMonth, folder: Path) -> None:
-        archive, name = self._setting.archive, f"{month.month:%Y-%m}"
+        archive, name = self._options.archive, f"{month.month:%Y-%m}"
         if written.files and archive is None:
             raise ArchiveError(
                 "the policy archives records, and no archive is named: set OTEL_AUDIT_ARCHIVE, or "
                 "archive = 0 in the policy"
             )
-        end = end_of(month.month)
+        end = next_month(month.month)
         says = {one.says.name: one.says for one in month.classes}
         says |= {one.name: one for one in self._classes.values()}
         objects: list[ArchivedObject] = []
@@ -387,7 +392,7 @@ class _Run:
         self, draft: ArchiveManifest, uploads: Sequence[tuple[str, Path, str, date | None]]
     ) -> None:
         """Put the files and the manifest into the archive, and record it in the trail."""
-        archive, name = self._setting.archive, f"{draft.month:%Y-%m}"
+        archive, name = self._options.archive, f"{draft.month:%Y-%m}"
         for key, path, sha256, until in uploads:
             assert archive is not None  # noqa: S101 - refused before
             self._step(name, f"put {key}")
@@ -399,7 +404,7 @@ class _Run:
             manifest_digest(before[-1].note) if before else None, draft.rows,
             hashlib.sha256(policy.encode()).hexdigest(), draft.objects, draft.tree, draft.left_out,
         )  # fmt: skip
-        signer = self._setting.signer
+        signer = self._options.signer
         note = manifest.note(() if signer is None else (signer,))
         if archive is not None:
             self._step(name, "put manifest")
@@ -439,10 +444,10 @@ class _Run:
 
     async def _is_sealed(self, record_id: uuid.UUID) -> bool:
         self._step("", "seal")
-        end = time.monotonic() + self._setting.wait
+        end = time.monotonic() + self._options.wait
         while not await self._connection.fetchval(_IS_SEALED, record_id):
-            if self._setting.seal is not None:
-                await self._setting.seal()
+            if self._options.seal is not None:
+                await self._options.seal()
             elif time.monotonic() > end:
                 return False
             else:
@@ -469,7 +474,7 @@ class _Run:
 
     async def _expire(self, plan: RetentionPlan) -> None:
         """Delete archive objects that are due; each is recorded first, and held ones stay."""
-        archive = self._setting.archive
+        archive = self._options.archive
         if archive is None:
             return
         removed = await removed_keys(self._connection)
@@ -486,7 +491,7 @@ class _Run:
                     self._step(f"{one.month:%Y-%m}", f"remove {entry.key}")
                     self._keep_leaves(archive, entry)
                     try:
-                        await record_removal(self._connection, one.step, entry.key, seen)
+                        await record_removal(self._connection, one.sequence_number, entry.key, seen)
                     except Exception as error:
                         if sqlstate(error) != _REFUSED:
                             raise
@@ -520,8 +525,8 @@ class _Run:
             ) from None
 
     def _step(self, month: str, step: str) -> None:
-        if self._setting.on_step is not None:
-            self._setting.on_step(month, step)
+        if self._options.on_step is not None:
+            self._options.on_step(month, step)
 
 
 def _longest(objects: Sequence[ArchivedObject]) -> date | None:

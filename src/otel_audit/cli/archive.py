@@ -72,18 +72,18 @@ def verify(
 
     Exit status 0: nothing found; 1: something was changed, or the archive cannot be read.
     """
-    from otel_audit_postgres.archive.check import Question, verify_archives
+    from otel_audit_postgres.archive.check import ArchiveCheckOptions, verify_archives
     from otel_audit_postgres.ledger.settings import chosen_public_keys
 
     public = chosen_public_keys(AuditConfig(), keys)
     with bar(visible=not as_json) as progress:
         task = progress.add_task("verify", total=None)
-        question = Question(
+        options = ArchiveCheckOptions(
             needed_archive(archive), public, deep,
             progress=lambda rows: progress.update(task, completed=rows),
         )  # fmt: skip
         store = chosen_dsn(dsn)
-        report = run_coroutine(verify_archives(store, question))
+        report = run_coroutine(verify_archives(store, options))
     recorded = note_verification(store, report, deep=deep)
     if as_json:
         echo_json({**report.as_json(), "recorded": recorded is None}, indent=2)

@@ -214,7 +214,7 @@ def run(  # noqa: PLR0913, PLR0917 - one for each option
         done = run_coroutine(
             running.run(
                 policy,
-                running.Setting(
+                running.RetentionRunOptions(
                     place, chosen_archive(archive), signer, keys, wait=wait,
                     on_step=lambda month, step: progress.update(
                         task, description=f"{month} {step}"

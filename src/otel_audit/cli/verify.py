@@ -223,16 +223,16 @@ def _with_archives(  # noqa: PLR0913 - each a choice of its own
     """One report on the store and its archives, where there are any."""
     if archive is None:
         return report, None
-    from otel_audit_postgres.archive.check import Question, together, verify_archives
+    from otel_audit_postgres.archive.check import ArchiveCheckOptions, together, verify_archives
     from otel_audit_postgres.archive.objects import open_archive
 
     with rows_bar(visible=is_shown) as bar:
         task = bar.add_task("archives", total=None)
-        question = Question(
+        options = ArchiveCheckOptions(
             open_archive(archive, "--archive"), keys, deep,
             progress=lambda rows: bar.update(task, completed=rows),
         )  # fmt: skip
-        archived = run_coroutine(verify_archives(store, question))
+        archived = run_coroutine(verify_archives(store, options))
     unrecorded = note_verification(store, archived, deep=deep)
     if unrecorded is not None:
         echo(f"warning: {unrecorded}", err=True)

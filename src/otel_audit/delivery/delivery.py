@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
 
 from otel_audit._util.auto_reset_event import AutoResetEvent
 from otel_audit._util.backoff import FIRST_PAUSE, LONGEST_PAUSE, Backoff
@@ -32,7 +31,6 @@ from otel_audit.record import to_json
 
 _logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 
 _MOST_POSTPONED = 1000
 """Records that the store refuses for a reason of its own, before nothing more is tried: then it is

@@ -189,7 +189,7 @@ class TestRun:
         await postgres.execute(f"CREATE ROLE {role} LOGIN")
         await init(months.dsn, roles=True, retention=role, reader=role)
         dsn = postgres.dsn(months.dsn.partition("?")[0].rpartition("/")[2], role)
-        done = await run(months.policy, months.setting(dsn=dsn))
+        done = await run(months.policy, months.run_options(dsn=dsn))
         assert len(done.dropped) == 3
         await months.seal()
         report, _ = await months.check_all()

@@ -181,6 +181,6 @@ class TestTwoPersons:
         await approve(other, lower)
         await months.retain(policy=read_policy(TWO_PERSONS.replace("floor = 30", "floor = 40")))
         with pytest.raises(PolicyError, match="two_persons"):
-            await run(lower, months.setting())
+            await run(lower, months.run_options())
         with pytest.raises(StoreError, match="nothing to approve"):
             await approve(other, read_policy(TWO_PERSONS.replace("floor = 30", "floor = 40")))
