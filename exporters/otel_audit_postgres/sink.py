@@ -57,6 +57,7 @@ from otel_audit_postgres.schema.partitions import ENSURE_PARTITIONS
 from otel_audit_postgres.schema.readiness import refuse_encoding, refuse_unready
 
 if TYPE_CHECKING:
+    from otel_audit.config import AuditConfig
     from otel_audit_postgres.personal.protect import Protector
 
 _logger = logging.getLogger(__name__)
@@ -99,6 +100,33 @@ _TODAY: Final = "SELECT extract(epoch FROM date_trunc('day', now() AT TIME ZONE 
 _MOST_CLAIMS: Final = 4
 """Ids that a record is tried under, its own included. Each follows from its content, so the next
 one is needed only where somebody knew all of it beforehand."""
+
+
+def sink_from(
+    config: AuditConfig, dsn: str, on_default_rows: Callable[[int], None] | None = None
+) -> PostgresSink:
+    """Make the sink that the settings describe, as an application and the receiver use it.
+
+    Args:
+        config: The settings.
+        dsn: The audit store; which of the settings names it, the caller has decided.
+        on_default_rows: As for `PostgresSink`.
+
+    Raises:
+        ConfigurationError: A setting of encryption is missing or unfit.
+    """
+    protector = None
+    if config.keys_dsn is not None:
+        # needs cryptography, which most processes do not
+        from otel_audit_postgres.personal.protect import protector_from
+
+        protector = protector_from(config)
+    return PostgresSink(
+        dsn,
+        connect_timeout=config.connect_timeout,
+        on_default_rows=on_default_rows,
+        protector=protector,
+    )
 
 
 class PostgresSink:

@@ -659,14 +659,9 @@ def _postgres_sink(
     config: AuditConfig, dsn: str, on_default_rows: Callable[[int], None] | None
 ) -> Sink:
     # imported with the first record: many a process that could record never does
-    from otel_audit_postgres.sink import PostgresSink
+    from otel_audit_postgres.sink import sink_from
 
-    return PostgresSink(
-        dsn,
-        connect_timeout=config.connect_timeout,
-        on_default_rows=on_default_rows,
-        protector=None if config.keys_dsn is None else _protector(config),
-    )
+    return sink_from(config, dsn, on_default_rows)
 
 
 def _protector(config: AuditConfig) -> Protector | None:

@@ -19,6 +19,7 @@ from otel_audit.server.authentication import Authentication
 from otel_audit.server.credentials import NOBODY
 from otel_audit.server.errors import RequestError
 from otel_audit.server.items import AT_ONCE, MOST_ITEMS
+from otel_audit.server.metrics import ServerMetrics
 from otel_audit.server.service import Service
 
 
@@ -133,7 +134,7 @@ class TestTurns:
         """How often others had their turn, if each look at the clock were so much later."""
         ticks = itertools.count()
         clock = SimpleNamespace(perf_counter=lambda: next(ticks) * step)
-        taking = Service(AuditConfig(), Authentication(None), MemoryStore)
+        taking = Service(AuditConfig(), Authentication(None), MemoryStore, ServerMetrics())
         taking.intake.start()
         had = 0
 

@@ -37,6 +37,7 @@ from otel_audit.server.errors import (
     unavailable,
 )
 from otel_audit.server.items import Batch
+from otel_audit.server.metrics import ServerMetrics
 from otel_audit.server.request_body import decompressed, read_body
 from otel_audit.server.request_budget import LARGEST_HEADERS, RequestBudget
 from otel_audit.server.service import RequestResult, Service, kind_of
@@ -87,7 +88,13 @@ def create_app(
         MissingExtraError: A package of the extra ``grpc`` is not installed, but configured.
     """
     config = config or AuditConfig()
-    service = Service(config, _access(config, any_certificate), make_store or _store_maker(config))
+    meters = ServerMetrics()
+    service = Service(
+        config,
+        _access(config, any_certificate),
+        make_store or _store_maker(config, meters.note_default_rows),
+        meters,
+    )
     background = _BackgroundServices(_sealing(config), _grpc_server(service, grpc))
     app = Starlette(
         routes=[
@@ -115,17 +122,18 @@ def _access(config: AuditConfig, any_certificate: bool) -> Authentication:  # no
     return Authentication(credentials, any_certificate, config.serve_no_auth)
 
 
-def _store_maker(config: AuditConfig) -> Callable[[], Store]:
+def _store_maker(
+    config: AuditConfig, on_default_rows: Callable[[int], None]
+) -> Callable[[], Store]:
     dsn = config.asyncpg_dsn
     if dsn is None:
         raise ConfigurationError(f"{PREFIX}DSN: missing; it names the audit store")
     from otel_audit_postgres.personal.protect import protector_from
-    from otel_audit_postgres.sink import PostgresSink
+    from otel_audit_postgres.sink import sink_from
 
+    # a wrong setting is reported now, not by the first record
     protector_from(config)
-    return lambda: PostgresSink(
-        dsn, connect_timeout=config.connect_timeout, protector=protector_from(config)
-    )
+    return functools.partial(sink_from, config, dsn, on_default_rows)
 
 
 def _sealing(config: AuditConfig) -> SealingThread | None:

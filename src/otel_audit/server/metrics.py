@@ -18,8 +18,13 @@ class ServerMetrics:
         self.requests: Counter[tuple[str, int]] = Counter()
         self.refused: Counter[str] = Counter()
         self.quarantined: Counter[str] = Counter()
+        self.default_partition_rows = 0
         self._duration: Histogram | None = None
         self._size: Histogram | None = None
+
+    def note_default_rows(self, rows: int) -> None:
+        """Note how many rows the store's default partition has; the store counts to a bound."""
+        self.default_partition_rows = rows
 
     def snapshot(self) -> dict[str, Any]:
         """All counts, as plain values."""
@@ -27,6 +32,7 @@ class ServerMetrics:
             "records": dict(self.counts),
             "quarantined": dict(self.quarantined),
             "requests_refused": dict(self.refused),
+            "default_partition_rows": self.default_partition_rows,
         }
 
     def publish(

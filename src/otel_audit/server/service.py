@@ -62,7 +62,11 @@ class Service:
     """Reads, stores and counts; knows neither HTTP nor gRPC."""
 
     def __init__(
-        self, config: AuditConfig, access: Authentication, make_store: Callable[[], Store]
+        self,
+        config: AuditConfig,
+        access: Authentication,
+        make_store: Callable[[], Store],
+        meters: ServerMetrics,
     ) -> None:
         """Build all parts; nothing is opened yet.
 
@@ -70,10 +74,11 @@ class Service:
             config: The settings.
             access: Who may send.
             make_store: Makes a connection's store.
+            meters: Where received items and their results are counted.
         """
         self.config = config
         self.access = access
-        self.meters = ServerMetrics()
+        self.meters = meters
         self.budget = MemoryBudget(config.serve_max_in_flight_bytes)
         self.turns = FairTurns()
         self.intake = Intake(

@@ -12,9 +12,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from otel_audit_postgres import PostgresSink
 from ports import free_port
-from sinks import request, span
+from sinks import request, serving, span
+from strategies import a_record
 
+from otel_audit._util.ids import uuid7
 from otel_audit.server.credentials import new_token
 
 
@@ -60,3 +63,15 @@ async def _answered(url: str, body: bytes, headers: dict[str, str]) -> httpx.Res
             return httpx.post(url, content=body, headers=headers, timeout=30)
         time.sleep(0.1)
     raise AssertionError("not up")
+
+
+async def test_a_default_partition_that_fills_is_told(tmp_path, audit_store):
+    """The receiver reports rows of months without a partition, as an application does."""
+    store = PostgresSink(audit_store)
+    await store.write([a_record(record_id=uuid7(946_684_800 * 10**9)) for _ in range(3)])
+    await store.close()
+
+    with serving(tmp_path, audit_store) as receiver:
+        assert receiver.traces(request(span(1))).status_code == 200
+        assert receiver.client.get("/health").json()["default_partition_rows"] == 3
+        assert "Rows in audit.audit_logs_default: 3, because of" in receiver.output
