@@ -126,7 +126,7 @@ class TestTwoPersons:
     @pytest.mark.parametrize(
         ("old", "new"),
         [
-            ("floor = 30", "floor = 29"),
+            ("floor = 45", "floor = 44"),
             ("min = 90", "min = 89"),
             ("archive = 40", "archive = 39"),
             ("two_persons = true", ""),
@@ -167,7 +167,7 @@ class TestTwoPersons:
     async def test_are_not_needed_to_keep_more(self, months, connection):
         """Numbers that grow alone; and a policy that does not say so needs nobody."""
         await months.retain(policy=read_policy(TWO_PERSONS))
-        more = TWO_PERSONS.replace("floor = 30", "floor = 31").replace("min = 90", "min = 91")
+        more = TWO_PERSONS.replace("floor = 45", "floor = 46").replace("min = 90", "min = 91")
         await months.retain(policy=read_policy(more))
         assert await connection.fetchval(
             "SELECT count(*) FROM audit.audit_logs WHERE event_name = 'audit.retention.changed'"
@@ -176,11 +176,11 @@ class TestTwoPersons:
     async def test_approve_once_for_the_policy_that_follows(self, months, postgres):
         """An approval is worth nothing after another change."""
         await months.retain(policy=read_policy(TWO_PERSONS))
-        lower = read_policy(TWO_PERSONS.replace("floor = 30", "floor = 10"))
+        lower = read_policy(TWO_PERSONS.replace("floor = 45", "floor = 10"))
         other = await role_of(postgres, months.dsn, retention=True, reader=True)
         await approve(other, lower)
-        await months.retain(policy=read_policy(TWO_PERSONS.replace("floor = 30", "floor = 40")))
+        await months.retain(policy=read_policy(TWO_PERSONS.replace("floor = 45", "floor = 55")))
         with pytest.raises(PolicyError, match="two_persons"):
             await run(lower, months.run_options())
         with pytest.raises(StoreError, match="nothing to approve"):
-            await approve(other, read_policy(TWO_PERSONS.replace("floor = 30", "floor = 40")))
+            await approve(other, read_policy(TWO_PERSONS.replace("floor = 45", "floor = 55")))
