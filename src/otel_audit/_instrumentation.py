@@ -219,12 +219,22 @@ def health() -> dict[str, Any]:
     """Say how the audit trail of this process is doing.
 
     Returns:
-        ``auditing`` (bool), and if so ``healthy`` (bool), ``queue_depth`` (records that wait),
-        ``failing_for_seconds``, and the counts ``emitted``, ``exported``, ``dropped``,
-        ``quarantined``, ``retries``, ``capture_errors``, ``redaction_errors``, ``refused``,
-        ``spool_errors`` since the process began; ``oldest_seconds`` (how long the oldest record
-        waits), ``overdue`` (longer than ``unhealthy_after``), ``spool_bytes``; where an outbox is
-        relayed ``outbox_depth``, ``outbox_oldest_seconds``, ``outbox_failing_for_seconds``.
+        ``auditing`` (bool), and if it is true:
+
+        - ``healthy`` (bool), ``overdue`` (bool: a record has waited longer than
+          ``unhealthy_after``), ``failing_for_seconds``, ``oldest_seconds`` (how long the oldest
+          record has waited), ``queue_depth`` (records that wait);
+        - counts since the process began: ``emitted``, ``exported``, ``dropped``, ``quarantined``,
+          ``conflicts`` (stored under another id), ``retries``, ``capture_errors``,
+          ``redaction_errors``, ``refused``, ``spool_errors``, ``relayed`` (out of the outbox),
+          ``outbox_errors`` (transactions that the outbox failed);
+        - ``spool_bytes``, ``spool_foreign`` (files and directories of the spool that are not
+          trusted, as others may write to them), ``spool_damaged_files``;
+        - ``threads`` (by name ``ok``, or why the thread failed), ``thread_restarts``;
+        - with the exporter ``postgres``: ``default_partition_rows``; with ``otlp``:
+          ``quarantine_files``;
+        - where an outbox is relayed: ``outbox_depth``, ``outbox_oldest_seconds``,
+          ``outbox_failing_for_seconds``.
 
     Example::
 

@@ -377,7 +377,7 @@ def open_scope() -> AuditScope | None:
 
 
 def action_under_way() -> AuditScope | PendingScope | None:
-    """As `open_scope`, for who only wants to tell one action from another: makes no scope."""
+    """As `open_scope`, but a pending scope stays one: enough to tell one action from another."""
     scope = _current.get()
     if scope is not None and type(scope) is not AuditScope:
         if scope.made is None:
@@ -489,6 +489,10 @@ def set_tenant(id: str, *, slug: str | None = None) -> None:  # noqa: A002 - the
 
     Outside an action this does nothing, which is logged once.
 
+    Args:
+        id: Stable identifier, for example the tenant's primary key as text.
+        slug: Its readable name.
+
     Example::
 
         with otel_audit.audit("order.paid"):
@@ -542,6 +546,8 @@ def set_target(
 def set_event(name: str, *, action: str | None = None) -> None:
     """Name the action under way.
 
+    Outside an action this does nothing, which is logged once.
+
     Args:
         name: Event name: resource, past participle, such as ``order.refunded``.
         action: ``CREATE READ UPDATE DELETE EXECUTE LOGIN`` …; derived from the request if None.
@@ -559,6 +565,12 @@ def set_event(name: str, *, action: str | None = None) -> None:
 
 def add_metadata(**values: Any) -> None:
     """Add the application's own facts to the action under way; they are redacted when recorded.
+
+    Outside an action this does nothing, which is logged once.
+
+    Args:
+        values: The facts by name. A later value of a name replaces an earlier one. What is no JSON
+            is recorded in a form of it, as in a body.
 
     Example::
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import yaml
 from docs_runner import parts_of
 
 from otel_audit import AuditConfig
+from otel_audit._util.private_file import is_private
 from otel_audit.cli.main import cli
 
 ROOT = Path(__file__).parents[2]
@@ -93,6 +96,23 @@ class TestKubernetes:
             assert {one["name"] for one in container.get("volumeMounts", ())} <= volumes
             if commands_of(container)[:1] == ["otel-audit"]:
                 assert commands_of(container)[1] in cli.commands
+
+    @pytest.mark.parametrize("manifest", manifests(), ids=lambda one: one["metadata"]["name"])
+    def test_a_key_that_is_mounted_is_taken(self, manifest, monkeypatch):
+        """As the kubelet mounts it: root's, of the group fsGroup, with the volume's mode."""
+        pod = pod_of(manifest)
+        group = pod["securityContext"].get("fsGroup")
+        monkeypatch.setattr(os, "geteuid", lambda: pod["securityContext"]["runAsUser"])
+        monkeypatch.setattr(os, "getgroups", lambda: [group])
+        volumes = {one["name"]: one for one in pod.get("volumes", ())}
+        for container in pod["containers"]:
+            files = [one["value"] for one in container["env"] if one["name"].endswith("KEY_FILE")]
+            mounts = {one["mountPath"]: one["name"] for one in container.get("volumeMounts", ())}
+            assert bool(files) == (manifest["metadata"]["name"] == "audit-sealer")
+            for file in files:
+                mode = volumes[mounts[str(Path(file).parent)]]["secret"].get("defaultMode", 0o644)
+                facts = os.stat_result((stat.S_IFREG | mode, 0, 0, 1, 0, group, 1, 0, 0, 0))
+                assert is_private(facts)
 
     def test_the_application_has_time_to_stop(self):
         """Longer than delivery may take."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import inspect
 import re
 import sys
 from collections import defaultdict
@@ -16,6 +17,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+
+import otel_audit
+from otel_audit.delivery.metrics import Counters
+from otel_audit.runtime import Runtime
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = (ROOT / "src", ROOT / "exporters")
@@ -172,6 +177,30 @@ def test_every_attribute_of_a_class_is_there() -> None:
 
     assert [(o, n) for o, n in listed if n not in code().members_of(o.rpartition(".")[2])] == []
     assert len(listed) > 500
+
+
+def test_health_names_all_that_it_returns() -> None:
+    """Who asks how the trail is doing finds each figure in the docstring."""
+    source = inspect.getsource(Runtime.health) + inspect.getsource(Runtime._sink_figures)
+    returned = {"auditing", *Counters().snapshot(), *re.findall(r'"(\w+)": ', source)}
+
+    assert len(returned) > 25
+    assert sorted(returned - set(re.findall(r"``(\w+)``", otel_audit.health.__doc__ or ""))) == []
+
+
+@pytest.mark.parametrize("name", sorted(otel_audit.__all__))
+def test_every_argument_of_a_public_function_is_described(name: str) -> None:
+    """No argument is left to guessing."""
+    member = getattr(otel_audit, name)
+    if not inspect.isfunction(member):
+        return
+    described = (member.__doc__ or "").partition("Args:\n")[2].partition("\n\n")[0]
+    missing = [
+        one
+        for one in inspect.signature(member).parameters
+        if not re.search(rf"^ +(?:\w+, )*{one}(?:, \w+)*:", described, re.MULTILINE)
+    ]
+    assert missing == []
 
 
 def test_every_raised_error_is_one() -> None:

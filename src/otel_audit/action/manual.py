@@ -66,6 +66,14 @@ def audit(  # noqa: PLR0913 - one fact an argument
 
     Returns:
         What ``with`` takes, and what decorates.
+
+    Raises:
+        ConfigurationError: The event is a function, as in ``@audit`` without parentheses; or what
+            is decorated is a generator function. When the action begins: nothing is audited, and
+            ``OTEL_AUDIT_REQUIRED`` is set.
+        StoreUnavailableError: When the action begins: it could not be recorded, and
+            ``OTEL_AUDIT_REQUIRED`` is set; or delivery is strict, and the store does not take its
+            intent.
     """
     if callable(event):
         raise ConfigurationError('audit: name the event, as in @audit("report.built")')
@@ -83,7 +91,7 @@ def emit(  # noqa: PLR0913 - one fact an argument
     parent: ActionReference | str | None = None,
     outcome: Outcome = "success",
 ) -> str | None:
-    """Record that something has happened. Raises only where `audit` does.
+    """Record that something has happened.
 
     `emit_in_transaction` records it only if a transaction is committed.
 
@@ -278,7 +286,11 @@ class AuditContext:
         self._last().end(error)
 
     async def __aenter__(self) -> Action:
-        """As ``with``; with strict delivery it waits until the store has the intent."""
+        """As ``with``; with strict delivery it waits until the store has the intent.
+
+        Raises:
+            ConfigurationError, StoreUnavailableError: As ``with``.
+        """
         action = Action(self._arguments, in_use())
         await action.begin_async()
         self._underway.append(action)

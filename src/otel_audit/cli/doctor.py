@@ -326,14 +326,14 @@ def _spool(config: AuditConfig) -> CheckResult:
     from otel_audit.delivery.spool import SpoolSettings, inspect
 
     try:
-        directory, sealing = config.spool_path, spool_encryption(config)
+        directory, encryption = config.spool_path, spool_encryption(config)
         SpoolSettings(
             directory=directory, service=service_of_spool(),
             max_bytes=config.spool_max_bytes, segment_bytes=config.spool_segment_bytes,
         )  # fmt: skip
     except OtelAuditError as error:
         return CheckResult("spool", ok=False, detail=str(error), remedy="correct the setting")
-    found = inspect(directory, service_of_spool(), own_destination(config) or "", sealing)
+    found = inspect(directory, service_of_spool(), own_destination(config) or "", encryption)
     if found.unusable:
         return CheckResult(
             "spool", ok=False, detail=found.unusable,

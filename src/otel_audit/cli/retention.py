@@ -187,9 +187,9 @@ def run(  # noqa: PLR0913, PLR0917 - one for each option
 ) -> None:
     """Archive what is due, and drop it from the database.
 
-    A month at a time: archived, read back, retired, dropped.     It can be killed at any point
-    and run again. It names months that wait for the sealer or are held; the exit status is then
-    still 0. Run it daily.
+    A month at a time: archived, read back, retired, dropped. It can be killed at any point and run
+    again. It names months that wait for the sealer or are held; the exit status is then still 0.
+    Run it daily.
     """
     if dry_run:
         context.invoke(plan, dsn=dsn, file=file, today=None, as_json=as_json)

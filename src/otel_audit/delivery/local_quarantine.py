@@ -34,6 +34,8 @@ from otel_audit.record import AuditRecord
 
 _SUFFIX: Final = ".refused"
 _ENCRYPTED: Final = b"sealed\n"
+"""The first bytes of an encrypted file. The word is older than the name encryption; it has nothing
+to do with the ledger's seal, and stays, because files with it are on disk."""
 _CONTEXT: Final = b"quarantine"
 _NAME_BYTES: Final = 65_536
 """Bytes that are read of the file with the service's name."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @final
 class DeferredRequest(PendingScope):
-    """An HTTP request that no answer could have recorded; what is written in it could.
+    """An HTTP request that is recorded only if something is written in it, whatever its answer is.
 
     With the first write, or whatever else asks for the action, it becomes an `Exchange` that
     knows all that this one has seen.

@@ -3,8 +3,8 @@
 An application builds its middleware stack once, at its first event. Our middleware is put into its
 list of middleware while the stack is being built, so that the built stack has the shape that
 everybody else's instrumentation expects. An application may build its stack in a way of its own, or
-be given one. So each stack is checked when it becomes the application's, and middleware that is not
-stand where they must are put into it there.
+be given one. So each stack is checked when it becomes the application's. If our middleware is not
+in its place there, it is put into that stack.
 """
 
 from __future__ import annotations

@@ -456,7 +456,8 @@ def _is_short(pair: tuple[str, str]) -> bool:
 def is_without_credential(actor: Actor) -> bool:
     """Return whether an actor is anonymous.
 
-    Somebody who only calls himself so is not, nor is who presented what could not be verified.
+    A verified actor is not, even if its id reads ``anonymous``. Nor is the actor of a request whose
+    credential could not be verified: it has a reason.
     """
     return actor.id == "anonymous" and actor.reason is None and not actor.verified
 

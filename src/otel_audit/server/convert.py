@@ -70,7 +70,7 @@ class NotConvertible(Refused):
 
     Attributes:
         kind: ``invalid``, ``undecodable``, ``foreign_tenant``, ``foreign_service``, ``too_large``,
-            ``conflict``, ``unverified``.
+            ``unverified``.
         place: Where it was in its request.
     """
 

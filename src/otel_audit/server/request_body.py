@@ -46,7 +46,8 @@ async def read_body(
         patience: Seconds that it may take in all.
 
     Raises:
-        RequestError: 413, 429, or 408 where it comes too slowly.
+        RequestError: 413 beyond the limit, 429 where there is no memory for it now, 503 where it
+            comes too slowly.
     """
     if declared is not None:
         if declared > limit:
@@ -94,8 +95,9 @@ async def decompressed(
         pause: Lets others have their turn.
 
     Raises:
-        RequestError: 413 beyond the limit, 415 for an unknown coding, 400 for another coding;
-            429 where it is small and becomes very large, more often than the sender may.
+        RequestError: 413 beyond the limit; 415 for an unknown coding; 400 for data that are not in
+            the coding which is named; 429 where there is no memory for it now, or where it is
+            small and becomes very large, more often than the sender may.
     """
     coding = coding.strip().lower()
     if coding not in CODINGS:

@@ -41,7 +41,8 @@ class _Destination(BaseModel):
         filter: Which records go there, in the language of the search.
         tenants: Only records of these tenants.
         personal: Whether encrypted personal values are decrypted; else they go as pseudonyms.
-        batch: Records that are read and acknowledged together, at the most.
+        batch: Records that are read and acknowledged together, at the most; of a webhook never
+            more than 100.
         ocsf_users: For OCSF: types of targets that are accounts of people.
         ocsf_groups: For OCSF: those that give rights to several.
         ocsf_administrative: For OCSF: what else is administered.

@@ -78,7 +78,7 @@ class StreamPlan:
     destination: Destination
     shape: Shape
     query: Query
-    batch: int = 500
+    batch: int
     start: int | None = None
     revealer: Revealer | None = None
 
