@@ -21,7 +21,52 @@ SCHEMA: dict[str, Any] = json.loads(
 )
 _BEGIN = "<!-- fields: begin, made by tests/payload_schema.py -->\n"
 _END = "<!-- fields: end -->\n"
-_VALIDATOR = Draft202012Validator(SCHEMA)
+_ANY_VALUE = {
+    "type": ["null", "boolean", "number", "string", "array", "object"],
+    "items": {"$ref": "#/$defs/Value"},
+    "additionalProperties": {"$ref": "#/$defs/Value"},
+}
+"""What the schema wants of a value: `json.loads` returns nothing else, so there is nothing to check."""
+
+_CONSTRAINTS = {
+    "additionalProperties", "enum", "items", "maxItems", "minItems", "prefixItems", "properties",
+    "required", "type",
+}  # fmt: skip
+_ANNOTATIONS = {
+    "$defs", "$id", "$schema", "default", "description", "examples", "title", "x-present", "x-unit",
+}  # fmt: skip
+
+
+def constraints(schema: Any = SCHEMA) -> Any:
+    """Return what of the schema a text of JSON can break, with each definition where it is used.
+
+    Validating by it takes a third of the time: most of a record are values, and references are
+    looked up for each of them.
+
+    Raises:
+        ValueError: A keyword is neither a constraint nor an annotation that is known here.
+    """
+    if not isinstance(schema, dict):
+        return schema
+    told = {name: schema[name] for name in schema if name not in _ANNOTATIONS}
+    if told == _ANY_VALUE:
+        return True
+    if list(told) == ["$ref"]:
+        return constraints(SCHEMA["$defs"][told["$ref"].removeprefix("#/$defs/")])
+    if unknown := set(told) - _CONSTRAINTS:
+        raise ValueError(f"unknown keywords, or some beside a reference: {sorted(unknown)}")
+    return {name: _inner(name, told[name]) for name in told}
+
+
+def _inner(keyword: str, told: Any) -> Any:
+    if keyword == "properties":
+        return {name: constraints(field) for name, field in told.items()}
+    if keyword == "prefixItems":
+        return [constraints(item) for item in told]
+    return constraints(told) if keyword in ("items", "additionalProperties") else told
+
+
+_VALIDATOR = Draft202012Validator(constraints())
 _PARTS = (
     "Actor", "Tenant", "Target", "Source", "Request", "Response", "Body", "Change", "ErrorInfo",
     "Received",

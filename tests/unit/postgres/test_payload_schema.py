@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import types
+from collections.abc import Iterator
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -30,6 +31,36 @@ def kind_of(hint: Any) -> str | None:
     if get_origin(hint) is Literal:
         return "string"
     return KINDS.get(get_origin(hint) or hint)
+
+
+def example(part: dict[str, Any]) -> Any:
+    """A value with all fields that the part of the schema describes."""
+    if "$ref" in part:
+        return example(SCHEMA["$defs"][part["$ref"].rpartition("/")[2]])
+    if "properties" in part:
+        return {name: example(field) for name, field in part["properties"].items()}
+    if part.get("type") == "array":
+        return [example(item) for item in part.get("prefixItems", [part.get("items")])]
+    if part.get("type") == "object":
+        inner = part.get("additionalProperties")
+        return {"x": example(inner)} if isinstance(inner, dict) else {}
+    return {"integer": 1, "boolean": True}.get(str(part.get("type")), part.get("enum", ["x"])[0])
+
+
+def variants(told: Any, depth: int) -> Iterator[Any]:
+    """The value with one part of it replaced, left out or added, so many levels down."""
+    yield from (None, True, 1, 1.5, "?", [], ["?"], [None, 1, "?"], {}, {"?": [1]})
+    if not depth:
+        return
+    if isinstance(told, dict):
+        yield {**told, "?": 1}
+        for name, inner in told.items():
+            yield {other: told[other] for other in told if other != name}
+            yield from ({**told, name: one} for one in variants(inner, depth - 1))
+    if isinstance(told, list):
+        for at, inner in enumerate(told):
+            yield told[:at] + told[at + 1 :]
+            yield from ([*told[:at], one, *told[at + 1 :]] for one in variants(inner, depth - 1))
 
 
 class TestSchema:
@@ -68,6 +99,21 @@ class TestSchema:
             one = Draft202012Validator({**told, "$defs": SCHEMA["$defs"]})
             for example in told.get("examples", ()):
                 assert one.is_valid(example), field
+
+    @pytest.mark.parametrize("name", PARTS)
+    def test_its_constraints_find_what_it_finds(self, name):
+        """Tests validate by the constraints alone: of whatever is spoilt, they say the same."""
+        whole = Draft202012Validator({**PARTS[name], "$defs": SCHEMA["$defs"]})
+        bare = Draft202012Validator(payload_schema.constraints(PARTS[name]))
+        sound = example(PARTS[name])
+        found = [
+            [[(fault.json_path, fault.message) for fault in one.iter_errors(value)]
+             for one in (whole, bare)]
+            for value in (sound, *variants(sound, 1 if name == "AuditRecord" else 3))
+        ]  # fmt: skip
+        assert all(faults == same for faults, same in found)
+        assert found[0] == [[], []]
+        assert sum(faults != [] for faults, _ in found) > 10
 
     def test_names_the_versions_that_are_read(self):
         """The record's own version is one of them, and the newest."""
