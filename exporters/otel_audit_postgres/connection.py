@@ -8,10 +8,12 @@ nothing may be left in a session: settings go into each transaction, and no stat
 from __future__ import annotations
 
 import asyncio
+import errno
 import select
 import socket
 import ssl
 from collections.abc import AsyncIterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
@@ -22,8 +24,8 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_audit._util.postgres_dsn import PostgresDsn, read_dsn
 from otel_audit.config import AuditConfig
-from otel_audit.errors import MissingExtraError, StoreError, StoreUnavailableError
-from otel_audit_postgres.errors import as_connect_error
+from otel_audit.errors import MissingExtraError, OtelAuditError, StoreError, StoreUnavailableError
+from otel_audit_postgres.errors import as_connect_error, as_store_error
 
 try:
     import asyncpg
@@ -51,6 +53,14 @@ Connection = asyncpg.Connection
 BROKEN: Final = (PostgresError, InterfaceError, InternalClientError, OSError)
 """Errors of a question: the server's, the driver's, and the network's."""
 
+_OF_FILES: Final = frozenset(
+    {
+        errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EROFS, errno.EFBIG,
+        errno.ENOSPC, errno.EDQUOT,
+    }
+)  # fmt: skip
+"""Numbers of an OSError that no open connection has: a file of the caller's has them."""
+
 if TYPE_CHECKING:
     _Connection = asyncpg.Connection[Any]
 else:
@@ -74,6 +84,7 @@ __all__ = [
     "disconnected",
     "is_pooled",
     "refuse_unreplicated",
+    "translated_errors",
     "wait_until_durable",
 ]
 
@@ -354,6 +365,33 @@ async def _connected(target: PostgresDsn, limits: TimeLimits) -> OwnConnection:
         raise
     connection.add_log_listener(_on_log_message)
     return connection
+
+
+@contextmanager
+def translated_errors(doing: str, *, asks: bool = False) -> Iterator[None]:
+    """Turn errors of the store, met within, into ours, which name the remedy.
+
+    Any other error is left as it is: a defect, which must not seem to be the store's, or what the
+    caller raises itself.
+
+    Args:
+        doing: What is done, in the infinitive.
+        asks: As for `otel_audit_postgres.errors.as_store_error`.
+
+    Raises:
+        StoreUnavailableError: The store cannot be reached now.
+        StoreError: The store is not what it must be, or the role lacks a right.
+    """
+    try:
+        yield
+    except BROKEN as error:
+        if isinstance(error, OSError) and error.errno in _OF_FILES:
+            raise
+        # what went wrong first says more than that a transaction could not be undone after it
+        first = error.__context__
+        if isinstance(first, OtelAuditError):
+            raise first from None
+        raise as_store_error(error, doing, asks=asks) from None
 
 
 async def _opened(target: PostgresDsn) -> OwnConnection:

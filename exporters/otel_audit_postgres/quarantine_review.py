@@ -14,7 +14,7 @@ from otel_audit.delivery.queue_entries import read_back
 from otel_audit.errors import StoreError
 from otel_audit.record import AuditRecord
 from otel_audit_postgres.connection import InsufficientPrivilegeError
-from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger import ledger_queries
 from otel_audit_postgres.personal.protect import protector_from
 from otel_audit_postgres.sink import PostgresSink
 
@@ -41,7 +41,7 @@ async def quarantined(dsn: str) -> list[QuarantinedRow]:
     Raises:
         StoreError: It cannot be read; the message says the remedy.
     """
-    async with store.opened(dsn, "read audit.quarantine") as connection:
+    async with ledger_queries.opened(dsn, "read audit.quarantine") as connection:
         try:
             return [QuarantinedRow(*row.values()) for row in await connection.fetch(_LIST)]
         except InsufficientPrivilegeError:
@@ -64,7 +64,7 @@ async def release(dsn: str, rows: list[QuarantinedRow], became: str, reason: str
         StoreError: As for `quarantined`.
     """
     async with (
-        store.opened(dsn, "release rows of audit.quarantine") as connection,
+        ledger_queries.opened(dsn, "release rows of audit.quarantine") as connection,
         connection.transaction(),
     ):
         for row in rows:

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 from otel_audit._util.printable import visible
 from otel_audit.errors import StoreError, StoreUnavailableError
 from otel_audit_postgres.connection import Connection
-from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger import ledger_queries
 from otel_audit_postgres.ledger.sealed_rows import Horizon, horizon, leaf_hash_at
 
 _COLUMNS: Final = (
@@ -197,7 +197,7 @@ async def check_position(connection: Connection[Any], at: StreamPosition) -> Hor
         PositionError: It lies ahead of the log, or is of another one.
     """
     sealed = await horizon(connection)
-    where = await store.place(connection)
+    where = await ledger_queries.place(connection)
     if where.is_elsewhere:
         raise PositionError(f"stream {at.name}: {where}")
     if at.next_leaf > sealed.size:

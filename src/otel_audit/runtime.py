@@ -43,7 +43,7 @@ from otel_audit.delivery.metrics import Counters, publish
 from otel_audit.delivery.producer import Producer, application_resource, make_resource
 from otel_audit.delivery.producer_records import ProducerRecordOptions, configuration_hash
 from otel_audit.delivery.receipts import await_receipt
-from otel_audit.delivery.sink import Receipt, Sink, Store
+from otel_audit.delivery.sink import Receipt, ReceivingSink, Sink
 from otel_audit.delivery.spool import damaged_files, foreign_found
 from otel_audit.errors import (
     ConfigurationError,
@@ -361,7 +361,7 @@ class Runtime:
         if self.delivery is None or self.config.exporter != "postgres":
             raise ConfigurationError(f"receipts need a store: set {PREFIX}EXPORTER=postgres")
         with suppress_instrumentation():
-            make_sink = cast("Callable[[], Store]", sink_maker(self.config))
+            make_sink = cast("Callable[[], ReceivingSink]", sink_maker(self.config))
             ask = on_any_loop(await_receipt)
             delivery = self.delivery
             return await ask(make_sink, delivery.hurry, record_id, timeout, lambda: delivery.depth)

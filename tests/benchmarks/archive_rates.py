@@ -47,7 +47,7 @@ from otel_audit_postgres.archive.objects import (
 from otel_audit_postgres.archive.parquet_files import RowFile, read_batches, row_schema
 from otel_audit_postgres.archive.query import query_archives
 from otel_audit_postgres.archive.write_month import write_month
-from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger import ledger_queries
 from otel_audit_postgres.ledger.keys import generate
 from otel_audit_postgres.ledger.sealer import Sealer
 from otel_audit_postgres.personal.key_store import FileWrapper, KeyStore, Subject
@@ -128,7 +128,7 @@ async def written_and_verified(dsn: str, rows: int, folder: Path, figures: dict[
     for name in ("cold", "write"):
         (folder / name).mkdir()
         async with (
-            store.opened(dsn, "measure") as connection,
+            ledger_queries.opened(dsn, "measure") as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),
         ):
             with measured(figures, name, rows, dsn):

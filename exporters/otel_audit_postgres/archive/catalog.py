@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from otel_audit_postgres.archive.manifest import ArchivedObject, ArchiveManifest, read_manifest
 from otel_audit_postgres.connection import Connection
-from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger import ledger_queries
 
 _ARCHIVES: Final = (
     "SELECT step, month, manifest, rows, record_id, recorded_at FROM audit.archives ORDER BY step"
@@ -83,7 +83,7 @@ async def record_verification(
     Raises:
         StoreError: The role may not say so, or the server is read-only.
     """
-    async with store.opened(dsn, "record a verification", asks=True) as connection:
+    async with ledger_queries.opened(dsn, "record a verification", asks=True) as connection:
         await connection.fetchval(_RECORD_VERIFICATION, months, rows, problems, deep)
 
 
@@ -115,7 +115,7 @@ async def archived_objects(dsn: str) -> list[ListedObject]:
     Raises:
         StoreError: The store cannot be read.
     """
-    async with store.opened(dsn, "list archives", asks=True) as connection:
+    async with ledger_queries.opened(dsn, "list archives", asks=True) as connection:
         return await listed_objects(connection)
 
 

@@ -38,7 +38,7 @@ from otel_audit_postgres.archive.parquet_files import NAMES, read_batches
 from otel_audit_postgres.archive.sparse_tree import SparseTree, read_tree
 from otel_audit_postgres.archive.write_month import bounds
 from otel_audit_postgres.connection import Connection
-from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger import ledger_queries
 from otel_audit_postgres.ledger.checkpoints import NoteError, read_note
 from otel_audit_postgres.ledger.keys import PublicKey
 from otel_audit_postgres.ledger.malformed import read_flaws
@@ -151,16 +151,16 @@ async def verify_archives(dsn: str, options: ArchiveCheckOptions) -> ArchiveRepo
         ArchiveError: The archive cannot be reached.
     """
     async with (
-        store.opened(dsn, "verify archives", asks=True) as connection,
+        ledger_queries.opened(dsn, "verify archives", asks=True) as connection,
         connection.transaction(isolation="repeatable_read", readonly=True),
     ):
-        await store.unlimited(connection)
-        await store.refuse_partial_view(connection)
-        origin = await store.origin(connection)
+        await ledger_queries.unlimited(connection)
+        await ledger_queries.refuse_partial_view(connection)
+        origin = await ledger_queries.origin(connection)
         archives = await recorded_archives(connection)
         removals = await recorded_removals(connection)
         named_removals = await _named_removals(connection)
-        prunings = await store.prunings(connection)
+        prunings = await ledger_queries.prunings(connection)
         named_digests = await _named_digests(connection)
         if options.deep:
             malformed = await _malformed(connection, origin, options.keys)
@@ -424,7 +424,7 @@ async def _malformed(
     """Rows that the sealer says were inserted malformed."""
     return frozenset(
         row_id
-        for first, note in await store.all_flaws(connection)
+        for first, note in await ledger_queries.all_flaws(connection)
         for row_id, _ in read_flaws(note, origin, first, keys)
     )
 
@@ -445,7 +445,7 @@ async def _named_removals(connection: Connection[Any]) -> dict[uuid.UUID, str | 
 def _check_removals(
     removals: Mapping[str, uuid.UUID],
     named: Mapping[uuid.UUID, str | None],
-    prunings: Sequence[store.Pruning],
+    prunings: Sequence[ledger_queries.Pruning],
     findings: Findings,
 ) -> None:
     """Each removal has its record, as long as the month of that is here."""

@@ -12,7 +12,7 @@ from otel_audit_postgres.archive.catalog import latest, recorded_archives, remov
 from otel_audit_postgres.archive.manifest import read_manifest
 from otel_audit_postgres.archive.objects import ArchiveError, ArchiveStore, digest_of
 from otel_audit_postgres.archive.parquet_files import NAMES, read_rows
-from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger import ledger_queries
 
 _RECORD: Final = "SELECT audit.record_restoration($1, $2, $3)"
 _END: Final = "SELECT audit.end_restorations($1)"
@@ -44,7 +44,7 @@ async def restore_month(
         ArchiveError: It is not archived, or its files are not what the manifest says.
         StoreError: The store refuses it.
     """
-    async with store.opened(dsn, "restore a month") as connection:
+    async with ledger_queries.opened(dsn, "restore a month") as connection:
         found = latest(await recorded_archives(connection)).get(month)
         if found is None:
             raise ArchiveError(f"{month:%Y-%m} is not archived: otel-audit archive list")
@@ -71,7 +71,7 @@ async def restore_month(
 
 async def end_restoration(dsn: str, month: date) -> int:
     """Take a restored month away again before its time; how many rows that were."""
-    async with store.opened(dsn, "end a restoration") as connection:
+    async with ledger_queries.opened(dsn, "end a restoration") as connection:
         rows: int = await connection.fetchval(_END, month)
     return rows
 

@@ -24,7 +24,7 @@ from otel_audit_postgres.archive.objects import ArchiveError, digest_of
 from otel_audit_postgres.archive.parquet_files import RowFile
 from otel_audit_postgres.archive.sparse_tree import Complement, SparseTree
 from otel_audit_postgres.connection import Connection
-from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger import ledger_queries
 from otel_audit_postgres.ledger.leaves import Block, Pruned
 
 ROWS_AT_ONCE: Final = 2000
@@ -102,7 +102,7 @@ async def write_month(
     writer, size = _Writer(folder, class_of), 0
     pipeline = _Pipeline(connection, writer, progress)
     try:
-        async for piece in store.pieces(connection):
+        async for piece in ledger_queries.pieces(connection):
             if piece.first != size or not piece.is_whole():
                 raise ArchiveError(_DAMAGED)
             size += piece.count
@@ -121,7 +121,7 @@ async def write_month(
     files = writer.written()
     tree = None
     if files:
-        note = await store.last_note(connection)
+        note = await ledger_queries.last_note(connection)
         tree = SparseTree(note or "", tuple(writer.complement.finished()))
         if tree.checkpoint.size != size:
             raise ArchiveError(_DAMAGED)

@@ -22,7 +22,7 @@ from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.exports.columns import PROVED_CSV_COLUMNS
 from otel_audit_postgres.exports.formats import JSON, NDJSON, TextFormat, csv_format
 from otel_audit_postgres.exports.proof import ExportManifest, ProofFile
-from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger import ledger_queries
 from otel_audit_postgres.ledger.leaves import Block, Leaf, content_hash
 from otel_audit_postgres.ledger.sealed_rows import Horizon, horizon
 from otel_audit_postgres.ledger.verify.row_pass import RowProgress
@@ -116,7 +116,7 @@ async def write_export(  # noqa: PLR0913 - each a choice of its own
             record_id = await _record(connection, query, data_format, views)
             # one state for all pages; the record of the export itself is not in it
             async with connection.transaction(isolation="repeatable_read", readonly=True):
-                await store.unlimited(connection)
+                await ledger_queries.unlimited(connection)
                 sealed = await horizon(connection)
                 tenants = await connection.fetchval(_SEES)
                 # notes name rows of all tenants
@@ -338,7 +338,7 @@ class _Flawed:
     async def write_notes(self, connection: Connection[Any], proof: ProofFile) -> None:
         """Write what the sealer says of them."""
         for first in sorted(self.met):
-            note = await store.flaws(connection, first)
+            note = await ledger_queries.flaws(connection, first)
             if note is not None:
                 proof.add_note(first, note)
 
@@ -431,7 +431,7 @@ class _Reading:
         ids: list[bytes] = []
         hashes: list[bytes] = []
         reached = 0
-        async for piece in store.pieces(self._connection, 0, size):
+        async for piece in ledger_queries.pieces(self._connection, 0, size):
             if not isinstance(piece, Block):
                 rows = await self._rows(numbers, ids, hashes)
                 numbers, ids, hashes = [], [], []

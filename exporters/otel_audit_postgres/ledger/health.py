@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from otel_audit._util.check_result import CheckResult
 from otel_audit.errors import ConfigurationError, StoreError
-from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger import ledger_queries
 from otel_audit_postgres.ledger.anchors import Anchor, AnchorError, ask, forgotten
 from otel_audit_postgres.ledger.checkpoints import NoteError, read_checkpoint, read_note
 from otel_audit_postgres.ledger.keys import PublicKey, read_key_file
@@ -35,11 +35,11 @@ async def inspect_ledger(
         What was found. Never raises for what the ledger is like.
     """
     try:
-        async with store.opened(dsn, "inspect the ledger") as connection:
+        async with ledger_queries.opened(dsn, "inspect the ledger") as connection:
             state = await connection.fetchrow(_STATE)
             assert state is not None  # noqa: S101 - a function without SETOF has a row
-            holders = await store.holders(connection)
-            place = await store.place(connection)
+            holders = await ledger_queries.holders(connection)
+            place = await ledger_queries.place(connection)
     except StoreError as error:
         return [CheckResult("ledger", None, str(error))]
     found = [_lag(state, holders), _signature(state, keys), _place(place)]
@@ -85,7 +85,7 @@ def inspect_key_file(path: Path | None, *, seals_here: bool) -> list[CheckResult
     return found
 
 
-def _place(place: store.DatabaseIdentity) -> CheckResult:
+def _place(place: ledger_queries.DatabaseIdentity) -> CheckResult:
     if place.is_elsewhere:
         return CheckResult(
             "place", ok=False, detail=str(place), remedy="see docs/ledger.md, Copies"
@@ -95,7 +95,7 @@ def _place(place: store.DatabaseIdentity) -> CheckResult:
     )
 
 
-def _lag(state: Any, holders: Sequence[store.Holder]) -> CheckResult:
+def _lag(state: Any, holders: Sequence[ledger_queries.Holder]) -> CheckResult:
     waiting, seconds = state["waiting"], state["waiting_for"] or 0.0
     who = "; ".join(map(str, holders))
     if waiting and seconds > WAITS_TOO_LONG:

@@ -6,7 +6,7 @@ import uuid
 from typing import Any, Final
 
 from otel_audit_postgres.connection import Connection
-from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger import ledger_queries
 
 _BEGIN: Final = "SELECT coalesce(max(position), 0) FROM audit.ledger_queue"
 _IS_SEEN: Final = "SELECT EXISTS (SELECT FROM audit.audit_logs WHERE id = $1)"
@@ -23,7 +23,7 @@ async def sealed_ids(connection: Connection[Any], begin: int, end: int) -> list[
         "SELECT max(first) FROM audit.ledger_blocks WHERE first <= $1", begin
     )
     ids: list[uuid.UUID] = []
-    async for block in store.blocks(connection, begin if first is None else first, end):
+    async for block in ledger_queries.blocks(connection, begin if first is None else first, end):
         at = max(begin - block.first, 0)
         ids += block.row_ids()[at : end - block.first]
     return ids
@@ -35,7 +35,7 @@ async def place_behind(connection: Connection[Any], record_id: uuid.UUID) -> int
         return None
     places = [
         block.first + place + 1
-        for block in await store.blocks_about(connection, record_id)
+        for block in await ledger_queries.blocks_about(connection, record_id)
         for place in block.places(record_id.bytes)
     ]
     return min(places, default=None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from otel_audit.errors import StoreError
-from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger import ledger_queries
 from otel_audit_postgres.ledger.anchors import Anchor
 from otel_audit_postgres.ledger.checkpoints import read_checkpoint
 from otel_audit_postgres.ledger.publish_anchors import begin_anchor
@@ -23,8 +23,8 @@ async def begin(dsn: str, anchor: Anchor) -> int:
         StoreError: The store cannot be read.
         OtelAuditError: The anchor holds a checkpoint, or does not take one.
     """
-    async with store.opened(dsn, "read the ledger", asks=True) as connection:
-        note = await store.last_note(connection)
+    async with ledger_queries.opened(dsn, "read the ledger", asks=True) as connection:
+        note = await ledger_queries.last_note(connection)
     if note is None:
         return 0
     await begin_anchor(anchor, note)
@@ -43,9 +43,9 @@ async def move_here(dsn: str) -> str:
     Raises:
         StoreError: The role lacks the right, or the server does not give its identity.
     """
-    async with store.opened(dsn, "move the ledger") as connection:
-        await store.move_here(connection)
-        place = await store.place(connection)
+    async with ledger_queries.opened(dsn, "move the ledger") as connection:
+        await ledger_queries.move_here(connection)
+        place = await ledger_queries.place(connection)
     if place.here is None:
         raise StoreError(
             "this server does not show its system identifier (pg_control_system), so the log "

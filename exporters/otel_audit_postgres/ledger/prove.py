@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from otel_audit.errors import ConfigurationError, StoreError
 from otel_audit_postgres.connection import Connection
-from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger import ledger_queries
 from otel_audit_postgres.ledger.checkpoints import Checkpoint, NoteError, read_checkpoint
 from otel_audit_postgres.ledger.keys import PublicKey
 from otel_audit_postgres.ledger.leaves import Pruned
@@ -52,7 +52,7 @@ async def prove_record(dsn: str, record_id: str, keys: Sequence[PublicKey]) -> B
         wanted = uuid.UUID(record_id)
     except ValueError:
         raise ProofError(f"{record_id} is not a record's id, which is a UUID") from None
-    async with store.opened(dsn, "prove a record", asks=True) as connection:
+    async with ledger_queries.opened(dsn, "prove a record", asks=True) as connection:
         return await _prove(connection, [wanted], keys)
 
 
@@ -71,8 +71,8 @@ async def prove_entity(dsn: str, entity: str, keys: Sequence[PublicKey]) -> Bund
         ProofError: There is no record about it, or as for `prove_record`.
         StoreError: The store cannot be read.
     """
-    async with store.opened(dsn, "prove a history", asks=True) as connection:
-        ids = await store.ids_about(connection, entity)
+    async with ledger_queries.opened(dsn, "prove a history", asks=True) as connection:
+        ids = await ledger_queries.ids_about(connection, entity)
         if not ids:
             raise ProofError(f"there is no record about {entity}")
         return await _prove(connection, ids, keys)
@@ -97,7 +97,7 @@ async def prove_growth(dsn: str, note: str, keys: Sequence[PublicKey]) -> Bundle
         old = read_checkpoint(note)
     except NoteError as error:
         raise ProofError(f"the earlier checkpoint: {error}") from None
-    async with store.opened(dsn, "prove a log's growth", asks=True) as connection:
+    async with ledger_queries.opened(dsn, "prove a log's growth", asks=True) as connection:
         new_note, new, tree = await _tree(connection)
     if old.origin != new.origin:
         raise ProofError(f"the earlier checkpoint is of another log, {old.origin}")
@@ -147,7 +147,7 @@ async def _prove(
     connection: Connection[Any], ids: Sequence[uuid.UUID], keys: Sequence[PublicKey]
 ) -> Bundle:
     async with connection.transaction(isolation="repeatable_read", readonly=True):
-        rows = [row async for row in store.rows(connection, ids)]
+        rows = [row async for row in ledger_queries.rows(connection, ids)]
         if not rows:
             raise ProofError(f"there is no record {ids[0]} in the store")
         note, checkpoint, tree = await _tree(connection)
@@ -170,7 +170,7 @@ async def _prove(
 
 
 async def _tree(connection: Connection[Any]) -> tuple[str, Checkpoint, Tree]:
-    note = await store.last_note(connection)
+    note = await ledger_queries.last_note(connection)
     if note is None:
         raise ProofError("nothing is sealed yet: run `otel-audit seal`")
     try:
@@ -179,7 +179,7 @@ async def _tree(connection: Connection[Any]) -> tuple[str, Checkpoint, Tree]:
         raise ProofError(f"the last checkpoint: {error}: run `otel-audit verify`") from None
     leaves: list[bytes | None] = []
     pruned: dict[tuple[int, int], bytes] = {}
-    async for piece in store.pieces(connection):
+    async for piece in ledger_queries.pieces(connection):
         if piece.first != len(leaves) or not piece.is_whole():
             raise ProofError(_DAMAGED)
         if isinstance(piece, Pruned):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from otel_audit_postgres.connection import Connection
-from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger import ledger_queries
 from otel_audit_postgres.ledger.malformed import Flaw, Malformed
 from otel_audit_postgres.ledger.row_check import altered_columns, is_no_record, leaf_of
 
@@ -34,7 +34,7 @@ class QueuedRows:
     flaws: list[Flaw] = field(default_factory=list)
 
 
-async def judge(connection: Connection[Any], queued: Sequence[store.Queued]) -> QueuedRows:
+async def judge(connection: Connection[Any], queued: Sequence[ledger_queries.Queued]) -> QueuedRows:
     """Read the rows of these places in the queue, and compare.
 
     Args:
@@ -46,7 +46,7 @@ async def judge(connection: Connection[Any], queued: Sequence[store.Queued]) -> 
 
 
 async def judge_first(
-    connection: Connection[Any], queued: Sequence[store.Queued], most_bytes: int
+    connection: Connection[Any], queued: Sequence[ledger_queries.Queued], most_bytes: int
 ) -> tuple[QueuedRows, int]:
     """Read the rows of the first places in the queue, and compare.
 
@@ -71,15 +71,17 @@ async def judge_first(
 
 
 async def _judge(
-    connection: Connection[Any], queued: Sequence[store.Queued], found: QueuedRows
+    connection: Connection[Any], queued: Sequence[ledger_queries.Queued], found: QueuedRows
 ) -> int:
     """Add what these are; returns how many bytes were read."""
     places = {(entry.leaf.id, entry.tenant_id): entry for entry in queued}
     present: set[tuple[bytes, str]] = set()
-    suspects: list[tuple[store.Queued, Malformed]] = []
+    suspects: list[tuple[ledger_queries.Queued, Malformed]] = []
     read = 0
     # judged as they come, so that large rows are not all held at once
-    async for row in store.rows(connection, [uuid.UUID(bytes=record) for record, _ in places]):
+    async for row in ledger_queries.rows(
+        connection, [uuid.UUID(bytes=record) for record, _ in places]
+    ):
         key = row["id"].bytes, row["tenant_id"]
         entry = places.get(key)
         if entry is None:
@@ -95,7 +97,7 @@ async def _judge(
     if not suspects:
         return read
     ids = [uuid.UUID(bytes=entry.leaf.id) for entry, _ in suspects]
-    hashes = await store.column_hashes(connection, ids)
+    hashes = await ledger_queries.column_hashes(connection, ids)
     for entry, malformed in suspects:
         now = hashes.get((entry.leaf.id, entry.tenant_id))
         if now is not None and now == entry.columns_hash:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from otel_audit_postgres.connection import Connection
-from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger import ledger_queries
 from otel_audit_postgres.ledger.checkpoints import Checkpoint, NoteError, read_checkpoint, read_note
 from otel_audit_postgres.ledger.keys import PublicKey
 from otel_audit_postgres.ledger.leaves import Block
@@ -113,7 +113,7 @@ async def _checked(
     cache: TreeCache,
     keys: Sequence[PublicKey],
 ) -> RecordProof | None:
-    rows = [row async for row in store.rows(connection, [record_id])]
+    rows = [row async for row in ledger_queries.rows(connection, [record_id])]
     row = next((row for row in rows if row["tenant_id"] == tenant_id), None)
     if row is None:
         return None
@@ -144,13 +144,13 @@ async def _was_inserted_so(
     if block is None:
         found = await connection.fetchval(_IS_AS_INSERTED, row["id"], row["tenant_id"])
         return bool(found)
-    note = await store.flaws(connection, block.first)
-    origin = await store.origin(connection)
+    note = await ledger_queries.flaws(connection, block.first)
+    origin = await ledger_queries.origin(connection)
     flaws = frozenset() if note is None else read_flaws(note, origin, block.first, keys)
     # the leaf covers the text: a text that is not a record now was none when it was inserted
     if is_no_record(row):
         return not any(record_id == row["id"].bytes for record_id, _ in flaws)
-    hashes = await store.column_hashes(connection, [row["id"]])
+    hashes = await ledger_queries.column_hashes(connection, [row["id"]])
     return (row["id"].bytes, hashes.get((row["id"].bytes, row["tenant_id"]), b"")) in flaws
 
 
@@ -159,7 +159,7 @@ async def _place(
 ) -> tuple[int | None, Block | None, bool]:
     """Find the leaf of a row, and its block; and whether a leaf of its id is there at all."""
     leaf_hash, seen = leaf_of(row).hash(), False
-    for block in await store.blocks_about(connection, row["id"]):
+    for block in await ledger_queries.blocks_about(connection, row["id"]):
         for number in block.places(row["id"].bytes):
             seen = True
             at = number * HASH_SIZE
@@ -201,7 +201,7 @@ async def _proved(
     keys: Sequence[PublicKey],
 ) -> RecordProof:
     """Prove that a leaf is in the log that the last checkpoint is about."""
-    note = await store.last_note(connection)
+    note = await ledger_queries.last_note(connection)
     checkpoint, fault = _read(note, leaf)
     if note is None or checkpoint is None:
         return RecordProof("tampered", fault, leaf=leaf)

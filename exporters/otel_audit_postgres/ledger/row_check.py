@@ -23,7 +23,7 @@ def altered_columns(row: Mapping[str, Any]) -> list[str]:
     A column that was added later (`ADDED_IN`) may be NULL in a row of an earlier version.
 
     Args:
-        row: A row as `otel_audit_postgres.ledger.store.rows` gives it.
+        row: A row as `otel_audit_postgres.ledger.ledger_queries.rows` gives it.
 
     Returns:
         Names of columns, ``payload`` if it cannot be read or is not what was hashed.

@@ -15,10 +15,10 @@ from typing import Any, Final
 
 from otel_audit.errors import ConfigurationError, StoreError
 from otel_audit_postgres.connection import Connection
-from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger import ledger_queries
 from otel_audit_postgres.ledger.leaves import ID_SIZE, Leaf, content_hash
+from otel_audit_postgres.ledger.ledger_queries import BYTES_AT_ONCE
 from otel_audit_postgres.ledger.merkle import HASH_SIZE
-from otel_audit_postgres.ledger.store import BYTES_AT_ONCE
 from otel_audit_postgres.query.conditions import Conditions, conditions_of
 from otel_audit_postgres.query.grammar import Query
 from otel_audit_postgres.query.pagination import selected
@@ -169,7 +169,7 @@ async def find_leaf(connection: Connection[Any], leaf: Leaf) -> tuple[int, bool]
         or its leaf is collapsed.
     """
     another: int | None = None
-    for block in await store.blocks_about(connection, uuid.UUID(bytes=leaf.id)):
+    for block in await ledger_queries.blocks_about(connection, uuid.UUID(bytes=leaf.id)):
         for number, (row_id, found) in enumerate(
             zip(block.id_bytes(), block.leaf_hashes(), strict=False), block.first
         ):
@@ -320,7 +320,7 @@ async def _changed(
     changed: dict[uuid.UUID, Mapping[str, Any]] = {}
     for leaf_hash in found.keys() - sealed:
         row = found[leaf_hash]
-        blocks = await store.blocks_about(connection, row["id"])
+        blocks = await ledger_queries.blocks_about(connection, row["id"])
         if not any(leaf_hash in block.leaf_hashes() for block in blocks):
             changed[row["id"]] = row
     return changed

@@ -26,7 +26,7 @@ from otel_audit_postgres.connection import (
     wait_until_durable,
 )
 from otel_audit_postgres.errors import as_store_error
-from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger import ledger_queries
 from otel_audit_postgres.ledger.anchors import Anchor, forgotten, remembers
 from otel_audit_postgres.ledger.checkpoints import Checkpoint, NoteError, read_checkpoint, signed
 from otel_audit_postgres.ledger.keys import Signer
@@ -78,7 +78,7 @@ class Sealed:
     leads: bool = True
     malformed: tuple[str, ...] = ()
     waits: float = 0.0
-    holders: tuple[store.Holder, ...] = ()
+    holders: tuple[ledger_queries.Holder, ...] = ()
     more: bool = False
 
     @property
@@ -195,7 +195,7 @@ class Sealer:
             try:
                 self._tried = 0
                 connection = await self._connected()
-                waits, size = await store.outlook(connection)
+                waits, size = await ledger_queries.outlook(connection)
                 anchors = self._anchors if waits else self._publishing.behind(size)
                 plan = await self._planned(connection, await self._answers(anchors, size))
                 if isinstance(plan, Sealed):
@@ -210,7 +210,7 @@ class Sealer:
                     # what an anchor has seen must be there after a failover, too
                     await wait_until_durable(connection)
                 self._tree = plan.tree
-                self.lag = await store.waiting_for(connection)
+                self.lag = await ledger_queries.waiting_for(connection)
             except BaseException as error:
                 self._drop()
                 if self._tried:
@@ -260,8 +260,8 @@ class Sealer:
 
     async def _followed(self, connection: Connection[Any]) -> Sealed:
         """Measure how long rows wait while another sealer leads; log it if that is too long."""
-        self.lag = await store.waiting_for(connection)
-        holders = tuple(await store.holders(connection)) if self.lag > OVERDUE else ()
+        self.lag = await ledger_queries.waiting_for(connection)
+        holders = tuple(await ledger_queries.holders(connection)) if self.lag > OVERDUE else ()
         done = Sealed(0, self._tree.size, leads=False, waits=self.lag, holders=holders)
         if done.is_held_up:
             log_limited(_logger, "held", "Nothing is sealed: %s", done.held_up_by())
@@ -276,7 +276,7 @@ class Sealer:
     async def _connected(self) -> Connection[Any]:
         if self._connection is None or self._connection.is_closed():
             self._connection = await connect(self._dsn, self._connect_timeout)
-            await store.refuse_without_ledger(self._connection)
+            await ledger_queries.refuse_without_ledger(self._connection)
         return self._connection
 
     def _drop(self) -> None:
@@ -303,21 +303,21 @@ class Sealer:
     ) -> _Plan | Sealed:
         """Read ledger and queue, and return what to append; appends nothing."""
         async with connection.transaction():
-            if not await store.try_to_lead(connection):
+            if not await ledger_queries.try_to_lead(connection):
                 return await self._followed(connection)
             tree = await self._caught_up(connection)
             if not tree.size:
                 self._began = True
             await self._refuse_what_differs(connection, tree, answers)
             await _refuse_elsewhere(connection)
-            await store.record_quarantined(connection)
+            await ledger_queries.record_quarantined(connection)
             agreeing = [one.anchor for one in answers]
-            last_note = await store.last_note(connection)
-            waiting = await store.queued(connection, self._size.entries)
+            last_note = await ledger_queries.last_note(connection)
+            waiting = await ledger_queries.queued(connection, self._size.entries)
             new = [one.anchor for one in answers if one.note is None and remembers(one.anchor)]
             if not waiting:
                 return _Plan(tree, last_note, agreeing, new=new)
-            origin = await store.origin(connection)
+            origin = await ledger_queries.origin(connection)
             self._tried = len(waiting)
             judged, count = await judge_first(connection, waiting, self._size.bytes)
             more = count < len(waiting) or count == self._size.entries
@@ -360,15 +360,15 @@ class Sealer:
             plan.new.clear()
         async with connection.transaction():
             await connection.execute(_DURABLE)
-            if not await store.try_to_lead(connection):
+            if not await ledger_queries.try_to_lead(connection):
                 return await self._followed(connection), None
-            if await store.last_note(connection) != plan.last_note:
+            if await ledger_queries.last_note(connection) != plan.last_note:
                 return Sealed(0, self._tree.size, leads=False), None
             if plan.origin is None:
-                await store.begin_log(connection, origin)
-            await store.append(connection, block, note, plan.positions)
+                await ledger_queries.begin_log(connection, origin)
+            await ledger_queries.append(connection, block, note, plan.positions)
             if flaws is not None:
-                await store.append_flaws(connection, block.first, flaws)
+                await ledger_queries.append_flaws(connection, block.first, flaws)
         faulty = (*judged.deleted, *judged.changed)
         malformed = tuple(row.record_id for row in judged.malformed)
         sealed = Sealed(
@@ -382,13 +382,13 @@ class Sealer:
     async def _caught_up(self, connection: Connection[Any]) -> Frontier:
         """Read what others have sealed since, and see that it fits what was seen before."""
         tree = self._tree
-        async for piece in store.pieces(connection, tree.size):
+        async for piece in ledger_queries.pieces(connection, tree.size):
             if piece.first != tree.size or not piece.is_whole():
                 raise LedgerError(
                     f"the ledger is damaged at leaf {tree.size}: run `otel-audit verify`"
                 )
             tree = grown(tree, piece)
-        note = await store.last_note(connection)
+        note = await ledger_queries.last_note(connection)
         if note is None:
             if tree.size:
                 raise LedgerError("the ledger's checkpoints are gone: run `otel-audit verify`")
@@ -442,7 +442,7 @@ async def _refuse_other(
     connection: Connection[Any], tree: Frontier, anchor: str, note: str
 ) -> None:
     seen = _read(note, f"what is at the anchor {anchor}")
-    origin = await store.origin(connection)
+    origin = await ledger_queries.origin(connection)
     if origin is not None and seen.origin != origin:
         raise LedgerError(f"the anchor {anchor} belongs to another log, {seen.origin}")
     if seen.size > tree.size:
@@ -459,7 +459,7 @@ async def _refuse_other(
 
 async def _refuse_elsewhere(connection: Connection[Any]) -> None:
     """Raise where the log belongs to another database: this one is a copy, or was moved."""
-    place = await store.place(connection)
+    place = await ledger_queries.place(connection)
     if place.is_elsewhere:
         raise LedgerError(str(place))
 
@@ -469,7 +469,7 @@ async def _root_at(connection: Connection[Any], tree: Frontier, size: int) -> by
     if size == tree.size:
         return tree.root()
     earlier = Frontier()
-    async for piece in store.pieces(connection):
+    async for piece in ledger_queries.pieces(connection):
         if earlier.size >= size:
             break
         if isinstance(piece, Pruned):

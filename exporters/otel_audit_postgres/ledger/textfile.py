@@ -9,7 +9,7 @@ from typing import Final
 
 from otel_audit._util.durable_file import replace_durably
 from otel_audit._util.months import next_month
-from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger import ledger_queries
 from otel_audit_postgres.query.gaps import find_gaps
 
 _QUARANTINED: Final = "SELECT in_quarantine FROM audit.exceptional_rows()"
@@ -32,7 +32,7 @@ async def store_metrics(dsn: str, *, verified: bool) -> str:
     Raises:
         StoreError: It cannot be asked.
     """
-    async with store.opened(dsn, "ask the audit store", asks=True) as connection:
+    async with ledger_queries.opened(dsn, "ask the audit store", asks=True) as connection:
         quarantined = await connection.fetchval(_QUARANTINED)
         partitions = {row["relname"] for row in await connection.fetch(_PARTITIONS)}
     streams = await find_gaps(dsn)

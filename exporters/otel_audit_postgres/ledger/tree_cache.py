@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from otel_audit.errors import StoreError
 from otel_audit_postgres.connection import Connection
-from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger import ledger_queries
 from otel_audit_postgres.ledger.leaves import Block, Pruned
 from otel_audit_postgres.ledger.merkle import HASH_SIZE, node_hash
 
@@ -67,7 +67,9 @@ class TreeCache:
                 self._reset()
             if self._size >= size:
                 return
-            async for piece in store.pieces(connection, self._size, at_once=_BLOCKS_AT_ONCE):
+            async for piece in ledger_queries.pieces(
+                connection, self._size, at_once=_BLOCKS_AT_ONCE
+            ):
                 if piece.first != self._size or not piece.is_whole():
                     self._reset()
                     raise DamagedLedgerError
@@ -132,7 +134,7 @@ class TreeCache:
         start, end = number * _GROUP, (number + 1) * _GROUP
         begin = await connection.fetchval(_BEGINNING, start)
         nodes: _Nodes = {}
-        async for piece in store.pieces(connection, begin, end):
+        async for piece in ledger_queries.pieces(connection, begin, end):
             if isinstance(piece, Pruned):
                 level = piece.count.bit_length() - 1
                 nodes[level, piece.first >> level] = piece.hash

@@ -15,13 +15,12 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 from otel_audit.errors import ConfigurationError, InvalidInputError
 from otel_audit.record import ANONYMOUS
 from otel_audit_postgres.connection import (
-    BROKEN,
     Connection,
     TimeLimits,
     connect,
     disconnect,
+    translated_errors,
 )
-from otel_audit_postgres.errors import as_store_error
 from otel_audit_postgres.query.conditions import EITHER, READABLE, conditions_of
 from otel_audit_postgres.query.grammar import Query, QueryValue, Term, term
 from otel_audit_postgres.query.pagination import (
@@ -277,9 +276,8 @@ async def opened(dsn: str) -> AsyncIterator[Connection[Any]]:
     with suppress_instrumentation():
         connection = await connect(dsn, _CONNECT_TIMEOUT, TimeLimits(settings=PLANS))
         try:
-            yield connection
-        except BROKEN as error:
-            raise as_store_error(error, "read the audit store", asks=True) from None
+            with translated_errors("read the audit store", asks=True):
+                yield connection
         finally:
             await disconnect(connection)
 

@@ -19,7 +19,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from otel_audit.config import AuditConfig
-from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger import ledger_queries
 from otel_audit_postgres.ledger.anchors import Anchor, anchors_from
 from otel_audit_postgres.ledger.checkpoints import (
     Checkpoint,
@@ -263,7 +263,7 @@ class _Comparison:
     part: PeriodEvidence
     low: uuid.UUID
     high: uuid.UUID
-    dropped: Sequence[store.Pruning]
+    dropped: Sequence[ledger_queries.Pruning]
     key: bytes
     leaves: int = 0
     total: int = 0
@@ -285,7 +285,7 @@ class _Comparison:
         self.leaves += count
 
 
-async def _dropped_in_order(snapshot: Snapshot, found: Evidence) -> list[store.Pruning]:
+async def _dropped_in_order(snapshot: Snapshot, found: Evidence) -> list[ledger_queries.Pruning]:
     """Months that were dropped with a sealed record of it; without one, that is tampering."""
     findings = Findings()
     sound = await recorded_prunings(snapshot.connection, findings)
@@ -294,7 +294,7 @@ async def _dropped_in_order(snapshot: Snapshot, found: Evidence) -> list[store.P
 
 
 async def _account(
-    snapshot: Snapshot, found: Evidence, dropped: Sequence[store.Pruning], collapsed: int
+    snapshot: Snapshot, found: Evidence, dropped: Sequence[ledger_queries.Pruning], collapsed: int
 ) -> None:
     """See that no more is gone than was dropped in order: a collapsed leaf names no record."""
     recorded, gone = sum(one.rows for one in dropped), collapsed
@@ -307,7 +307,7 @@ async def _account(
         )
 
 
-def _comparison(part: PeriodEvidence, dropped: Sequence[store.Pruning]) -> _Comparison:
+def _comparison(part: PeriodEvidence, dropped: Sequence[ledger_queries.Pruning]) -> _Comparison:
     low, high = lowest_id(part.begin - _SLACK), lowest_id(part.end + _SLACK)
     within = [one for one in dropped if one.lowest < high and one.above > low]
     return _Comparison(part, low, high, within, secrets.token_bytes(_KEY_SIZE))
@@ -332,7 +332,7 @@ async def _rebuild_tree(
     sizes = sizes if latest is None else sorted({*sizes, latest.size})
     walk = TreePassState()
     sums = [] if snapshot.is_part else comparisons
-    async for piece in store.pieces(snapshot.connection, 0, sizes[-1]):
+    async for piece in ledger_queries.pieces(snapshot.connection, 0, sizes[-1]):
         if piece.first != walk.tree.size or not piece.is_whole():
             found.against.append("the leaves have a hole")
             return collapsed
@@ -367,7 +367,7 @@ async def _latest(snapshot: Snapshot, found: Evidence, witnesses: Witnesses) -> 
     """The last checkpoint of a log that has collapsed leaves."""
     if not await snapshot.connection.fetchval(_HAS_COLLAPSED):
         return None
-    note = await store.last_note(snapshot.connection) or ""
+    note = await ledger_queries.last_note(snapshot.connection) or ""
     try:
         checkpoint = read_checkpoint(note)
         is_signed = not witnesses.keys or bool(read_note(note).signed_by(witnesses.keys))
@@ -547,7 +547,7 @@ async def _judge_suspects(snapshot: Snapshot, one: _Comparison, witnesses: Witne
     if not one.suspects:
         return
     wanted, leaves, blocks = {found.bytes for found in one.suspects}, [], []
-    async for block in store.blocks(snapshot.connection, 0, snapshot.size):
+    async for block in ledger_queries.blocks(snapshot.connection, 0, snapshot.size):
         places = [place for place, found in enumerate(block.id_bytes()) if found in wanted]
         if places:
             leaves += [block.first + place for place in places]

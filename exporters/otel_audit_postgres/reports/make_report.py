@@ -16,7 +16,7 @@ import msgspec
 
 from otel_audit.errors import ConfigurationError
 from otel_audit_postgres.connection import Connection
-from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger import ledger_queries
 from otel_audit_postgres.query.grammar import parse
 from otel_audit_postgres.query.trail import ReaderScope, Trail, look_as
 from otel_audit_postgres.reports.evidence import Witnesses, gather
@@ -151,7 +151,7 @@ async def make_report(
     try:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             await look_as(connection, scope)
-            await store.unlimited(connection)
+            await ledger_queries.unlimited(connection)
             await connection.execute(_FOR_MANY_ROWS)
             snapshot = await taken(connection, options, scope)
             snapshot.evidence = await _evidence(snapshot, definition, witnesses)

@@ -9,7 +9,7 @@ from otel_audit._util.check_result import CheckResult
 from otel_audit.config import AuditConfig
 from otel_audit.errors import OtelAuditError
 from otel_audit_postgres.archive.objects import open_archive
-from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger import ledger_queries
 from otel_audit_postgres.personal.key_store import SERVER
 from otel_audit_postgres.personal.protect import key_store_from
 from otel_audit_postgres.retention.metrics import retention_state
@@ -146,6 +146,6 @@ async def _keys(config: AuditConfig, dsn: str) -> CheckResult:
 
 
 async def _server(dsn: str) -> str:
-    async with store.opened(dsn, "inspect the keys", asks=True) as connection:
+    async with ledger_queries.opened(dsn, "inspect the keys", asks=True) as connection:
         found: str = await connection.fetchval(SERVER)
     return found

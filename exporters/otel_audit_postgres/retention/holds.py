@@ -15,7 +15,7 @@ from otel_audit_postgres.archive.manifest import ArchivedObject, read_manifest
 from otel_audit_postgres.archive.objects import ArchiveStore
 from otel_audit_postgres.archive.parquet_files import read_rows
 from otel_audit_postgres.connection import Connection
-from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger import ledger_queries
 
 _PLACE: Final = "SELECT audit.place_hold($1, $2, $3, $4, $5, $6, $7, $8)"
 _RELEASE: Final = "SELECT audit.release_hold($1, $2)"
@@ -160,7 +160,7 @@ async def place_hold(  # noqa: PLR0913, PLR0917 - each a choice of its own
     conditions.refuse_unfit()
     if not matter.strip() or not reason.strip():
         raise ConfigurationError("a hold needs a matter and a reason")
-    async with store.opened(dsn, "place a hold") as connection:
+    async with ledger_queries.opened(dsn, "place a hold") as connection:
         hold_id: uuid.UUID = await connection.fetchval(
             _PLACE, matter, reason, conditions.tenant, conditions.actor, conditions.entity,
             conditions.event, conditions.since, conditions.until,
@@ -189,7 +189,7 @@ async def preview_hold(
         StoreError: The store cannot be asked.
     """
     conditions.refuse_unfit()
-    async with store.opened(dsn, "preview a hold", asks=True) as connection:
+    async with ledger_queries.opened(dsn, "preview a hold", asks=True) as connection:
         rows: int = await connection.fetchval(
             _WOULD_HOLD, conditions.tenant, conditions.actor, conditions.entity, conditions.event,
             conditions.since, conditions.until,
@@ -217,7 +217,7 @@ async def release_hold(
     """
     if not reason.strip():
         raise ConfigurationError("releasing a hold needs a reason")
-    async with store.opened(dsn, "release a hold") as connection:
+    async with ledger_queries.opened(dsn, "release a hold") as connection:
         await connection.execute(_RELEASE, hold_id, reason)
         if archive is None:
             return []
@@ -266,13 +266,13 @@ async def override_hold(dsn: str, hold_id: uuid.UUID, target: str, reason: str) 
     """
     if not reason.strip() or not target.strip():
         raise ConfigurationError("overriding a hold needs a target and a reason")
-    async with store.opened(dsn, "override a hold") as connection:
+    async with ledger_queries.opened(dsn, "override a hold") as connection:
         await connection.execute(_OVERRIDE, hold_id, target, reason)
 
 
 async def list_holds(dsn: str) -> list[Hold]:
     """The holds that are not released, the first one first."""
-    async with store.opened(dsn, "list holds") as connection:
+    async with ledger_queries.opened(dsn, "list holds") as connection:
         return await active_holds(connection)
 
 

@@ -13,7 +13,7 @@ from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.errors import StoreError
-from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger import ledger_queries
 
 _logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ async def retention_state(dsn: str) -> RetentionState:
     Raises:
         StoreError: The store cannot be asked.
     """
-    async with store.opened(dsn, "ask about retention", asks=True) as connection:
+    async with ledger_queries.opened(dsn, "ask about retention", asks=True) as connection:
         row = await connection.fetchrow(_STATE)
     assert row is not None  # noqa: S101 - a function without SETOF has a row
     return RetentionState(*row.values())

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from otel_audit_postgres.connection import Connection
-from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger import ledger_queries
 
 LONGEST_RUN: Final = 1 << 20
 """Leaves that are collapsed in one statement, at most: 48 bytes each are read at once."""
@@ -33,7 +33,7 @@ async def retire(dsn: str, partition: str) -> str:
     Raises:
         StoreError: There is no such partition, or the role lacks a right.
     """
-    async with store.opened(dsn, "retire a partition") as connection:
+    async with ledger_queries.opened(dsn, "retire a partition") as connection:
         return str(await connection.fetchval("SELECT audit.retire_partition($1)", partition))
 
 
@@ -52,7 +52,7 @@ async def drop(dsn: str, partition: str, manifest_id: str) -> int:
         StoreError: The manifest is not sealed, says something else, or would go too; rows of the
             partition wait to be sealed; or the role lacks a right. Nothing was dropped.
     """
-    async with store.opened(dsn, "drop a partition") as connection:
+    async with ledger_queries.opened(dsn, "drop a partition") as connection:
         rows: int = await connection.fetchval(
             "SELECT audit.drop_partition($1, $2::uuid)", partition, manifest_id
         )
@@ -71,7 +71,7 @@ async def collapse(dsn: str) -> int:
     Raises:
         StoreError: The role lacks a right, or the ledger is not what it was.
     """
-    async with store.opened(dsn, "collapse leaves") as connection:
+    async with ledger_queries.opened(dsn, "collapse leaves") as connection:
         collapsed = 0
         for first, end in await _runs(connection):
             await connection.fetchval("SELECT audit.collapse_leaves($1, $2)", first, end)

@@ -11,7 +11,7 @@ from otel_audit._util.ids import time_of
 from otel_audit._util.months import next_month
 from otel_audit_postgres.archive.catalog import RecordedArchive, latest, recorded_archives
 from otel_audit_postgres.connection import Connection
-from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger import ledger_queries
 from otel_audit_postgres.retention.policy import (
     LONGEST_MONTH,
     PolicyError,
@@ -153,7 +153,7 @@ async def plan(dsn: str, policy: RetentionPolicy, today: date | None = None) -> 
         PolicyError: The policy contradicts itself for records that are there.
         StoreError: The store cannot be read, or the clocks are apart.
     """
-    async with store.opened(dsn, "plan retention", asks=True) as connection:
+    async with ledger_queries.opened(dsn, "plan retention", asks=True) as connection:
         return await planned(connection, policy, today)
 
 
@@ -161,8 +161,8 @@ async def planned(
     connection: Connection[Any], policy: RetentionPolicy, today: date | None = None
 ) -> RetentionPlan:
     """As `plan`, on an open connection."""
-    await store.unlimited(connection)
-    await store.refuse_partial_view(connection)
+    await ledger_queries.unlimited(connection)
+    await ledger_queries.refuse_partial_view(connection)
     day = await trusted_day(connection) if today is None else today
     archives = await recorded_archives(connection)
     archived = latest(archives)
@@ -193,7 +193,7 @@ async def explain(
     dsn: str, policy: RetentionPolicy, record_id: Any
 ) -> tuple[RecordKind, RetentionClass, date | None]:
     """Return the rules for a record, and the day from which it may leave the database."""
-    async with store.opened(dsn, "explain retention", asks=True) as connection:
+    async with ledger_queries.opened(dsn, "explain retention", asks=True) as connection:
         row = await connection.fetchrow(_KIND_OF.format(level=_LEVEL), record_id)
     if row is None:
         raise PolicyError(f"there is no record {record_id} in the store")

@@ -46,7 +46,7 @@ from otel_audit_postgres.archive.sparse_tree import SparseTree
 from otel_audit_postgres.archive.write_month import WrittenMonth, write_month
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.errors import sqlstate
-from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger import ledger_queries
 from otel_audit_postgres.ledger.keys import PublicKey, Signer
 from otel_audit_postgres.retention.holds import apply_holds, hold_on_object
 from otel_audit_postgres.retention.months import collapse
@@ -168,13 +168,13 @@ async def run(
         StoreError: The role lacks a right.
     """
     async with (
-        store.opened(options.dsn, "run retention") as guard,
+        ledger_queries.opened(options.dsn, "run retention") as guard,
         guard.transaction(),
     ):
-        await store.unlimited(guard)
+        await ledger_queries.unlimited(guard)
         if not await guard.fetchval(_LEAD):
             raise StoreUnavailableError("another `otel-audit retention run` is under way")
-        async with store.opened(options.dsn, "run retention") as connection:
+        async with ledger_queries.opened(options.dsn, "run retention") as connection:
             work = _Run(connection, guard, policy, options)
             return await work.all(today)
 
@@ -203,7 +203,7 @@ async def approve(dsn: str, policy: RetentionPolicy) -> None:
     Raises:
         StoreError: It is in force already, or the role lacks a right.
     """
-    async with store.opened(dsn, "approve a policy") as connection:
+    async with ledger_queries.opened(dsn, "approve a policy") as connection:
         await connection.fetchval(_APPROVE, json.dumps(policy.as_plain()))
 
 
@@ -400,7 +400,7 @@ class _Run:
         before = await recorded_archives(self._connection)
         policy = json.dumps(self._policy.as_plain(), sort_keys=True)
         manifest = ArchiveManifest(
-            await store.origin(self._connection) or "-", draft.month,
+            await ledger_queries.origin(self._connection) or "-", draft.month,
             manifest_digest(before[-1].note) if before else None, draft.rows,
             hashlib.sha256(policy.encode()).hexdigest(), draft.objects, draft.tree, draft.left_out,
         )  # fmt: skip
@@ -516,7 +516,7 @@ class _Run:
     async def _keep_leading(self) -> None:
         """Run a statement over the connection with the lock, so that it is not ended as idle."""
         try:
-            await store.keep_open(self._guard)
+            await ledger_queries.keep_open(self._guard)
         except OtelAuditError:
             raise
         except Exception:  # noqa: BLE001 - whatever ended it, another run may be under way now

@@ -13,7 +13,7 @@ from otel_audit_postgres.archive.catalog import archived_objects
 from otel_audit_postgres.archive.objects import ArchiveStore
 from otel_audit_postgres.archive.parquet_files import read_rows
 from otel_audit_postgres.connection import Connection
-from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger import ledger_queries
 from otel_audit_postgres.personal.key_store import Destroyed, KeyStore, Subject
 from otel_audit_postgres.personal.reveal import erased_paths, revealed
 
@@ -71,7 +71,7 @@ async def plan_erasure(dsn: str, keys: KeyStore, subject: Subject) -> ErasurePla
     """
     known = await keys.known(subject)
     erased = await keys.destroyed(subject)
-    async with store.opened(dsn, "plan an erasure", asks=True) as connection:
+    async with ledger_queries.opened(dsn, "plan an erasure", asks=True) as connection:
         row = await connection.fetchrow(_COUNT, subject.tenant, [subject.name])
         held = await connection.fetchval(_HELD, subject.tenant, subject.name)
         quarantined = None
@@ -122,7 +122,10 @@ async def erase_all(
         ):
             raise ConfigurationError("basis and reason stay: they must not contain the name")
     done: list[Subject] = []
-    async with store.opened(dsn, "erase a subject") as connection, connection.transaction():
+    async with (
+        ledger_queries.opened(dsn, "erase a subject") as connection,
+        connection.transaction(),
+    ):
         # two erasures at once would both record it
         await connection.execute(_PATIENCE)
         await connection.execute(_LOCK)
@@ -192,7 +195,7 @@ async def replay_erasures(dsn: str, keys: KeyStore) -> int:
 
 
 async def _recorded_keys(dsn: str) -> list[bytes]:
-    async with store.opened(dsn, "replay erasures", asks=True) as connection:
+    async with ledger_queries.opened(dsn, "replay erasures", asks=True) as connection:
         return [
             bytes.fromhex(key) for row in await connection.fetch(_ERASED) for key in row["keys"]
         ]
@@ -221,7 +224,7 @@ async def export_subject(
     """
     names = [subject.name, *also]
     found: list[tuple[str, str, str | None]] = []
-    async with store.opened(dsn, "export a subject", asks=True) as connection:
+    async with ledger_queries.opened(dsn, "export a subject", asks=True) as connection:
         async with connection.transaction(isolation="repeatable_read"):
             found = [
                 (row["payload"], "store", row["received_by"])

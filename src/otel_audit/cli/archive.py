@@ -82,9 +82,9 @@ def verify(
             needed_archive(archive), public, deep,
             progress=lambda rows: progress.update(task, completed=rows),
         )  # fmt: skip
-        store = chosen_dsn(dsn)
-        report = run_coroutine(verify_archives(store, options))
-    recorded = note_verification(store, report, deep=deep)
+        store_dsn = chosen_dsn(dsn)
+        report = run_coroutine(verify_archives(store_dsn, options))
+    recorded = note_verification(store_dsn, report, deep=deep)
     if as_json:
         echo_json({**report.as_json(), "recorded": recorded is None}, indent=2)
         sys.exit(0 if report.ok else 1)
@@ -251,8 +251,8 @@ def register(  # noqa: PLR0913, PLR0917 - one for each option
     pairs = [one.partition("=") for one in properties]
     if not all(name and equals for name, equals, _ in pairs):
         raise click.BadParameter("--property: NAME=VALUE is expected")
-    place, store = needed_archive(archive), chosen_dsn(dsn)
-    objects = run_coroutine(archived_objects(store))
+    place, store_dsn = needed_archive(archive), chosen_dsn(dsn)
+    objects = run_coroutine(archived_objects(store_dsn))
     settings = {name: value for name, _, value in pairs}
     found = register_objects(
         place, objects, table, catalog=catalog, properties=settings, dry_run=True
@@ -263,21 +263,21 @@ def register(  # noqa: PLR0913, PLR0917 - one for each option
             yes=yes, as_json=as_json,
         )  # fmt: skip
         found = register_objects(place, objects, table, catalog=catalog, properties=settings)
-        run_coroutine(_looked(store, "archive register", {"table": table}, found.rows))
+        run_coroutine(_looked(store_dsn, "archive register", {"table": table}, found.rows))
     if as_json:
         echo_json(found.as_json())
         return
     echo(f"{len(found.added)} files added, {len(found.removed)} taken out of {table}")
 
 
-def note_verification(store: str, report: ArchiveReport, *, deep: bool) -> str | None:
+def note_verification(store_dsn: str, report: ArchiveReport, *, deep: bool) -> str | None:
     """Record that archives were verified; return why it could not be recorded, else None."""
     from otel_audit_postgres.archive.catalog import record_verification
 
     try:
         run_coroutine(
             record_verification(
-                store, months=report.months, rows=report.archived,
+                store_dsn, months=report.months, rows=report.archived,
                 problems=len(report.findings.problems), deep=deep,
             )
         )  # fmt: skip
@@ -286,19 +286,19 @@ def note_verification(store: str, report: ArchiveReport, *, deep: bool) -> str |
     return None
 
 
-async def _looked(store: str, question: str, asked_for: dict[str, Any], records: int) -> None:
+async def _looked(store_dsn: str, question: str, asked_for: dict[str, Any], records: int) -> None:
     from otel_audit_postgres.query.trail import open_trail
 
-    async with open_trail(store, views=AuditConfig().record_views) as trail:
+    async with open_trail(store_dsn, views=AuditConfig().record_views) as trail:
         await trail.looked(question, asked_for, records)
 
 
 async def _searched(
-    store: str, archive: ArchiveStore, wanted: Query, limit: int
+    store_dsn: str, archive: ArchiveStore, wanted: Query, limit: int
 ) -> list[ArchivedHit]:
     """A question to archives is a look into the trail."""
     from otel_audit_postgres.archive.search import search_archives
     from otel_audit_postgres.query.trail import open_trail
 
-    async with open_trail(store, views=AuditConfig().record_views) as trail:
+    async with open_trail(store_dsn, views=AuditConfig().record_views) as trail:
         return await search_archives(trail, archive, wanted, limit=limit)

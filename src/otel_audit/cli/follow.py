@@ -93,12 +93,12 @@ class Tail:
 
     async def begin(self, connection: Connection[Any], *, shows_past: bool) -> Sequence[Line]:
         """Note the end of the log, and read the records before it if asked."""
-        from otel_audit_postgres.ledger import store
+        from otel_audit_postgres.ledger import ledger_queries
         from otel_audit_postgres.ledger.latest_records import end_of_queue, waiting_ids
         from otel_audit_postgres.query import queries
 
         async def answer(connection: Connection[Any]) -> Sequence[Line]:
-            self._size = await store.size(connection)
+            self._size = await ledger_queries.size(connection)
             self._place = await end_of_queue(connection)
             known = await waiting_ids(connection, self._place - _BEHIND, _BEHIND)
             self._remember([record_id for _, record_id in known])
@@ -112,14 +112,14 @@ class Tail:
 
     async def read(self, connection: Connection[Any]) -> Sequence[Line]:
         """The next matching records."""
-        from otel_audit_postgres.ledger import store
+        from otel_audit_postgres.ledger import ledger_queries
         from otel_audit_postgres.ledger.latest_records import sealed_ids, waiting_ids
         from otel_audit_postgres.query import queries
         from otel_audit_postgres.query.queries import Page
 
         async def answer(connection: Connection[Any]) -> Sequence[Line]:
             waiting = await waiting_ids(connection, self._place - _BEHIND, 2 * _MOST)
-            end = min(await store.size(connection), self._size + _MOST)
+            end = min(await ledger_queries.size(connection), self._size + _MOST)
             sealed = await sealed_ids(connection, self._size, end)
             ids = [one for one in dict.fromkeys([*sealed, *(one for _, one in waiting)])
                    if one not in self._seen]  # fmt: skip

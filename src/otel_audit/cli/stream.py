@@ -121,7 +121,7 @@ def status(dsn: str | None, as_json: bool) -> None:
 
     Lag is the time since the seal of the oldest unsent record.
     """
-    from otel_audit_postgres import stream_positions as store
+    from otel_audit_postgres import stream_positions
     from otel_audit_postgres.ledger.sealed_rows import horizon
 
     async def answer(connection: Connection[Any]) -> list[dict[str, Any]]:
@@ -133,13 +133,15 @@ def status(dsn: str | None, as_json: bool) -> None:
                 "leaf": one.next_leaf,
                 "of": sealed.size,
                 "behind": sealed.size - one.next_leaf,
-                "lag": round(await store.waiting_for(connection, one.next_leaf, sealed), 1),
+                "lag": round(
+                    await stream_positions.waiting_for(connection, one.next_leaf, sealed), 1
+                ),
                 "sent": one.sent,
                 "parked": one.parked,
                 "paused": one.is_paused,
                 "moved": one.moved_at.isoformat(timespec="seconds"),
             }
-            for one in await store.positions(connection)
+            for one in await stream_positions.positions(connection)
         ]
 
     found = _ask(dsn, answer)
@@ -184,13 +186,13 @@ def rewind(  # noqa: PLR0913, PLR0917 - one for each option
 
     The destination sees the same ids again.
     """
-    from otel_audit_postgres import stream_positions as store
+    from otel_audit_postgres import stream_positions
 
-    at = _ask(dsn, lambda connection: store.position(connection, name))
+    at = _ask(dsn, lambda connection: stream_positions.position(connection, name))
     if not yes:
         _refuse_to_ask(as_json=as_json)
         click.confirm(f"send leaves {to_leaf} to {at.next_leaf} again?", abort=True)
-    _ask(dsn, lambda connection: store.rewind(connection, name, to_leaf, reason))
+    _ask(dsn, lambda connection: stream_positions.rewind(connection, name, to_leaf, reason))
     if as_json:
         echo_json({"stream": name, "leaf": to_leaf})
     else:
@@ -203,11 +205,11 @@ def rewind(  # noqa: PLR0913, PLR0917 - one for each option
 @json_option
 def parked(dsn: str | None, name: str, as_json: bool) -> None:
     """List the events that a stream's destination refused."""
-    from otel_audit_postgres import stream_positions as store
+    from otel_audit_postgres import stream_positions
 
-    async def answer(connection: Connection[Any]) -> list[store.Parked]:
-        await store.position(connection, name)
-        return await store.parked(connection, name)
+    async def answer(connection: Connection[Any]) -> list[stream_positions.Parked]:
+        await stream_positions.position(connection, name)
+        return await stream_positions.parked(connection, name)
 
     found = _ask(dsn, answer)
     if as_json:
@@ -231,9 +233,9 @@ def test(dsn: str | None, name: str, as_json: bool) -> None:
 
     It is sent as any other record once it is sealed.
     """
-    from otel_audit_postgres import stream_positions as store
+    from otel_audit_postgres import stream_positions
 
-    found = _ask(dsn, lambda connection: store.record_test(connection, name))
+    found = _ask(dsn, lambda connection: stream_positions.record_test(connection, name))
     if as_json:
         echo_json({"stream": name, "record_id": found})
     else:
@@ -258,9 +260,9 @@ def _refuse_to_ask(*, as_json: bool) -> None:
 
 
 def _set_paused(dsn: str | None, name: str, *, paused: bool, as_json: bool) -> None:
-    from otel_audit_postgres import stream_positions as store
+    from otel_audit_postgres import stream_positions
 
-    changed = _ask(dsn, lambda connection: store.pause(connection, name, paused=paused))
+    changed = _ask(dsn, lambda connection: stream_positions.pause(connection, name, paused=paused))
     word = "paused" if paused else "goes on"
     if as_json:
         echo_json({"stream": name, "paused": paused, "changed": changed})

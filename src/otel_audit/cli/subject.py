@@ -61,7 +61,7 @@ def init(kek_file: Path | None, as_json: bool) -> None:
             create_durably(place, f"{secrets.token_hex(32)}\n".encode(), 0o600)
             made = True
         keys = KeyStore(plain_dsn(config.keys_dsn.get_secret_value()), read_wrapper(place))
-    _run(keys, lambda store: store.init())
+    _run(keys, lambda keys: keys.init())
     if as_json:
         echo_json({"kek_file": None if place is None else str(place), "made": made})
         return
@@ -118,7 +118,7 @@ def pseudonym(name: str, field: str, file: BinaryIO, tenant: str, as_json: bool)
     from otel_audit_postgres.personal.key_store import Subject
 
     value = file.read().decode("utf-8", "surrogateescape").removesuffix("\n").removesuffix("\r")
-    found = _run(_keys(), lambda store: store.known(Subject(tenant, name)))
+    found = _run(_keys(), lambda keys: keys.known(Subject(tenant, name)))
     texts = [key.column_text(value, field) for key in found]
     if as_json:
         echo_json(texts)
@@ -159,10 +159,10 @@ def erase(  # noqa: PLR0913, PLR0917 - one for each option
     from otel_audit_postgres.personal.key_store import Subject
     from otel_audit_postgres.retention.subject import erase_all, plan_erasure
 
-    store, whom = chosen_dsn(dsn), [Subject(tenant, name) for name in dict.fromkeys(names)]
+    store_dsn, whom = chosen_dsn(dsn), [Subject(tenant, name) for name in dict.fromkeys(names)]
 
     async def planned(keys: KeyStore) -> list[ErasurePlan]:
-        return [await plan_erasure(store, keys, one) for one in whom]
+        return [await plan_erasure(store_dsn, keys, one) for one in whom]
 
     plans = _run(_keys(), planned)
     left = _not_reached(plans, tenant, [one.name for one in whom])
@@ -185,7 +185,7 @@ def erase(  # noqa: PLR0913, PLR0917 - one for each option
         return
     if any(found.keys for found in plans):
         asked("These values cannot be brought back. Go on?", yes=yes, as_json=as_json)
-    done = _run(_keys(), lambda keys: erase_all(store, keys, whom, basis, reason))
+    done = _run(_keys(), lambda keys: erase_all(store_dsn, keys, whom, basis, reason))
     if as_json:
         echo_json({"erased": [one.name for one in done], **shown})
         return
@@ -259,8 +259,8 @@ def replay(dsn: str | None, dry_run: bool, yes: bool, as_json: bool) -> None:
     """Destroy again the keys that a restored backup brought back."""
     from otel_audit_postgres.retention.subject import plan_replay, replay_erasures
 
-    store = chosen_dsn(dsn)
-    destroyed, back = _run(_keys(), lambda keys: plan_replay(store, keys))
+    store_dsn = chosen_dsn(dsn)
+    destroyed, back = _run(_keys(), lambda keys: plan_replay(store_dsn, keys))
     if dry_run:
         if as_json:
             echo_json({"recorded": destroyed, "back": back})
@@ -269,7 +269,7 @@ def replay(dsn: str | None, dry_run: bool, yes: bool, as_json: bool) -> None:
         return
     if back:
         asked(f"{back} keys are destroyed again. Go on?", yes=yes, as_json=as_json)
-    count = _run(_keys(), lambda keys: replay_erasures(store, keys))
+    count = _run(_keys(), lambda keys: replay_erasures(store_dsn, keys))
     if as_json:
         echo_json({"recorded": count, "destroyed": back})
         return

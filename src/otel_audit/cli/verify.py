@@ -132,26 +132,26 @@ def verify(  # noqa: C901, PLR0913, PLR0917 - one for each option
     from otel_audit_postgres.ledger.verify import bookmark
     from otel_audit_postgres.ledger.verify import verify as ledger
 
-    config, store = AuditConfig(), chosen_dsn(dsn)
+    config, store_dsn = AuditConfig(), chosen_dsn(dsn)
     public = chosen_public_keys(config, keys)
-    file = state or (_state_file(store) if incremental else None)
+    file = state or (_state_file(store_dsn) if incremental else None)
     remembered = None if file is None or full else bookmark.recall(file, public)
     with _bar(visible=not as_json) as bar:
         task = bar.add_task("leaves", total=None)
         report = run_coroutine(
             ledger.verify(
-                store,
+                store_dsn,
                 keys=public,
                 anchors=anchors_from(anchors or config.anchor),
                 since=read_time(since),
                 sample=sample,
                 remembered=remembered,
-                jobs=jobs or _jobs(store),
+                jobs=jobs or _jobs(store_dsn),
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
         )
     report, archived = _with_archives(
-        report, store, archive or config.archive, public, deep=deep, is_shown=not as_json
+        report, store_dsn, archive or config.archive, public, deep=deep, is_shown=not as_json
     )
     if file is not None and report.ok and report.last_note is not None:
         bookmark.remember(file, report.last_note)
@@ -159,7 +159,7 @@ def verify(  # noqa: C901, PLR0913, PLR0917 - one for each option
         _write(report_file, report)
     is_fine = report.ok and report.overdue is None
     if metrics_file is not None:
-        _write_metrics(metrics_file, store, verified=is_fine)
+        _write_metrics(metrics_file, store_dsn, verified=is_fine)
     if as_json:
         shown = report.as_json()
         if archived is not None:
@@ -177,10 +177,10 @@ def verify(  # noqa: C901, PLR0913, PLR0917 - one for each option
     sys.exit(0 if is_fine else 1)
 
 
-def _write_metrics(file: Path, store: str, *, verified: bool) -> None:
+def _write_metrics(file: Path, store_dsn: str, *, verified: bool) -> None:
     from otel_audit_postgres.ledger.textfile import store_metrics, write_textfile
 
-    text = run_coroutine(store_metrics(store, verified=verified))
+    text = run_coroutine(store_metrics(store_dsn, verified=verified))
     try:
         write_textfile(file, text)
     except OSError as error:
@@ -213,7 +213,7 @@ def _verify_export(file: Path, keys: tuple[str, ...], *, as_json: bool) -> None:
 
 def _with_archives(  # noqa: PLR0913 - each a choice of its own
     report: VerificationReport,
-    store: str,
+    store_dsn: str,
     archive: str | None,
     keys: Sequence[PublicKey],
     *,
@@ -232,8 +232,8 @@ def _with_archives(  # noqa: PLR0913 - each a choice of its own
             open_archive(archive, "--archive"), keys, deep,
             progress=lambda rows: bar.update(task, completed=rows),
         )  # fmt: skip
-        archived = run_coroutine(verify_archives(store, options))
-    unrecorded = note_verification(store, archived, deep=deep)
+        archived = run_coroutine(verify_archives(store_dsn, options))
+    unrecorded = note_verification(store_dsn, archived, deep=deep)
     if unrecorded is not None:
         echo(f"warning: {unrecorded}", err=True)
     return together(report, archived), archived

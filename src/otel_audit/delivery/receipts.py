@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from otel_audit._util.backoff import Backoff
 from otel_audit._util.cache import BoundedCache
-from otel_audit.delivery.sink import Receipt, Store
+from otel_audit.delivery.sink import Receipt, ReceivingSink
 from otel_audit.errors import StoreUnavailableError
 
 _BACKOFF: Final = Backoff(first=0.02, longest=0.5)
@@ -34,7 +34,7 @@ Everybody who knows an id beforehand can store another record under it; a receip
 
 
 async def await_receipt(
-    make_sink: Callable[[], Store],
+    make_sink: Callable[[], ReceivingSink],
     hurry: Callable[[], None],
     record_id: str,
     timeout: float,  # noqa: ASYNC109 - the caller's bound, said in the error
@@ -72,7 +72,7 @@ async def await_receipt(
 
 
 async def _ask(
-    sink: Store, hurry: Callable[[], None], record_id: str, pending: Callable[[], int]
+    sink: ReceivingSink, hurry: Callable[[], None], record_id: str, pending: Callable[[], int]
 ) -> Receipt:
     pauses = _BACKOFF.pauses()
     while True:
@@ -86,7 +86,7 @@ async def _ask(
         await asyncio.sleep(next(pauses))
 
 
-async def _look(sink: Store, record_id: str, pending: Callable[[], int]) -> Receipt | None:
+async def _look(sink: ReceivingSink, record_id: str, pending: Callable[[], int]) -> Receipt | None:
     # read before: a record stored meanwhile is remembered first, and then no longer pending
     is_under_way = pending() > 0
     ours = WRITTEN_HERE.get(record_id)

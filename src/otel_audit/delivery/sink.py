@@ -115,7 +115,7 @@ class Sink(Protocol):
         """Give back connections. Never raises."""
 
 
-class Store(Sink, Protocol):
+class ReceivingSink(Sink, Protocol):
     """A sink that can be queried, and that stores also what others have sent."""
 
     async def receiving_key(self) -> bytes:

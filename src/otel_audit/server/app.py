@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.config import AuditConfig
-from otel_audit.delivery.sink import Store
+from otel_audit.delivery.sink import ReceivingSink
 from otel_audit.errors import ConfigurationError, MissingExtraError, StoreError
 from otel_audit.server import access_log, decode_json, decode_protobuf, partial_success, receipts
 from otel_audit.server.authentication import Authentication
@@ -68,7 +68,7 @@ def create_app(
     *,
     any_certificate: bool = False,
     grpc: GrpcListening | None = None,
-    make_store: Callable[[], Store] | None = None,
+    make_store: Callable[[], ReceivingSink] | None = None,
 ) -> Starlette:
     """Make the sink, for any ASGI server that runs lifespans.
 
@@ -124,7 +124,7 @@ def _access(config: AuditConfig, any_certificate: bool) -> Authentication:  # no
 
 def _store_maker(
     config: AuditConfig, on_default_rows: Callable[[int], None]
-) -> Callable[[], Store]:
+) -> Callable[[], ReceivingSink]:
     dsn = config.asyncpg_dsn
     if dsn is None:
         raise ConfigurationError(f"{PREFIX}DSN: missing; it names the audit store")

@@ -18,7 +18,7 @@ from itertools import chain
 from typing import Final
 
 from otel_audit._util.ratelimited_log import log_limited
-from otel_audit.delivery.sink import Accepted, Conflict, Receipt, Refused, Store
+from otel_audit.delivery.sink import Accepted, Conflict, Receipt, ReceivingSink, Refused
 from otel_audit.errors import StoreError, StoreUnavailableError
 from otel_audit.record import AuditRecord
 from otel_audit.server.errors import RETRY_AFTER, unavailable
@@ -114,7 +114,7 @@ class Intake:
 
     def __init__(
         self,
-        make_store: Callable[[], Store],
+        make_store: Callable[[], ReceivingSink],
         *,
         writers: int = 2,
         batch: int = 1000,
@@ -138,7 +138,7 @@ class Intake:
         self._waiting = _Queue()
         self._wake = asyncio.Condition()
         self._tasks: list[asyncio.Task[None]] = []
-        self._asking: Store | None = None
+        self._asking: ReceivingSink | None = None
         self._asking_lock = asyncio.Lock()
         self._key: bytes | None = None
         self._away_until = 0.0
@@ -258,7 +258,7 @@ class Intake:
         if self._asking is not None:
             await self._asking.close()
 
-    def _asked(self) -> Store:
+    def _asked(self) -> ReceivingSink:
         if self._asking is None:
             self._asking = self._make_store()
         return self._asking
@@ -285,7 +285,7 @@ class Intake:
                 self._wake.notify()
             return group
 
-    async def _write(self, store: Store, group: Sequence[_Waiting]) -> None:
+    async def _write(self, store: ReceivingSink, group: Sequence[_Waiting]) -> None:
         records = [record for one in group for record in one.records]
         to_quarantine = [item for one in group for item in one.to_quarantine]
         asked = [id_ for one in group if one.wants_receipts for id_ in one.ids]
@@ -343,7 +343,7 @@ def _own(one: _Waiting, became: Accepted, receipts: dict[str, Receipt]) -> Store
     return Stored(quarantined, found, conflicts)
 
 
-async def _receipts(store: Store, record_ids: Sequence[str]) -> dict[str, Receipt]:
+async def _receipts(store: ReceivingSink, record_ids: Sequence[str]) -> dict[str, Receipt]:
     """Read receipts, by ids as their senders wrote them; an id that is not a UUID has none."""
     spelled = {}
     for record_id in record_ids:

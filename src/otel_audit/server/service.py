@@ -11,7 +11,7 @@ from typing import Final
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.action.compose import chain_broken
 from otel_audit.config import AuditConfig
-from otel_audit.delivery.sink import Conflict, Receipt, Refused, Store
+from otel_audit.delivery.sink import Conflict, Receipt, ReceivingSink, Refused
 from otel_audit.errors import ConfigurationError
 from otel_audit.record import AuditRecord
 from otel_audit.redaction import Redactor
@@ -65,7 +65,7 @@ class Service:
         self,
         config: AuditConfig,
         access: Authentication,
-        make_store: Callable[[], Store],
+        make_store: Callable[[], ReceivingSink],
         meters: ServerMetrics,
     ) -> None:
         """Build all parts; nothing is opened yet.

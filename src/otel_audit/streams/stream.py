@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
-from otel_audit_postgres import stream_positions as store
+from otel_audit_postgres import stream_positions
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger.sealed_rows import (
     SealedPage,
@@ -169,8 +169,8 @@ class Stream:
             try:
                 with suppress_instrumentation():
                     async with opened(self._dsn) as connection:
-                        await store.refuse_others(connection)
-                        await store.open_stream(
+                        await stream_positions.refuse_others(connection)
+                        await stream_positions.open_stream(
                             connection, self.name, self._plan.settings, self._plan.start
                         )
                         while not stop.is_set():
@@ -198,8 +198,8 @@ class Stream:
         """
         with suppress_instrumentation():
             async with opened(self._dsn) as connection:
-                await store.refuse_others(connection)
-                await store.open_stream(
+                await stream_positions.refuse_others(connection)
+                await stream_positions.open_stream(
                     connection, self.name, self._plan.settings, self._plan.start
                 )
                 while await self._step(connection):
@@ -222,8 +222,8 @@ class Stream:
     async def _step(self, connection: Connection[Any]) -> bool:
         """Send one page, if there is one. Returns whether more may follow."""
         async with connection.transaction():
-            at = await store.position(connection, self.name)
-            sealed = await store.check_position(connection, at)
+            at = await stream_positions.position(connection, self.name)
+            sealed = await stream_positions.check_position(connection, at)
             await self._compare_local_position(connection, at, sealed.size)
             self.progress.next_leaf, self.progress.size = at.next_leaf, sealed.size
             if at.is_paused:
@@ -233,7 +233,7 @@ class Stream:
                 # the lock is a write: a look that finds nothing makes none
                 self._is("waiting")
                 return False
-            held = await store.hold(connection, self.name)
+            held = await stream_positions.hold(connection, self.name)
             if held is None:
                 raise HeldElsewhereError(f"stream {self.name}: another process sends it")
             if held != at:
@@ -241,7 +241,7 @@ class Stream:
                 return True
             if held.settings != self._plan.settings:
                 await self._record_settings()
-            self.progress.lag = await store.waiting_for(connection, at.next_leaf, sealed)
+            self.progress.lag = await stream_positions.waiting_for(connection, at.next_leaf, sealed)
             batch, self._ahead = self._ahead, None
             if batch is None or (batch.page.first, batch.turn) != (at.next_leaf, at.turn):
                 batch = await self._prepare(connection, at.next_leaf, at.turn)
@@ -265,7 +265,9 @@ class Stream:
         # on a connection of its own: the record stands before the first event goes out, and the
         # stream's row is not locked for as long as the destination takes
         async with opened(self._dsn) as connection:
-            await store.open_stream(connection, self.name, self._plan.settings, self._plan.start)
+            await stream_positions.open_stream(
+                connection, self.name, self._plan.settings, self._plan.start
+            )
         self._next_record = now + _RECORD_EVERY
         log_limited(
             _logger, f"settings {self.name}", "Stream %s: another process has opened it with other "
@@ -287,7 +289,7 @@ class Stream:
         return batch
 
     async def _deliver(
-        self, connection: Connection[Any], at: store.StreamPosition, batch: _Batch
+        self, connection: Connection[Any], at: stream_positions.StreamPosition, batch: _Batch
     ) -> Delivered:
         """Send a batch, and read the next one meanwhile."""
         sending = asyncio.ensure_future(self._plan.destination.send(batch.outgoing))
@@ -303,7 +305,7 @@ class Stream:
                 await asyncio.wait([sending])
 
     async def _send(
-        self, connection: Connection[Any], at: store.StreamPosition, batch: _Batch
+        self, connection: Connection[Any], at: stream_positions.StreamPosition, batch: _Batch
     ) -> DestinationError | None:
         page, outgoing, refused = batch.page, batch.outgoing, batch.refused
         done, stopped = len(outgoing), None
@@ -330,7 +332,7 @@ class Stream:
     async def _advance(
         self,
         connection: Connection[Any],
-        at: store.StreamPosition,
+        at: stream_positions.StreamPosition,
         page: SealedPage,
         next_leaf: int,
         refused: Mapping[int, str],
@@ -341,9 +343,13 @@ class Stream:
             if next_leaf - 1 in by_leaf
             else await leaf_hash_at(connection, next_leaf - 1)
         )
-        parked = [store.Refusal(leaf, by_leaf[leaf].id, why) for leaf, why in refused.items()]
+        parked = [
+            stream_positions.Refusal(leaf, by_leaf[leaf].id, why) for leaf, why in refused.items()
+        ]
         sent = sum(leaf < next_leaf for leaf in by_leaf) - len(parked)
-        await store.advance(connection, at, next_leaf, leaf_hash, page.horizon.origin, sent, parked)
+        await stream_positions.advance(
+            connection, at, next_leaf, leaf_hash, page.horizon.origin, sent, parked
+        )
         self.progress.sent += sent
         self.progress.parked += len(parked)
         self.progress.next_leaf = next_leaf
@@ -392,16 +398,18 @@ class Stream:
             raise UnshapeableError(f"it has no such shape ({type(error).__name__})") from error
 
     async def _compare_local_position(
-        self, connection: Connection[Any], at: store.StreamPosition, size: int
+        self, connection: Connection[Any], at: stream_positions.StreamPosition, size: int
     ) -> None:
         """Compare with the local file. If it is ahead, the store was restored from a backup."""
         sent = self._local_position.read()
         if sent is None or sent.turn != at.turn or sent.next_leaf <= at.next_leaf:
             return
         if sent.next_leaf > size:
-            raise store.PositionError(store.ahead(self.name, sent.next_leaf, size))
+            raise stream_positions.PositionError(
+                stream_positions.ahead(self.name, sent.next_leaf, size)
+            )
         if sent.leaf_hash:
-            await store.check_leaf(
+            await stream_positions.check_leaf(
                 connection, self.name, sent.next_leaf, bytes.fromhex(sent.leaf_hash)
             )
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from otel_audit_postgres.connection import Connection, PostgresError
 from otel_audit_postgres.exports.formats import JSON, NDJSON, TextFormat, csv_format
-from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger import ledger_queries
 from otel_audit_postgres.query import all_matching
 from otel_audit_postgres.query.all_matching import CSV_COLUMNS
 from otel_audit_postgres.query.grammar import Query
@@ -99,7 +99,7 @@ async def _chunks(site: Site, viewer: Viewer, under_way: _Export) -> AsyncIterat
         await _record(connection, site, viewer, under_way)
         async with connection.transaction(isolation="repeatable_read"):
             await look_as(connection, viewer.scope)
-            under_way.checkpoint = await store.last_note(connection)
+            under_way.checkpoint = await ledger_queries.last_note(connection)
             yield write.begin
             read = all_matching.batches(connection, narrowed, texts=write.has_payloads)
             async with aclosing(_ahead(read)) as batches:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from otel_audit_postgres.archive.search import archived_record
 from otel_audit_postgres.connection import Connection
-from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger import ledger_queries
 from otel_audit_postgres.ledger.record_proof import RecordProof, check_record
 from otel_audit_postgres.pseudonyms import searchable
 from otel_audit_postgres.query import counts, display, payloads, queries
@@ -339,7 +339,7 @@ async def _count(site: Site, viewer: Viewer, query: Query, narrowed: Query) -> C
         found = await counts.overview(connection, narrowed, _FACETS)
         chart = draw(found.histogram, query, sees_store=viewer.sees_store)
         facets = tuple(_facet_list(one, query) for one in found.facets)
-        gone = await store.prunings(connection) if viewer.sees_store else []
+        gone = await ledger_queries.prunings(connection) if viewer.sees_store else []
         months = tuple(one.partition.removeprefix("audit_logs_").replace("_", "-") for one in gone)
         return Counted(chart, facets, found.total, found.bound, found.is_searched, months)
 
@@ -447,7 +447,7 @@ async def _archived(
 
 async def _missing_reason(connection: Connection[Any], viewer: Viewer, record_id: uuid.UUID) -> str:
     """A sentence about the month that was retired, if the record can be of it."""
-    gone = await store.prunings(connection) if viewer.sees_store else []
+    gone = await ledger_queries.prunings(connection) if viewer.sees_store else []
     month = next((one for one in gone if one.held(record_id)), None)
     if month is None:
         return f"There is no record {record_id}, or none that you may see."

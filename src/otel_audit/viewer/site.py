@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Final
 
 from otel_audit_postgres.connection import Connection
-from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger import ledger_queries
 from otel_audit_postgres.ledger.tree_cache import TreeCache
 from otel_audit_postgres.personal.encryption import WrongKeyError
 from otel_audit_postgres.personal.reveal import revealed
@@ -72,7 +72,7 @@ class Site:
         """Read the log's tree ahead of the first proof; a large log takes seconds."""
         try:
             async with self.pool.connection() as connection:
-                await self.tree.follow(connection, await store.size(connection))
+                await self.tree.follow(connection, await ledger_queries.size(connection))
         except OtelAuditError as error:
             # the first record's page tries again, and says what is wrong
             log_limited(

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from otel_audit_postgres.connection import Connection
-from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger import ledger_queries
 from otel_audit_postgres.ledger.latest_records import place_behind, sealed_ids
 from otel_audit_postgres.query import queries
 from otel_audit_postgres.query.grammar import Query
@@ -93,7 +93,7 @@ class _Tail:
         lacked = given is not None and self._place.position is None
 
         async def place(connection: Connection[Any]) -> None:
-            size = await store.size(connection)
+            size = await ledger_queries.size(connection)
             position, record = self._place.position, self._place.record
             if position is None and record is not None:
                 position = await place_behind(connection, record)
@@ -143,7 +143,7 @@ class _Tail:
         begin = self._place.position or 0
 
         async def answer(connection: Connection[Any]) -> tuple[list[Found], int, int]:
-            size = await store.size(connection)
+            size = await ledger_queries.size(connection)
             ids = await sealed_ids(connection, min(begin, size), min(begin + _BATCH, size))
             found = await queries.among(connection, self._query, ids, datetime.now(UTC))
             self._names = await self._site.names(connection, found)

@@ -14,7 +14,7 @@ import uuid
 import asyncpg
 import pytest
 from otel_audit_postgres import PostgresSink, init
-from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger import ledger_queries
 from otel_audit_postgres.ledger.anchors import (
     FileAnchor,
     HttpAnchor,
@@ -97,7 +97,7 @@ class TestSeal:
         await log.write(40)
         sealer = log.sealer()
         tried = []
-        real = store.rows
+        real = ledger_queries.rows
 
         def refusing(connection, ids):
             tried.append(len(ids))
@@ -106,7 +106,7 @@ class TestSeal:
             return real(connection, ids)
 
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(store, "rows", refusing)
+            patched.setattr(ledger_queries, "rows", refusing)
             for _ in range(2):
                 with pytest.raises(StoreUnavailableError):
                     await sealer.seal()

@@ -10,7 +10,7 @@ import pytest
 from otel_audit_postgres import maintain
 from otel_audit_postgres.archive import write_month
 from otel_audit_postgres.archive.parquet_files import read_rows
-from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger import ledger_queries
 from otel_audit_postgres.rows import COLUMNS
 from otel_audit_postgres.sink import PostgresSink
 from retention_trail import JANUARY, ids_of
@@ -131,7 +131,7 @@ async def written(dsn, folder):
     """January's file, and how often its partition was read as a whole for it."""
     folder.mkdir()
     async with (
-        store.opened(dsn, "write a month") as connection,
+        ledger_queries.opened(dsn, "write a month") as connection,
         connection.transaction(isolation="repeatable_read", readonly=True),
     ):
         month = await write_month.write_month(connection, JANUARY, folder, lambda *_: "default")

@@ -103,12 +103,12 @@ class TestRun:
     async def test_writes_the_same_bytes_again(self, months, tmp_path):
         """The same rows in the same order are the same file, whoever writes it."""
         from otel_audit_postgres.archive.write_month import write_month
-        from otel_audit_postgres.ledger import store
+        from otel_audit_postgres.ledger import ledger_queries
 
         digests = []
         for name in ("one", "two"):
             (tmp_path / name).mkdir()
-            async with store.opened(months.dsn, "test") as connection:
+            async with ledger_queries.opened(months.dsn, "test") as connection:
                 written = await write_month(
                     connection, JANUARY, tmp_path / name, lambda *kind: "all"
                 )

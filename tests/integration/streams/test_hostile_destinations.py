@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 from integration.streams.conftest import running, until
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
-from otel_audit_postgres import stream_positions as store
+from otel_audit_postgres import stream_positions
 from otlp_receiver import Answer
 from ports import free_port
 from stream_receiver import receiving
@@ -132,12 +132,12 @@ async def test_no_answer_ends_a_stream_or_moves_it(log, stream_to, connection, h
     async with running(stream) as task:
         async with misbehaving(how, port):
             await until(lambda: stream.progress.failures >= 1)
-            assert (await store.position(connection, "siem")).next_leaf == 0
+            assert (await stream_positions.position(connection, "siem")).next_leaf == 0
         with receiving(port) as receiver:
             await until(lambda: {0, 1, 2} <= set(receiver.leaves))
         assert not task.done()
     assert stream.progress.parked == 0
-    assert not await store.parked(connection, "siem")
+    assert not await stream_positions.parked(connection, "siem")
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ async def test_the_words_of_a_refusal_end_no_stream(log, stream_to, receiver, co
 
     receiver.decide = decide
     await stream_to('kind = "otlp"', f'endpoint = "{receiver.url}"').run_once()
-    parked = await store.parked(connection, "siem")
+    parked = await stream_positions.parked(connection, "siem")
     assert [one.leaf for one in parked] == [0, 1]
     assert all(one.reason.isprintable() and len(one.reason) <= 2000 for one in parked)
 

@@ -19,8 +19,8 @@ from integration.streams.conftest import SECRET, running, until
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from otel_audit_postgres import stream_positions as store
-from otel_audit_postgres.ledger.store import move_here
+from otel_audit_postgres import stream_positions
+from otel_audit_postgres.ledger.ledger_queries import move_here
 from otel_audit_postgres.personal.protect import Protector, key_store_from, read_fields
 from otel_audit_postgres.query.queries import opened
 from otel_audit_postgres.schema.install import init
@@ -192,7 +192,7 @@ async def test_a_refused_event_is_parked_and_holds_up_no_other(  # noqa: PLR0917
     with caplog.at_level(logging.ERROR):
         await stream.run_once()
     assert receiver.leaves == [n for n in range(13) if n != 6]
-    (parked,) = await store.parked(connection, "siem")
+    (parked,) = await stream_positions.parked(connection, "siem")
     assert parked.leaf == 6
     assert parked.reason == "status 422: no \\u{1b}[2Jsuch actor"
     assert (stream.progress.parked, stream.progress.sent) == (1, 12)
@@ -258,7 +258,7 @@ async def test_what_a_shape_cannot_take_is_parked(log, stream_to, receiver, conn
     await log.write(2)
     await log.seal()
     await stream_to(*to(receiver), 'shape = "ecs"').run_once()
-    (parked,) = await store.parked(connection, "siem")
+    (parked,) = await stream_positions.parked(connection, "siem")
     assert parked.reason == "the payload is not a record of otel-audit's"
     assert len(receiver.stored) == 4
 
@@ -281,9 +281,9 @@ async def test_a_partial_success_is_looked_into(log, stream_to, receiver, connec
     receiver.decide = decide
     await stream_to(*to(receiver)).run_once()
     assert receiver.leaves == [0, 1, 2, 3, 4, 6, 7]
-    assert [(one.leaf, one.reason) for one in await store.parked(connection, "siem")] == [
-        (5, "rejected in a partial success: too odd")
-    ]
+    assert [
+        (one.leaf, one.reason) for one in await stream_positions.parked(connection, "siem")
+    ] == [(5, "rejected in a partial success: too odd")]
 
 
 async def test_webhooks_are_signed_by_the_standard(log, stream_to, receiver, monkeypatch):
@@ -384,15 +384,15 @@ async def test_pause_resume_and_rewind(log, stream_to, receiver, connection):
     await log.seal()
     stream = stream_to(*to(receiver))
     await stream.run_once()
-    assert await store.pause(connection, "siem", paused=True)
-    assert not await store.pause(connection, "siem", paused=True)
+    assert await stream_positions.pause(connection, "siem", paused=True)
+    assert not await stream_positions.pause(connection, "siem", paused=True)
     await log.write(2)
     await log.seal()
     await stream.run_once()
     assert receiver.leaves == [0, 1, 2, 3]
     assert stream.progress.state == "paused"
-    await store.pause(connection, "siem", paused=False)
-    await store.rewind(connection, "siem", 2, "the SIEM lost a day")
+    await stream_positions.pause(connection, "siem", paused=False)
+    await stream_positions.rewind(connection, "siem", 2, "the SIEM lost a day")
     await stream.run_once()
     assert receiver.leaves[4:10] == [2, 3, 4, 5, 6, 7]
     assert receiver.stored[4]["id"] == receiver.stored[2]["id"]
@@ -405,7 +405,7 @@ async def test_pause_resume_and_rewind(log, stream_to, receiver, connection):
     }  # fmt: skip
     for name, leaf in (("nobody", 0), ("siem", 99)):
         with pytest.raises(Exception, match="there is no stream nobody|not to 99"):
-            await store.rewind(connection, name, leaf, "")
+            await stream_positions.rewind(connection, name, leaf, "")
 
 
 async def test_two_of_one_name_send_everything_once(log, stream_to, receiver):
@@ -445,9 +445,9 @@ async def test_who_stands_by_opens_its_stream_once(log, stream_to, receiver, con
 
     for number, stream in enumerate(standing_by):
         stream._step = counted(number, stream._step)
-    await store.open_stream(connection, "siem", {}, 0)
+    await stream_positions.open_stream(connection, "siem", {}, 0)
     async with connection.transaction():
-        assert await store.hold(connection, "siem") is not None
+        assert await stream_positions.hold(connection, "siem") is not None
         async with running(standing_by[0]), running(standing_by[1]):
             await until(lambda: min(looks) >= 5)
             assert {stream.progress.state for stream in standing_by} == {"standby"}
@@ -460,11 +460,11 @@ async def test_who_takes_over_records_its_settings(log, stream_to, receiver, con
     await log.write(3)
     await log.seal()
     first, second = stream_to(*to(receiver)), stream_to(*to(receiver), 'shape = "ecs"')
-    await store.open_stream(connection, "siem", {}, 0)
+    await stream_positions.open_stream(connection, "siem", {}, 0)
     holder = await asyncpg.connect(log.dsn)
     holding = holder.transaction()
     await holding.start()
-    assert await store.hold(holder, "siem") is not None
+    assert await stream_positions.hold(holder, "siem") is not None
     # the last one that opened it is the second, and the first one sends
     async with running(first):
         await until(lambda: first.progress.state == "standby")
@@ -478,7 +478,7 @@ async def test_who_takes_over_records_its_settings(log, stream_to, receiver, con
         "WHERE event_name = 'audit.destination.changed' ORDER BY recorded_at, id"
     )
     assert [row[0] for row in rows] == ["native", "ecs", "native"]
-    at = await store.position(connection, "siem")
+    at = await stream_positions.position(connection, "siem")
     assert at.settings["shape"] == "native"
 
 
@@ -487,7 +487,7 @@ async def test_two_of_other_settings_do_not_fill_the_trail(log, stream_to, recei
     await log.write(1)
     await log.seal()
     first, second = stream_to(*to(receiver)), stream_to(*to(receiver), 'shape = "ecs"')
-    await store.open_stream(connection, "siem", {}, 0)
+    await stream_positions.open_stream(connection, "siem", {}, 0)
     for _ in range(4):
         for stream in (first, second):
             await log.write(1)
@@ -502,9 +502,9 @@ async def test_once_beside_another_says_so(log, stream_to, receiver, connection)
     """--once does not wait: another process sends it."""
     await log.write(1)
     await log.seal()
-    await store.open_stream(connection, "siem", {}, 0)
+    await stream_positions.open_stream(connection, "siem", {}, 0)
     async with connection.transaction():
-        assert await store.hold(connection, "siem")
+        assert await stream_positions.hold(connection, "siem")
         with pytest.raises(HeldElsewhereError, match="another process sends it"):
             await stream_to(*to(receiver)).run_once()
     assert receiver.stored == []
@@ -543,7 +543,7 @@ async def test_who_was_overtaken_between_look_and_lock_sends_nothing_twice(
     await log.write(3)
     await log.seal()
     first, second = stream_to(*to(receiver)), stream_to(*to(receiver))
-    hold, overtaken = store.hold, []
+    hold, overtaken = stream_positions.hold, []
 
     async def after_another(one, name):
         if not overtaken:
@@ -551,7 +551,7 @@ async def test_who_was_overtaken_between_look_and_lock_sends_nothing_twice(
             await second.run_once()
         return await hold(one, name)
 
-    monkeypatch.setattr(store, "hold", after_another)
+    monkeypatch.setattr(stream_positions, "hold", after_another)
     await first.run_once()
     assert receiver.leaves == sorted(set(receiver.leaves))
     assert {0, 1, 2} <= set(receiver.leaves)
@@ -566,10 +566,10 @@ async def test_a_rewind_while_events_are_on_their_way_ends_no_stream(
     receiver.next = [Answer(after=1.0)]
     async with running(stream_to(*to(receiver))) as task:
         await until(lambda: len(receiver.stored) >= 3)
-        await store.rewind(connection, "siem", 0, "while it is sent")
+        await stream_positions.rewind(connection, "siem", 0, "while it is sent")
         await until(lambda: receiver.leaves.count(0) >= 2)
         assert not task.done()
-    assert (await store.position(connection, "siem")).turn == 2
+    assert (await stream_positions.position(connection, "siem")).turn == 2
 
 
 async def test_whoever_lost_the_stream_moves_nothing(log, stream_to, receiver, connection):
@@ -577,10 +577,10 @@ async def test_whoever_lost_the_stream_moves_nothing(log, stream_to, receiver, c
     await log.write(4)
     await log.seal()
     await stream_to(*to(receiver)).run_once()
-    at = await store.position(connection, "siem")
-    await store.rewind(connection, "siem", 1, "meanwhile")
+    at = await stream_positions.position(connection, "siem")
+    await stream_positions.rewind(connection, "siem", 1, "meanwhile")
     with pytest.raises(StoreError, match="its position is not leaf 4 any more"):
-        await store.advance(connection, at, 4, None, "", 0, [])
+        await stream_positions.advance(connection, at, 4, None, "", 0, [])
 
 
 async def test_a_store_from_a_backup_is_refused_until_somebody_decides(
@@ -601,14 +601,18 @@ async def test_a_store_from_a_backup_is_refused_until_somebody_decides(
     )
     await log.write(2)
     await log.seal(anchors=[])
-    with pytest.raises(store.PositionError, match="lies ahead: leaves up to 5 .*the log has 3"):
+    with pytest.raises(
+        stream_positions.PositionError, match="lies ahead: leaves up to 5 .*the log has 3"
+    ):
         await stream.run_once()
     await log.write(9)
     await log.seal(anchors=[])
-    with pytest.raises(store.PositionError, match="leaf 5 was sent, and the log has another one"):
+    with pytest.raises(
+        stream_positions.PositionError, match="leaf 5 was sent, and the log has another one"
+    ):
         await stream.run_once()
     assert len(receiver.stored) == 6
-    await store.rewind(connection, "siem", 0, "restored from the backup of yesterday")
+    await stream_positions.rewind(connection, "siem", 0, "restored from the backup of yesterday")
     await stream.run_once()
     assert receiver.leaves[6:] == list(range(len(receiver.leaves) - 6))
 
@@ -620,13 +624,19 @@ async def test_a_position_of_another_log_is_refused(log, stream_to, receiver, co
     stream = stream_to(*to(receiver))
     await stream.run_once()
     await connection.execute("UPDATE audit.streams SET leaf_hash = sha256('another')")
-    with pytest.raises(store.PositionError, match="leaf 2 was sent, and the log has another one"):
+    with pytest.raises(
+        stream_positions.PositionError, match="leaf 2 was sent, and the log has another one"
+    ):
         await stream.run_once()
     await connection.execute("UPDATE audit.streams SET leaf_hash = NULL, origin = 'another.log'")
-    with pytest.raises(store.PositionError, match="its position is of log 'another.log'"):
+    with pytest.raises(
+        stream_positions.PositionError, match="its position is of log 'another.log'"
+    ):
         await stream.run_once()
     await connection.execute("UPDATE audit.streams SET origin = '', next_leaf = 99")
-    with pytest.raises(store.PositionError, match="its position lies ahead: leaves up to 98"):
+    with pytest.raises(
+        stream_positions.PositionError, match="its position lies ahead: leaves up to 98"
+    ):
         await stream.run_once()
 
 
@@ -702,7 +712,7 @@ async def test_what_is_settled_is_acknowledged_in_turns(
     monkeypatch.setattr(otlp_module, "LARGEST_REQUEST", 1)
     await log.write(3)
     await log.seal()
-    await store.rewind(connection, "siem", 0, "again")
+    await stream_positions.rewind(connection, "siem", 0, "again")
     await stream_to(*to(receiver)).run_once()
     assert receiver.leaves[3:] == list(range(7))
 
@@ -731,15 +741,17 @@ async def test_personal_values_go_as_pseudonyms_unless_the_stream_may_have_them(
     assert first == second
     assert first.startswith("~p1.")
     assert "." not in first.removeprefix("~p1.")
-    await store.rewind(connection, "siem", 0, "with values now")
+    await stream_positions.rewind(connection, "siem", 0, "with values now")
     await stream_to(*to(receiver), "personal = true").run_once()
     assert receiver.stored[2]["record"]["actor"]["email"] == "ann@example.com"
     assert receiver.stored[2]["content_hash"] == receiver.stored[0]["content_hash"]
     # what it says of such an event may repeat a value, and would stay for ever
     receiver.decide = lambda asked: Answer(status=422, body=b"ann@example.com is unknown")
-    await store.rewind(connection, "siem", 0, "once more")
+    await stream_positions.rewind(connection, "siem", 0, "once more")
     await stream_to(*to(receiver), "personal = true").run_once()
-    assert {one.reason for one in await store.parked(connection, "siem")} == {"status 422"}
+    assert {one.reason for one in await stream_positions.parked(connection, "siem")} == {
+        "status 422"
+    }
 
 
 async def test_the_numbers_are_metrics(log, stream_to, receiver):
@@ -819,13 +831,15 @@ async def test_a_restored_copy_of_the_database(log, stream_to, receiver, postgre
     before = len(receiver.stored)
     restored = postgres.dsn(name)
     stream = stream_to(*to(receiver), dsn=restored)
-    with pytest.raises(store.PositionError, match="the log belongs to database"):
+    with pytest.raises(stream_positions.PositionError, match="the log belongs to database"):
         await stream.run_once()
     async with opened(restored) as connection:
         await move_here(connection)
-        with pytest.raises(store.PositionError, match="its position lies ahead: leaves up to 10"):
+        with pytest.raises(
+            stream_positions.PositionError, match="its position lies ahead: leaves up to 10"
+        ):
             await stream.run_once()
         assert len(receiver.stored) == before
-        await store.rewind(connection, "siem", 5, "restored from the backup")
+        await stream_positions.rewind(connection, "siem", 5, "restored from the backup")
     await stream.run_once()
     assert stream.progress.next_leaf == 5

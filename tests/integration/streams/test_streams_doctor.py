@@ -8,8 +8,7 @@ import uuid
 
 import pytest
 from click.testing import CliRunner
-from otel_audit_postgres import stream_positions as store
-from otel_audit_postgres import streams_health
+from otel_audit_postgres import stream_positions, streams_health
 from otel_audit_postgres.schema.install import init
 from otlp_receiver import Answer
 
@@ -69,7 +68,7 @@ async def test_one_that_is_paused(log, stream_to, receiver, connection, looked):
     await log.write(2)
     await log.seal()
     await stream_to(*to(receiver)).run_once()
-    await store.pause(connection, "siem", paused=True)
+    await stream_positions.pause(connection, "siem", paused=True)
     ok, detail, remedy = (await looked())["stream siem"]
     assert (ok, detail) == (None, "is paused, 0 leaves behind")
     assert remedy == "otel-audit stream resume siem"
@@ -85,7 +84,7 @@ async def test_one_whose_destination_refuses(log, stream_to, receiver, connectio
     assert (ok, detail) == (None, "its destination refused 2 records, which are parked")
     assert "otel-audit stream parked siem" in remedy
     receiver.decide = lambda _asked: Answer()
-    await store.rewind(connection, "siem", 0, "the index is mended")
+    await stream_positions.rewind(connection, "siem", 0, "the index is mended")
     await stream_to(*to(receiver)).run_once()
     ok, _, _ = (await looked())["stream siem"]
     assert ok is True

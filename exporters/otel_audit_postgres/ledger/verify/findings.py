@@ -7,8 +7,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
+from otel_audit_postgres.ledger.ledger_queries import ConflictingRecord
 from otel_audit_postgres.ledger.malformed import Malformed
-from otel_audit_postgres.ledger.store import ConflictingRecord
 
 WRITTEN_OUT: Final = 100_000
 """Malformed rows that are kept with their details; all are counted. Of what was tampered with

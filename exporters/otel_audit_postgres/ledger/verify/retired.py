@@ -8,23 +8,25 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from otel_audit_postgres.connection import Connection
-from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger import ledger_queries
 from otel_audit_postgres.ledger.row_check import leaf_of
 from otel_audit_postgres.ledger.verify.findings import Findings, ProblemKind
 
 RETIRED: Final = "audit.partition.retired"
 
 
-async def recorded_prunings(connection: Connection[Any], findings: Findings) -> list[store.Pruning]:
+async def recorded_prunings(
+    connection: Connection[Any], findings: Findings
+) -> list[ledger_queries.Pruning]:
     """The prunings whose manifest is sealed and says the same; the others are noted.
 
     Args:
         connection: Within the verification's transaction.
         findings: Where prunings without a manifest are noted.
     """
-    sound: list[store.Pruning] = []
+    sound: list[ledger_queries.Pruning] = []
     # the latest month first: an earlier one's manifest may itself have been dropped with a later
-    for pruning in reversed(await store.prunings(connection)):
+    for pruning in reversed(await ledger_queries.prunings(connection)):
         if any(other.held(pruning.manifest_id) for other in sound) or await _is_recorded(
             connection, pruning
         ):
@@ -41,7 +43,7 @@ async def recorded_prunings(connection: Connection[Any], findings: Findings) -> 
 def unaccounted(
     missing: Sequence[tuple[int, uuid.UUID]],
     pruned: int,
-    prunings: Sequence[store.Pruning],
+    prunings: Sequence[ledger_queries.Pruning],
     findings: Findings,
     *,
     complete: bool,
@@ -72,8 +74,8 @@ def unaccounted(
     return left
 
 
-async def _is_recorded(connection: Connection[Any], pruning: store.Pruning) -> bool:
-    async for row in store.rows(connection, [pruning.manifest_id]):
+async def _is_recorded(connection: Connection[Any], pruning: ledger_queries.Pruning) -> bool:
+    async for row in ledger_queries.rows(connection, [pruning.manifest_id]):
         if row["event_name"] != RETIRED or not await _is_sealed(connection, row):
             continue
         facts = _metadata(row["payload"])
@@ -97,7 +99,7 @@ def _metadata(payload: str) -> dict[str, Any]:
 
 async def _is_sealed(connection: Connection[Any], row: Any) -> bool:
     leaf = leaf_of(row).hash()
-    for block in await store.blocks_about(connection, row["id"]):
+    for block in await ledger_queries.blocks_about(connection, row["id"]):
         if leaf in block.leaf_hashes():
             return True
     return False

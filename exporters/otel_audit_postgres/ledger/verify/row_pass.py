@@ -22,7 +22,7 @@ from typing import Any, Final
 from otel_audit.errors import StoreError, StoreUnavailableError
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.errors import sqlstate
-from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger import ledger_queries
 from otel_audit_postgres.ledger.keys import PublicKey
 from otel_audit_postgres.ledger.leaves import Block, Leaf
 from otel_audit_postgres.ledger.malformed import Flaw, Malformed, read_flaws
@@ -130,7 +130,9 @@ async def check_rows(
     if not stretches:
         return seen
     end = stretches[-1].first + stretches[-1].count
-    async for block in store.blocks(connection, stretches[0].first, stretches[-1].first + 1):
+    async for block in ledger_queries.blocks(
+        connection, stretches[0].first, stretches[-1].first + 1
+    ):
         await _check_block(connection, block, choice, seen)
         if progress is not None:
             progress(block.first + block.count, end)
@@ -155,7 +157,7 @@ async def check_rows_together(  # noqa: PLR0913, PLR0917 - each a choice of its 
         jobs: How many processes.
         progress: Called after each part.
     """
-    snapshot = await store.exported_snapshot(connection)
+    snapshot = await ledger_queries.exported_snapshot(connection)
     loop, seen, done = asyncio.get_running_loop(), Rows(), 0
     total = sum(stretch.count for stretch in stretches)
     # not forked: this process may have threads
@@ -221,7 +223,7 @@ async def _keep_open(connection: Connection[Any]) -> None:
     """Run a statement now and then, so that the snapshot's transaction is not ended as idle."""
     while True:
         await asyncio.sleep(_KEPT_OPEN_EVERY)
-        await store.keep_open(connection)
+        await ledger_queries.keep_open(connection)
 
 
 async def _ended(kept: asyncio.Task[None]) -> None:
@@ -251,7 +253,7 @@ def _check_part(
 
     async def check() -> Rows:
         async with (
-            store.opened(dsn, "verify the audit store", asks=True) as connection,
+            ledger_queries.opened(dsn, "verify the audit store", asks=True) as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),
         ):
             try:
@@ -260,7 +262,7 @@ def _check_part(
                 if sqlstate(error) not in _NO_SNAPSHOT:
                     raise
                 raise StoreUnavailableError(_CUT_OFF) from None
-            await store.unlimited(connection)
+            await ledger_queries.unlimited(connection)
             return await check_rows(connection, part, choice)
 
     return sum(stretch.count for stretch in part), asyncio.run(check())
@@ -278,7 +280,7 @@ async def _check_block(
         for number in part:
             leaves[ids[number]].append(hashes[number])
         # judged as they come, so that large rows are not all held at once
-        async for row in store.rows(connection, list(leaves)):
+        async for row in ledger_queries.rows(connection, list(leaves)):
             verdicts[row["id"]].append(_judged(row, leaves[row["id"]]))
         for number in part:
             leaf, found = block.first + number, verdicts.get(ids[number], [])
@@ -344,12 +346,14 @@ async def _judge_suspects(
     findings: Findings,
 ) -> None:
     """Distinguish rows that were inserted so, by their leaves or the sealer's note, from others."""
-    note = await store.flaws(connection, block.first)
+    note = await ledger_queries.flaws(connection, block.first)
     flaws: frozenset[Flaw] = frozenset()
     if note is not None:
         flaws = read_flaws(note, choice.origin, block.first, choice.keys)
     named = {record_id for record_id, _ in flaws}
-    hashes = await store.column_hashes(connection, [suspect.record_id for suspect in suspects])
+    hashes = await ledger_queries.column_hashes(
+        connection, [suspect.record_id for suspect in suspects]
+    )
     for suspect in suspects:
         record_id, verdict = suspect.record_id, suspect.verdict
         now = hashes.get((record_id.bytes, verdict.tenant_id), b"")
@@ -369,7 +373,7 @@ async def _judge_suspects(
 async def blame(connection: Connection[Any], block: Block, findings: Findings) -> None:
     """Add what happened to a block whose rows agree with its leaves, and whose root does not."""
     found: dict[uuid.UUID, list[Leaf]] = defaultdict(list)
-    async for row in store.rows(connection, block.row_ids()):
+    async for row in ledger_queries.rows(connection, block.row_ids()):
         found[row["id"]].append(leaf_of(row))
     leaves = [leaf for record_id in block.row_ids() for leaf in found.get(record_id, [])]
     if leaves != sorted(leaves):

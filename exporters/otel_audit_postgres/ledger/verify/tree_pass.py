@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from otel_audit_postgres.connection import Connection
-from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger import ledger_queries
 from otel_audit_postgres.ledger.checkpoints import Checkpoint
 from otel_audit_postgres.ledger.keys import PublicKey
 from otel_audit_postgres.ledger.leaves import Block, Pruned
@@ -87,14 +87,14 @@ async def walk_tree(task: Task) -> TreePassState:
         Where the walk ended; what was found is noted.
     """
     walk = TreePassState()
-    async for piece in store.pieces(task.connection):
+    async for piece in ledger_queries.pieces(task.connection):
         if isinstance(piece, Pruned):
             await _join(task, walk, piece)
             continue
         _append(task, walk, piece)
         walk.stretches.append(BlockRange(piece.first, piece.count, piece.recorded_at))
         await _check_notes(task, walk, piece)
-    beyond = await store.notes(task.connection, walk.tree.size, sys.maxsize)
+    beyond = await ledger_queries.notes(task.connection, walk.tree.size, sys.maxsize)
     if beyond:
         task.findings.add(
             ProblemKind.TRUNCATED_TAIL,
@@ -119,7 +119,9 @@ async def _join(task: Task, walk: TreePassState, pruned: Pruned) -> None:
     if pruned.first != walk.tree.size or not pruned.is_whole():
         _lost(task, walk, pruned.first)
         return
-    notes = await store.notes(task.connection, walk.tree.size, walk.tree.size + pruned.count)
+    notes = await ledger_queries.notes(
+        task.connection, walk.tree.size, walk.tree.size + pruned.count
+    )
     walk.tree = walk.tree.joined(pruned.hash, pruned.count)
     walk.pruned += pruned.count
     _remember(task, walk)
@@ -152,7 +154,7 @@ def _remember(task: Task, walk: TreePassState) -> None:
 
 async def _check_notes(task: Task, walk: TreePassState, block: Block) -> None:
     size = block.first + block.count
-    notes = await store.notes(task.connection, block.first, size)
+    notes = await ledger_queries.notes(task.connection, block.first, size)
     for other in notes.keys() - {size}:
         task.findings.add(
             ProblemKind.INSERTED, f"a checkpoint of {other} leaves, where no block ends"

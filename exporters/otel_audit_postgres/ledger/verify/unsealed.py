@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from otel_audit_postgres.connection import Connection
-from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger import ledger_queries
 from otel_audit_postgres.ledger.queued_rows import judge
 from otel_audit_postgres.ledger.verify.findings import Findings, ProblemKind
 
@@ -29,11 +29,11 @@ async def check_unsealed(
     """
     waiting = present = 0
     after = 0
-    while queued := await store.queued(connection, _AT_ONCE, after):
+    while queued := await ledger_queries.queued(connection, _AT_ONCE, after):
         waiting += len(queued)
         after = queued[-1].position
         present += await _check_queued(connection, queued, findings)
-    rows = await store.row_count(connection)
+    rows = await ledger_queries.row_count(connection)
     if matched is not None:
         if rows > matched + present:
             await _name_unqueued_rows(connection, findings)
@@ -47,7 +47,7 @@ async def check_unsealed(
 
 
 async def _check_queued(
-    connection: Connection[Any], queued: list[store.Queued], findings: Findings
+    connection: Connection[Any], queued: list[ledger_queries.Queued], findings: Findings
 ) -> int:
     judged = await judge(connection, queued)
     for record_id in judged.deleted:
@@ -62,9 +62,9 @@ async def _check_queued(
 async def _name_unqueued_rows(connection: Connection[Any], findings: Findings) -> None:
     """Find the rows that no leaf and no place in the queue knows."""
     known: set[bytes] = set()
-    async for block in store.blocks(connection):
+    async for block in ledger_queries.blocks(connection):
         known.update(record_id.bytes for record_id in block.row_ids())
-    async for record_id, tenant_queued, times in store.stored_ids(connection):
+    async for record_id, tenant_queued, times in ledger_queries.stored_ids(connection):
         if record_id.bytes not in known and not tenant_queued:
             findings.add(
                 ProblemKind.INSERTED, "the row was never queued for sealing", str(record_id)

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from otel_audit_postgres.checks import security
 from otel_audit_postgres.connection import Connection
-from otel_audit_postgres.ledger import store
+from otel_audit_postgres.ledger import ledger_queries
 from otel_audit_postgres.ledger.anchors import Anchor
 from otel_audit_postgres.ledger.keys import PublicKey
 from otel_audit_postgres.ledger.verify.anchored import AnchorReading, read_anchors
@@ -86,19 +86,19 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
     if remembered is not None:
         witnesses.append(AnchorReading("(the last verification)", remembered.checkpoint))
     async with (
-        store.opened(dsn, "verify the audit store", asks=True) as connection,
+        ledger_queries.opened(dsn, "verify the audit store", asks=True) as connection,
         connection.transaction(isolation="repeatable_read", readonly=True),
     ):
-        await store.unlimited(connection)
-        await store.refuse_partial_view(connection)
+        await ledger_queries.unlimited(connection)
+        await ledger_queries.refuse_partial_view(connection)
         for problem in [
             *await pg_catalog.unguarded(connection),
             *await pg_catalog.foreign_triggers(connection),
             *await security.opened_ways(connection),
         ]:
             findings.add(ProblemKind.GUARD_REMOVED, problem)
-        origin = await store.origin(connection)
-        place = await store.place(connection)
+        origin = await ledger_queries.origin(connection)
+        place = await ledger_queries.place(connection)
         if place.is_elsewhere:
             findings.warnings.append(str(place))
         sizes = sorted({reading.checkpoint.size for reading in witnesses})
@@ -119,7 +119,7 @@ async def verify(  # noqa: PLR0913 - each a choice of its own
         overdue = await _overdue(connection)
         await _note_gaps(connection, findings)
         await _judge_quarantine(connection, findings)
-        conflicts, conflict_count = await store.conflicts(connection)
+        conflicts, conflict_count = await ledger_queries.conflicts(connection)
     if conflicts:
         findings.warnings.append(_conflicts_text(conflicts, conflict_count))
     _judge_end(walk, keys, findings)
@@ -146,8 +146,8 @@ async def size_of(dsn: str) -> int:
     Raises:
         StoreError: As for `verify`.
     """
-    async with store.opened(dsn, "verify the audit store", asks=True) as connection:
-        return await store.size(connection)
+    async with ledger_queries.opened(dsn, "verify the audit store", asks=True) as connection:
+        return await ledger_queries.size(connection)
 
 
 def _choice(
@@ -204,10 +204,10 @@ def _judge_missing(
 
 async def _overdue(connection: Connection[Any]) -> str | None:
     """Say since when rows wait, and for whom, if they wait for too long."""
-    seconds = await store.waiting_for(connection)
+    seconds = await ledger_queries.waiting_for(connection)
     if seconds <= WAITS_TOO_LONG:
         return None
-    holders = await store.holders(connection)
+    holders = await ledger_queries.holders(connection)
     who = "; ".join(map(str, holders))
     return f"rows wait to be sealed for {seconds:.0f} s: see that `otel-audit seal` runs" + (
         f"; the lock of sealing is held by {who}" if who else ""
@@ -229,7 +229,7 @@ def _malformed_text(findings: Findings) -> str:
 
 async def _judge_quarantine(connection: Connection[Any], findings: Findings) -> None:
     """Every quarantine row that the trail names must be there unchanged."""
-    async for record_id, gone, is_ours in store.missing_in_quarantine(connection):
+    async for record_id, gone, is_ours in ledger_queries.missing_in_quarantine(connection):
         detail = f"{len(gone)} rows of audit.quarantine are gone or changed, the first: {gone[0]}"
         if is_ours:
             findings.add(ProblemKind.DELETED, detail, str(record_id))
@@ -238,7 +238,7 @@ async def _judge_quarantine(connection: Connection[Any], findings: Findings) -> 
 
 
 async def _note_gaps(connection: Connection[Any], findings: Findings) -> None:
-    for stream in await store.gaps(connection):
+    for stream in await ledger_queries.gaps(connection):
         by = "" if stream.received_by is None else f" by {stream.received_by}"
         if stream.is_first:
             findings.warnings.append(
@@ -252,7 +252,7 @@ async def _note_gaps(connection: Connection[Any], findings: Findings) -> None:
             )
 
 
-def _conflicts_text(conflicts: Sequence[store.ConflictingRecord], count: int) -> str:
+def _conflicts_text(conflicts: Sequence[ledger_queries.ConflictingRecord], count: int) -> str:
     """Say who wrote under ids that were not theirs, and the first of them with its counterpart."""
     writers = Counter(_writer(one.received_by, one.producer) for one in conflicts)
     who = ", ".join(f"{n} by {by}" for by, n in writers.most_common(_PRODUCERS_NAMED))

@@ -1,4 +1,4 @@
-"""Queries on the ledger's tables."""
+"""Queries on the ledger's tables, and the connection for them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
-from otel_audit.errors import OtelAuditError, StoreError, StoreUnavailableError
-from otel_audit_postgres.connection import Connection, connect, disconnect
-from otel_audit_postgres.errors import as_store_error
+from otel_audit.errors import StoreError, StoreUnavailableError
+from otel_audit_postgres.connection import Connection, connect, disconnect, translated_errors
 from otel_audit_postgres.ledger.leaves import Block, Leaf, Pruned
 from otel_audit_postgres.rows import COLUMNS
 
@@ -330,16 +329,9 @@ async def opened(
     with suppress_instrumentation():
         connection = await connect(dsn, timeout)
         try:
-            await refuse_without_ledger(connection)
-            yield connection
-        except OtelAuditError:
-            raise
-        except Exception as error:  # noqa: BLE001 - each becomes one of ours
-            # what went wrong first says more than that a transaction could not be undone after it
-            first = error.__context__
-            if isinstance(first, OtelAuditError):
-                raise first from None
-            raise as_store_error(error, doing, asks=asks) from None
+            with translated_errors(doing, asks=asks):
+                await refuse_without_ledger(connection)
+                yield connection
         finally:
             await disconnect(connection)
 
