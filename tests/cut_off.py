@@ -63,8 +63,31 @@ class CutOff:
                 if self.passed == self.point:
                     self.place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
                     self._last.clear()
-                    raise SystemExit
+                    self.act()
         return self._look
+
+    def act(self) -> None:
+        """Do what happens at the point."""
+        raise SystemExit
+
+
+class Interruption(CutOff):
+    """Calls something at the point: a signal handler, or what the garbage collector ends there."""
+
+    def __init__(self, point: int, files: tuple[str, ...], call: Callable[[], object]) -> None:
+        """Choose the point, as above.
+
+        Args:
+            point: Which one, counted from 1.
+            files: Parts of the paths of the files whose code counts.
+            call: Is called once, in the thread.
+        """
+        super().__init__(point, files)
+        self._call = call
+
+    def act(self) -> None:
+        """Call it."""
+        self._call()
 
 
 def _is_looked_at(code: CodeType, last: int, is_back: bool) -> bool:

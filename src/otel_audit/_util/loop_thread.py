@@ -18,6 +18,7 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 from otel_audit._util.auto_reset_event import AutoResetEvent
 from otel_audit._util.backoff import Backoff
 from otel_audit._util.fork import renew_in_child
+from otel_audit._util.own_lock import own_lock
 from otel_audit._util.ratelimited_log import log_limited
 
 _logger = logging.getLogger(__name__)
@@ -148,7 +149,7 @@ class LoopThread:
         # to wait for its end, and for its loop
         self._ended = AutoResetEvent()
         self._ready = AutoResetEvent()
-        self._changed = threading.Condition(threading.Lock())
+        self._changed = threading.Condition(own_lock())
         self._calls = 0
 
     def _leave_parents(self) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from otel_audit._util.cache import BoundedCache
 from otel_audit._util.fork import call_in_child
+from otel_audit._util.own_lock import holds_any, own_lock
 from otel_audit._util.printable import visible
 
 INTERVAL = 60.0
@@ -20,10 +21,26 @@ on_caught: Callable[[BaseException], None] | None = None
 """Called with each error that a guard has caught, also if its line is held back: our own tests set
 it, so that a mistake of ours does not hide behind a guard."""
 
-_lock = threading.Lock()
+_lock = own_lock()
 _last: Final[BoundedCache[tuple[str, str], tuple[float, int]]] = BoundedCache(1024)
 """When a line was logged last, and how many were held back since. A key may name a file, of
 which there is no end."""
+
+
+class _Line(NamedTuple):
+    """The arguments of `log_limited`; of the error the place."""
+
+    logger: logging.Logger
+    key: str | None
+    message: str
+    args: tuple[object, ...]
+    level: int
+    place: str = ""
+
+
+postponed: Final[deque[_Line]] = deque(maxlen=1024)
+"""Lines that were to be logged under a lock of ours; see `log_postponed`. Others follow them within
+a second, unless the machine is at its end: the bound is for that case."""
 
 
 def log_limited(
@@ -36,6 +53,9 @@ def log_limited(
 ) -> None:
     """Log a line, unless one with the same key was logged within the last minute.
 
+    Not while the calling thread holds a lock of ours: a logging handler may record something itself
+    (a change, if it writes to a database), or wait for a thread that does.
+
     Args:
         logger: Where to.
         key: What the line is about; lines with different keys do not hold each other back.
@@ -46,19 +66,49 @@ def log_limited(
     """
     if error is not None and on_caught is not None:
         on_caught(error)
-    now = time.monotonic()
-    entry = (logger.name, key)
-    with _lock:
-        last, held_back = _last.get(entry) or (-INTERVAL, 0)
-        if now - last < INTERVAL:
-            _last.put(entry, (last, held_back + 1))
+    place = "" if error is None else f" [{place_of(error)}]"
+    postponed.append(_Line(logger, key, message, args, level, place))
+    log_postponed()
+
+
+def log_when_free(logger: logging.Logger, level: int, message: str, *args: object) -> None:
+    """Log a line when the calling thread holds no lock of ours, and hold none back.
+
+    Args:
+        logger: Where to.
+        level: The logging level.
+        message: As for `log_limited`.
+        args: For the placeholders.
+    """
+    postponed.append(_Line(logger, None, message, args, level))
+    log_postponed()
+
+
+def log_postponed() -> None:
+    """Log what was to be logged while the calling thread held a lock; not if it still holds one."""
+    while postponed and not holds_any():
+        try:
+            line = postponed.popleft()
+        except IndexError:  # another thread was faster
             return
-        _last.put(entry, (now, 0))
+        _log(line)
+
+
+def _log(line: _Line) -> None:
+    message, held_back = line.message, 0
+    if line.key is not None:
+        now = time.monotonic()
+        entry = (line.logger.name, line.key)
+        with _lock:
+            last, held_back = _last.get(entry) or (-INTERVAL, 0)
+            if now - last < INTERVAL:
+                _last.put(entry, (last, held_back + 1))
+                return
+            _last.put(entry, (now, 0))
     if held_back:
         message += f" ({held_back} more such lines were held back)"
-    if error is not None:
-        message += f" [{place_of(error)}]".replace("%", "%%")
-    logger.log(level, message, *(_shown(one) for one in args))
+    message += line.place.replace("%", "%%")
+    line.logger.log(line.level, message, *(_shown(one) for one in line.args))
 
 
 def _shown(value: object) -> object:
@@ -75,7 +125,7 @@ def forget() -> None:
 def _fresh_lock() -> None:
     """In a forked child: another thread of the parent may have held the lock."""
     global _lock  # noqa: PLW0603 - a lock cannot be given back for somebody else
-    _lock = threading.Lock()
+    _lock = own_lock()
 
 
 call_in_child(_fresh_lock)

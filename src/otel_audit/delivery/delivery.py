@@ -16,7 +16,13 @@ from otel_audit._util.auto_reset_event import AutoResetEvent
 from otel_audit._util.backoff import FIRST_PAUSE, LONGEST_PAUSE, Backoff
 from otel_audit._util.fork import renew_in_child
 from otel_audit._util.loop_thread import ThreadState
-from otel_audit._util.ratelimited_log import log_limited
+from otel_audit._util.own_lock import is_mine, own_lock
+from otel_audit._util.ratelimited_log import (
+    log_limited,
+    log_postponed,
+    log_when_free,
+    postponed,
+)
 from otel_audit.delivery.batch_size import BatchSize
 from otel_audit.delivery.deliver_recovered import Adopt, Recovery
 from otel_audit.delivery.group_fsync import GroupSync
@@ -107,7 +113,8 @@ class Delivery:
         renew_in_child(self, Delivery._reset_in_child)
 
     def _reset(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = own_lock()
+        self._between: deque[Callable[[], None]] = deque()
         # the writer's thread takes the lock itself: a condition's own `with` can be cut off while
         # it holds the lock, and then no other ever gets it
         self._changed = threading.Condition(self._lock)
@@ -184,6 +191,9 @@ class Delivery:
 
     def hurry(self) -> None:
         """Deliver records that wait for a larger batch now."""
+        if self._is_held:
+            self._rouse()
+            return
         with self._lock:
             self._rouse()
 
@@ -202,7 +212,10 @@ class Delivery:
 
     def discard(self, record_id: str) -> None:
         """Discard what was written down of an action that is not recorded after all."""
-        self.queue.discard(record_id)
+        if self._is_held:
+            self._do_later(functools.partial(self.queue.discard, record_id))
+        else:
+            self.queue.discard(record_id)
 
     def submit(self, entry: Entry, text: bytes | ChangedSince | None = None) -> None:
         """Accept a finished entry; returns in microseconds and never raises.
@@ -211,40 +224,83 @@ class Delivery:
             entry: What is finished.
             text: As for `RecordQueue.put`.
         """
+        if self._is_held:
+            self._do_later(functools.partial(self._accept, entry, text))
+            return
         with self._lock:
-            self._counters.add("emitted")
-            if self._closed and self.queue.leave(entry, text):
-                log_limited(
-                    _logger, "late", "A record that was made after delivery had ended is kept in "
-                    "the spool; the next process of this service delivers it",
-                    level=logging.WARNING,
-                )  # fmt: skip
-                return
-            if self._closed or not self.queue.put(entry, text):
-                why = "delivery has ended" if self._closed else "the queue is full"
-                self._counters.add("dropped")
-                log_limited(
-                    _logger, why, "An audit record is lost: %s", why, level=logging.CRITICAL
-                )
-                return
-            if not self._writer.alive:
-                self._writer.start()
-            elif self.queue.ready == self._full:
-                self._rouse()
-            elif self._asleep:
-                # the thread is not woken up only to wait for company once more
-                self._asleep = False
-                self._writer.end_wait_in(self._options.batch_interval)
+            self._accept(entry, text)
+        if self._between:
+            self._catch_up()
+        if postponed:
+            log_postponed()
+
+    def _accept(self, entry: Entry, text: bytes | ChangedSince | None) -> None:
+        self._counters.add("emitted")
+        if self._closed and self.queue.leave(entry, text):
+            log_limited(
+                _logger, "late", "A record that was made after delivery had ended is kept in "
+                "the spool; the next process of this service delivers it",
+                level=logging.WARNING,
+            )  # fmt: skip
+            return
+        if self._closed or not self.queue.put(entry, text):
+            why = "delivery has ended" if self._closed else "the queue is full"
+            self._counters.add("dropped")
+            log_limited(_logger, why, "An audit record is lost: %s", why, level=logging.CRITICAL)
+            return
+        if not self._writer.alive:
+            self._writer.start()
+        elif self.queue.ready == self._full:
+            self._rouse()
+        elif self._asleep:
+            # the thread is not woken up only to wait for company once more
+            self._asleep = False
+            self._writer.end_wait_in(self._options.batch_interval)
+
+    @property
+    def _is_held(self) -> bool:
+        """Whether this is called in the middle of our own work on the same thread: see `own_lock`.
+
+        What comes in the middle must not go on at once, nor wait for what another thread holds: it
+        may wait for what this one holds.
+        """
+        return is_mine(self._lock) or self._counters.is_held or self.queue.is_held
+
+    def _do_later(self, act: Callable[[], None]) -> None:
+        """Do something under the lock when the calling thread has left its own."""
+        self._between.append(act)
+        # if nothing is submitted then
+        self._writer.schedule(self._catch_up)
+
+    def _catch_up(self) -> None:
+        while self._between and not self._is_held:
+            with self._lock:
+                if self._between:  # else another thread was faster
+                    # it stays there until it is done: a thread that ends here loses nothing
+                    try:
+                        self._between[0]()
+                    except Exception as error:  # noqa: BLE001 - the others must not wait for it
+                        self._counters.add("dropped")
+                        log_limited(
+                            _logger, "between", "An audit record is lost", level=logging.CRITICAL,
+                            error=error,
+                        )  # fmt: skip
+                    self._between.popleft()
 
     def flush(self, timeout: float) -> bool:
         """Wait until the sink has everything that was submitted before.
 
         Args:
-            timeout: Seconds to wait.
+            timeout: Seconds to wait; a signal handler that has stopped this thread in the middle of
+                our own work does not wait.
 
         Returns:
             Whether it has.
         """
+        if self._is_held:
+            self._rouse()
+            return False
+        self._catch_up()
         with self._lock:
             if self.depth and not self._writer.alive and not self._closed:
                 self._writer.start()
@@ -285,8 +341,15 @@ class Delivery:
                 a signal handler of the application raises meanwhile, which ends the waiting.
 
         Returns:
-            Whether everything was delivered.
+            Whether everything was delivered; False if that is not known yet: where a signal handler
+            has stopped this thread in the middle of our own work, another one does all this.
         """
+        if self._is_held:
+            # no daemon: the process waits for it
+            threading.Thread(
+                target=self.close, args=(timeout,), name="otel-audit-close", daemon=False
+            ).start()
+            return False
         why = "a signal handler ended delivery before the store took them"
         try:
             self._flush_or_keep(timeout)
@@ -301,6 +364,8 @@ class Delivery:
         finally:  # a handler may raise here, too, and at whatever place
             is_delivered = self._close_queue(why_lost)
         self._group.close(_LAST_GRACE)
+        self._catch_up()
+        log_postponed()
         return is_delivered
 
     def _end_writer(self) -> None:
@@ -321,9 +386,12 @@ class Delivery:
             lost = self.queue.close()
             if lost:
                 self._counters.add("dropped", lost)
-                _logger.critical("%d audit records are lost: %s", lost, why_lost)
+                log_when_free(
+                    _logger, logging.CRITICAL, "%d audit records are lost: %s", lost, why_lost
+                )
             # last: what an exception leaves here is found by whoever closes again
             self._closed = True
+        log_postponed()
         return left == 0
 
     def adopt_left(self, timeout: float) -> None:
@@ -355,7 +423,8 @@ class Delivery:
         """Log how many records stay in the spool, if any."""
         spool = self.queue.open_spool
         if spool is not None and spool.pending:
-            _logger.warning(
+            log_when_free(
+                _logger, logging.WARNING,
                 "%d audit records are kept in %s; the next process of this service delivers them",
                 spool.pending, spool.path,
             )  # fmt: skip
@@ -391,6 +460,7 @@ class Delivery:
 
     async def _something_to_do(self) -> bool:
         self._writer.forget_rousing()
+        log_postponed()
         with self._lock:
             # who submits the last one of a full write ends the wait
             self._full = self._size.entries

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import threading
 import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from otel_audit._util.auto_reset_event import AutoResetEvent
 from otel_audit._util.loop_thread import LoopThread, ThreadState
-from otel_audit._util.ratelimited_log import log_limited
+from otel_audit._util.own_lock import own_lock
+from otel_audit._util.ratelimited_log import log_limited, log_postponed
 from otel_audit.delivery.metrics import Counters
 from otel_audit.delivery.spool import Position, Spool, SpoolError
 
@@ -72,7 +72,7 @@ class GroupSync:
         self._last: tuple[Spool | None, Position] = (None, -1)
         self._syncs_without_news = 0
         self._next_sync = 0.0
-        self._lock = threading.Lock()
+        self._lock = own_lock()
         self._waiting: list[_Waiter] = []
         self._closing = False
         self._roused = AutoResetEvent()
@@ -149,6 +149,7 @@ class GroupSync:
                 if self._is_quiet() and self._rest_until_appended(self._interval):
                     continue
             synced = self._sync(waited_for=bool(waiting))
+            log_postponed()
             self._plan_next(synced)
             for waiter in waiting:
                 done = synced >= waiter.position

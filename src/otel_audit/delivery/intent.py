@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import threading
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from otel_audit._util.own_lock import own_lock
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.delivery.metrics import Counters
 from otel_audit.delivery.sink import Sink
@@ -51,7 +51,7 @@ class Intents(OwnsWriter):
         self._make_sink = make_sink
         self._counters = counters
         self._timeout = timeout
-        self._lock = threading.Lock()
+        self._lock = own_lock()
         self._waiting: list[_Intent] = []
         self._taken: list[_Intent] = []
         self._writer = Writer("otel-audit-intents", self._work, counters, messages=_MESSAGES)

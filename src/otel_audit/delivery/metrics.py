@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import threading
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from typing import Final, Protocol
@@ -11,6 +11,7 @@ from typing import Final, Protocol
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from otel_audit._util.fork import renew_in_child
+from otel_audit._util.own_lock import OwnLock, is_mine, own_lock
 
 _METRIC: Final = "metric"
 """In the metadata of a field: the name of its metric."""
@@ -48,26 +49,48 @@ class Counters:
     spool_errors: int = field(default=0, metadata={_METRIC: "audit.spool.errors"})
     relayed: int = field(default=0, metadata={_METRIC: "audit.outbox.relayed"})
     outbox_errors: int = field(default=0, metadata={_METRIC: "audit.outbox.errors"})
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _lock: OwnLock = field(default_factory=own_lock, repr=False)
+    _between: deque[tuple[str, int]] = field(default_factory=deque, repr=False)
 
     def __post_init__(self) -> None:
         renew_in_child(self, Counters._reset_in_child)
 
     def _reset_in_child(self) -> None:
         # another thread of the parent may have held it
-        self._lock = threading.Lock()
+        self._lock = own_lock()
+        self._between.clear()
         for name in _COUNTED:
             setattr(self, name, 0)
 
     def add(self, name: str, count: int = 1) -> None:
-        """Count; safe from any thread."""
+        """Count; safe from any thread, and in the middle of itself."""
+        if self.is_held:
+            self._between.append((name, count))
+            return
         with self._lock:
             setattr(self, name, getattr(self, name) + count)
+        if self._between:
+            self._catch_up()
 
     def snapshot(self) -> dict[str, int]:
         """All counts as they are now."""
+        self._catch_up()
         with self._lock:
             return {name: getattr(self, name) for name in _COUNTED}
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the calling thread is in the middle of counting."""
+        return is_mine(self._lock)
+
+    def _catch_up(self) -> None:
+        """Count what came in the middle of counting."""
+        while self._between and not self.is_held:
+            with self._lock:
+                if self._between:  # else another thread was faster
+                    name, count = self._between[0]
+                    setattr(self, name, getattr(self, name) + count)
+                    self._between.popleft()
 
 
 _COUNTED: Final = {

@@ -20,6 +20,7 @@ from opentelemetry.metrics import CallbackOptions, Meter, Observation
 from otel_audit._util.backoff import FIRST_PAUSE, LONGEST_PAUSE, Backoff
 from otel_audit._util.fork import renew_in_child
 from otel_audit._util.ids import uuid7
+from otel_audit._util.own_lock import own_lock
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.delivery.batch_size import BatchSize
 from otel_audit.delivery.metrics import Counters
@@ -237,7 +238,7 @@ class Relay(OwnsWriter):
         renew_in_child(self, Relay._reset)
 
     def _reset(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = own_lock()
         self._emptied = threading.Condition(self._lock)
         backoff = Backoff(self._options.first_pause, self._options.longest_pause)
         self._writer = Writer("otel-audit-relay", self._work, self._counters, backoff, _MESSAGES)

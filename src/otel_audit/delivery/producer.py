@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
 from otel_audit._util.fork import renew_in_child
 from otel_audit._util.ids import uuid7
+from otel_audit._util.own_lock import is_mine, own_lock
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.action.compose import (
     Ending,
@@ -105,7 +105,7 @@ class Producer:
             delivery.every(own_records.heartbeat / 2, lambda: _beat(alive))
 
     def _begin(self) -> None:
-        self._beginning = threading.Lock()
+        self._beginning = own_lock()
         self.producer_id = uuid7()
         self._numbers = count(1)
         self._last_at = time.monotonic()
@@ -117,6 +117,8 @@ class Producer:
     def begin(self) -> None:
         """Record the start of the stream, once. Never raises."""
         if self._own_records is None or self._announced:
+            return
+        if is_mine(self._beginning):  # in the middle of it: a signal handler records something
             return
         # other threads block here, so that the record `started` gets number 1
         with self._beginning:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -13,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from otel_audit._util.own_lock import is_mine, own_lock
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.delivery.batch_size import BatchSize
 from otel_audit.delivery.metrics import Counters
@@ -111,7 +111,7 @@ class RecordQueue:
     def after_fork(self) -> None:
         """Start again in a child: the parent delivers the waiting records."""
         # held for an append at most; else a rest could close the spool under it
-        self._using = threading.Lock()
+        self._using = own_lock()
         self.at_next_append = None
         self._memory: deque[Item] = deque()
         self._memory_only: set[int] = set()
@@ -128,6 +128,14 @@ class RecordQueue:
         return len(self._memory_only) + (0 if spool is None else spool.pending)
 
     @property
+    def is_held(self) -> bool:
+        """Whether the calling thread is in the middle of something here: see `own_lock`."""
+        if is_mine(self._using):
+            return True
+        spool = self.spool
+        return spool is not None and spool.is_held
+
+    @property
     def ready(self) -> int:
         """Entries in memory, those of a write under way included."""
         return len(self._memory)
@@ -141,6 +149,7 @@ class RecordQueue:
         """Write down what is known of an action that is not over; nothing without a spool.
 
         After the end nothing is written before the action is over, too: it would never be removed.
+        Nor is it in the middle of another append on the same thread.
 
         Args:
             kind: How far it has come.
@@ -153,7 +162,7 @@ class RecordQueue:
         Raises:
             SpoolError: The spool does not take it, and the action has only begun.
         """
-        if self._ended:
+        if self._ended or self.is_held:
             return None
         try:
             text = known if isinstance(known, bytes) else to_json(known)

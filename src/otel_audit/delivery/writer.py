@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any, Final, Literal, TypeVar
 
 from otel_audit._util.backoff import Backoff
 from otel_audit._util.loop_thread import LoopThread, ThreadState
+from otel_audit._util.own_lock import OwnLock
 from otel_audit._util.randomness import generator
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.delivery.halving import write_by_halves
@@ -309,7 +309,7 @@ def _is_task_cancelled() -> bool:
 class OwnsWriter:
     """A mixin for classes with a `Writer`: shows its thread's state, and restarts it."""
 
-    _lock: threading.Lock
+    _lock: OwnLock
     _writer: Writer
 
     @property

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import re
-import threading
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -24,6 +23,7 @@ from opentelemetry.propagators.textmap import (
     default_setter,
 )
 
+from otel_audit._util.own_lock import own_lock
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.attributes import ACTOR_ID, ACTOR_TYPE, TENANT_ID
 from otel_audit.identity.safe_access import header_values, identifier
@@ -95,7 +95,7 @@ class PropagatorInstaller:
     """Keeps the process's propagator wrapped, also where the application sets another one."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = own_lock()
         self._mine: IdentityPropagator | None = None
 
     def attach(self) -> None:

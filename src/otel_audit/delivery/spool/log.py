@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 import weakref
 from collections.abc import Iterable, Iterator
@@ -16,6 +15,7 @@ from contextlib import suppress
 from typing import Final, NamedTuple, TypeAlias
 
 from otel_audit._util.fork import call_in_child
+from otel_audit._util.own_lock import is_mine, own_lock
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.delivery.spool.directory import remove_empty, withdraw
 from otel_audit.delivery.spool.encryption import context_of
@@ -132,9 +132,9 @@ class Spool:
             None if settings.encryption is None else settings.encryption.for_spool(path.name)
         )
         # held for a write at most
-        self._lock = threading.Lock()
+        self._lock = own_lock()
         # held while files are synced, closed or removed; never taken by an append
-        self._upkeep = threading.RLock()
+        self._upkeep = own_lock()
         self._closed = False
         self._segments = Segments(
             home, place, settings.segment_bytes, keep_files=settings.fsync != "never"
@@ -259,6 +259,11 @@ class Spool:
     def synced(self) -> Position:
         """Everything up to here is on disk: it outlives a power loss. Moves only in `sync`."""
         return self._synced
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the calling thread is in the middle of something here: see `own_lock`."""
+        return not self.forked and (is_mine(self._lock) or is_mine(self._upkeep))
 
     @property
     def is_gone(self) -> bool:
