@@ -152,6 +152,13 @@ def test_every_class_on_a_page_for_changing_the_code_exists(page: str) -> None:
     assert len(named) > 5
 
 
+def test_no_sentence_begins_behind_several_spaces() -> None:
+    """The command line prints such a docstring with the gap in it."""
+    gaps = [place for place, text in code().docstrings if re.search(r"\S[.;:] {2,}[A-Z]", text)]
+
+    assert gaps == []
+
+
 def test_every_module_in_backticks_exists() -> None:
     """A file, too, is found where the docstring says."""
     files = {name.rpartition(".")[2] + ".py" for name in code().modules}

@@ -156,7 +156,7 @@ def restore(  # noqa: PLR0913, PLR0917 - one for each option
 ) -> None:
     """Make MONTH, such as 2026-01, readable for some days.
 
-    It is copied into audit.restored_logs.     Its readers are those of the trail, under the same
+    It is copied into audit.restored_logs. Its readers are those of the trail, under the same
     row level security.
     """
     from otel_audit_postgres.archive.restore import end_restoration, restore_month

@@ -22,7 +22,7 @@ from otel_audit.cli.terminal import echo, echo_json
 def keygen(file: Path, name: str | None, as_json: bool) -> None:
     """Make a signing key (Ed25519) in FILE and FILE.pub.
 
-    The private half is in FILE, the public one in FILE.pub.     With FILE, anybody can sign any
+    The private half is in FILE, the public one in FILE.pub. With FILE, anybody can sign any
     history: keep it where only the sealer runs. Give FILE.pub to the verifiers.
     """
     from otel_audit_postgres.ledger.keys import generate, write_key_files

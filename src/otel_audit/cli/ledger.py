@@ -17,7 +17,7 @@ from otel_audit.cli.terminal import echo, echo_json
 def begin_anchor(dsn: str | None, anchor: str, as_json: bool) -> None:
     """Begin to publish to ANCHOR, a new one.
 
-    It holds no checkpoint of this log yet.     Without this command an empty anchor is an
+    It holds no checkpoint of this log yet. Without this command an empty anchor is an
     error, because somebody may have emptied it. The command publishes the last checkpoint there.
     Make sure first that the anchor is new: verify with the other anchors, or with a checkpoint
     that you kept.

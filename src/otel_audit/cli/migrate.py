@@ -89,10 +89,10 @@ def _check(dsn: str | None, *, as_json: bool) -> None:
 def maintain(dsn: str | None, ahead: int, months: tuple[datetime, ...], as_json: bool) -> None:
     """Make the partitions of the months ahead.
 
-    Reports what is in the default one.     Run it from a timer; a running application does the
-    same once a day. Exit status 1 if a month has no partition: its records are kept in the
-    default one, so nothing is lost. Also 1 if the default one is detached: such records then
-    wait in the spools.
+    Reports what is in the default one. Run it from a timer; a running application does the same
+    once a day. Exit status 1 if a month has no partition: its records are kept in the default
+    one, so nothing is lost. Also 1 if the default one is detached: such records then wait in the
+    spools.
     """
     from otel_audit_postgres.schema.partitions import DEFAULT_DETACHED
     from otel_audit_postgres.schema.partitions import maintain as keep_up
