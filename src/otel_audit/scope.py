@@ -105,19 +105,19 @@ class AuditScope(msgspec.Struct, eq=False, weakref=True):
             that says so.
         changes: Changes whose transaction has ended, each with its outcome: committed, unknown,
             and rolled-back ones if they are kept; the first thousand, or as configured.
-        further: The changes beyond that.
+        overflow_changes: The changes beyond that.
         change_records: Ids of the records in the transactions themselves, which hold their changes,
             which are not in ``changes`` then.
         changes_total: How many changes were committed or are unknown, in any record.
         changes_pending: Flushed changes whose transaction has not ended.
         changes_rolled_back: Flushed changes that were rolled back.
-        open: The transactions in which they are.
+        open_transactions: The transactions in which they are.
         transactions: How the transactions that wrote ended.
         last_transaction: How the last of them ended.
         rolled_back: What was rolled back, or refused, such as ``insert seat``; and how many of it.
         rolled_back_transactions: How many transactions that wrote were rolled back.
         closed: Whether the action is over: nothing that begins now is its own.
-        late: Takes what a transaction leaves after the scope has closed.
+        on_late_changes: Takes what a transaction leaves after the scope has closed.
         at_commit: Makes records of changes that are about to be committed; none if the action
             is not recorded.
         nested: How many actions were recorded inside of this one.
@@ -149,9 +149,9 @@ class AuditScope(msgspec.Struct, eq=False, weakref=True):
     server_span: Span | None = None
     provenance: Provenance = NOWHERE
     changes: list[Change] = msgspec.field(default_factory=list)
-    further: SpilledChanges | None = None
+    overflow_changes: SpilledChanges | None = None
     change_records: list[str] = msgspec.field(default_factory=list)
-    open: set[OpenTransaction] = msgspec.field(default_factory=set)
+    open_transactions: set[OpenTransaction] = msgspec.field(default_factory=set)
     changes_total: int = 0
     changes_pending: int = 0
     changes_rolled_back: int = 0
@@ -160,7 +160,7 @@ class AuditScope(msgspec.Struct, eq=False, weakref=True):
     rolled_back: dict[str, int] = msgspec.field(default_factory=dict)
     rolled_back_transactions: int = 0
     closed: bool = False
-    late: LateChanges | None = None
+    on_late_changes: LateChanges | None = None
     at_commit: Callable[[SpilledChanges], Iterable[AuditRecord]] | None = None
     nested: int = 0
     origin: Callable[[], Origin] | None = None
@@ -184,7 +184,7 @@ class AuditScope(msgspec.Struct, eq=False, weakref=True):
         """Count changes that were flushed in a transaction that is still open."""
         with _counting:
             self.changes_pending += count
-            self.open.add(transaction)
+            self.open_transactions.add(transaction)
 
     def pending(self, most: int) -> list[Change]:
         """Changes that were flushed and may yet be undone, as far as they are in memory.
@@ -193,7 +193,7 @@ class AuditScope(msgspec.Struct, eq=False, weakref=True):
             most: How many changes are wanted.
         """
         with _counting:
-            transactions = list(self.open)
+            transactions = list(self.open_transactions)
         found = (change for one in transactions for change in one.pending(self))
         return list(islice(found, most))
 
@@ -202,7 +202,7 @@ class AuditScope(msgspec.Struct, eq=False, weakref=True):
         outcome: TransactionOutcome,
         changes: SpilledChanges,
         *,
-        elsewhere: int = 0,
+        recorded_in_transaction: int = 0,
         keep_rolled_back: bool = False,
         transaction: OpenTransaction | None = None,
         refused: Iterable[str] = (),
@@ -212,15 +212,16 @@ class AuditScope(msgspec.Struct, eq=False, weakref=True):
         Args:
             outcome: ``committed``, ``rolled_back`` or ``unknown``.
             changes: What it had flushed.
-            elsewhere: How many more changes it had, in records in the transaction itself.
+            recorded_in_transaction: How many more changes it had, in records that the transaction
+                itself holds.
             keep_rolled_back: Keep the changes of a transaction that was rolled back, too.
             transaction: The transaction, as it was given to `note_flushed`.
             refused: What the database has refused in it, such as ``insert seat``.
         """
-        count = changes.count + elsewhere
+        count = changes.count + recorded_in_transaction
         with _counting:
             if transaction is not None:
-                self.open.discard(transaction)
+                self.open_transactions.discard(transaction)
             self.changes_pending -= count
             self.transactions.add(outcome)
             self.last_transaction = outcome
@@ -231,10 +232,10 @@ class AuditScope(msgspec.Struct, eq=False, weakref=True):
                 self.changes_total += count
         if outcome == "rolled_back" and not keep_rolled_back:
             changes = SpilledChanges()
-        if not self.closed or self.late is None:
+        if not self.closed or self.on_late_changes is None:
             self.keep(changes)
-        elif not elsewhere or changes or outcome != "committed":
-            self.late(self, outcome, changes)
+        elif not recorded_in_transaction or changes or outcome != "committed":
+            self.on_late_changes(self, outcome, changes)
 
     def _note_rolled_back(self, changes: SpilledChanges, refused: Iterable[str]) -> None:
         self.rolled_back_transactions += 1
@@ -244,9 +245,9 @@ class AuditScope(msgspec.Struct, eq=False, weakref=True):
                 self.rolled_back[name] = self.rolled_back.get(name, 0) + 1
 
     def keep(self, changes: SpilledChanges) -> None:
-        """Keep changes: the first of the action here, those beyond the bound in ``further``."""
+        """Keep changes: the first here, those beyond the bound in ``overflow_changes``."""
         with _counting:
-            if self.further is None:
+            if self.overflow_changes is None:
                 recent, kept = changes.recent, self.changes
                 if (
                     not (changes.full or changes.unspilled)
@@ -256,13 +257,13 @@ class AuditScope(msgspec.Struct, eq=False, weakref=True):
                     return
                 first, changes = changes.split(changes.room.page - len(self.changes))
                 self.changes.extend(first)
-            self._keep_further(changes)
+            self._keep_overflow(changes)
 
-    def _keep_further(self, changes: SpilledChanges) -> None:
-        if self.further is not None:
-            self.further.absorb(changes)
+    def _keep_overflow(self, changes: SpilledChanges) -> None:
+        if self.overflow_changes is not None:
+            self.overflow_changes.absorb(changes)
         elif changes:
-            self.further = changes
+            self.overflow_changes = changes
 
     def note_savepoint_rollback(self, count: int) -> None:
         """Count changes undone by a savepoint whose transaction continues."""
@@ -591,7 +592,7 @@ def _leave_requests() -> None:
     while scope is not None:
         if scope.of_request:
             scope.close()
-            scope.late = None
+            scope.on_late_changes = None
         scope = scope.outer
 
 

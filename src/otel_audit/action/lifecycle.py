@@ -121,7 +121,7 @@ class Lifecycle(ABC):
             self._ports.report_commits()
         except Exception as error:  # noqa: BLE001 - must not reach the application
             self._parts.fail("changes", error)
-        self._audit.late = self._record_late
+        self._audit.on_late_changes = self._record_late
         self._audit.close()
 
     def _hand_over(self, make: Callable[[], AuditRecord]) -> AuditRecord | None:
@@ -150,8 +150,8 @@ class Lifecycle(ABC):
         return record
 
     def _continue(self, record: AuditRecord) -> None:
-        if self._audit.further:
-            continuations = with_continuations(record, self._audit.further)
+        if self._audit.overflow_changes:
+            continuations = with_continuations(record, self._audit.overflow_changes)
             next(continuations)  # that is the record itself
             self._further = self._each(continuations)
 

@@ -242,8 +242,8 @@ class Action(Lifecycle):
         scope.origin = self._origin
         if self._runtime is not None:
             scope.at_commit = self._records_at_commit
-        if scope.late is not None:
-            scope.late = self._record_late
+        if scope.on_late_changes is not None:
+            scope.on_late_changes = self._record_late
 
     def finished(self, outcome: Outcome) -> AuditRecord:
         """Make the record of the action as it is now, for another way of delivery."""

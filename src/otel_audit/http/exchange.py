@@ -18,7 +18,7 @@ from otel_audit.scope import enter as enter_scope
 if TYPE_CHECKING:
     from otel_audit._util.spill import SpilledChanges
     from otel_audit.action.ports import Close
-    from otel_audit.http.body_capture import BodyCopy
+    from otel_audit.http.exchange_capture import BodyCopy
     from otel_audit.http.exchange_facts import RequestUnderWay
     from otel_audit.policy import HeadAssessment, PolicyDecision
     from otel_audit.record import AuditRecord

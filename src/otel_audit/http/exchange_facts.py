@@ -15,7 +15,7 @@ from opentelemetry import trace
 from otel_audit._util.ids import public_id
 from otel_audit.action.arguments import parse_event, parse_name
 from otel_audit.action.failed_parts import FailedParts
-from otel_audit.http.body_capture import BodyCapture
+from otel_audit.http.exchange_capture import HttpExchangeCapture
 from otel_audit.http.options import CaptureOptions
 from otel_audit.http.request_metadata import (
     RequestHead,
@@ -134,7 +134,7 @@ class ExchangeFacts:
         self.socket = SocketTally() if scope["type"] == "websocket" else None
         self.inner_scope: MutableMapping[str, Any] | None = None
         self.routed = scope
-        self.bodies = BodyCapture()
+        self.bodies = HttpExchangeCapture()
         self.error: BaseException | None = None
         self.judgement: PolicyDecision | None = None
         self.judged: tuple[object, ...] | None = None
@@ -448,7 +448,7 @@ class RequestedOperation(msgspec.Struct, frozen=True):
     failure: Failure | None = None
 
     @classmethod
-    def read(cls, bodies: BodyCapture, path: str) -> RequestedOperation | None:
+    def read(cls, bodies: HttpExchangeCapture, path: str) -> RequestedOperation | None:
         """Read both bodies, once the answer has passed. Never raises.
 
         Args:
@@ -458,13 +458,13 @@ class RequestedOperation(msgspec.Struct, frozen=True):
         Returns:
             None if the operation is not known.
         """
-        body = bodies.question
+        body = bodies.request_bytes
         if body is None or not (_SIGN_OF_RPC in body or carries_operations(path[-OPERATION_TAIL:])):
             return None
         operations = read_operations(body)
         if operations is None:
             return None
-        answer, whole = bodies.answer_head
+        answer, whole = bodies.response_head
         return cls(operations, read_failure(answer, operations.system, whole=whole))
 
     def renamed(self, decision: PolicyDecision, redactor: Redactor) -> PolicyDecision:

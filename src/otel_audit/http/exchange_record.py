@@ -140,7 +140,7 @@ class ExchangeRecordBuilder(ExchangeFacts):
         try:
             bodies = self.bodies
             account = self._redacted_name(
-                named_in_answer(bodies.answer, bodies.headers, self._options.subject_of)
+                named_in_answer(bodies.response_bytes, bodies.headers, self._options.subject_of)
             )
             named = self._redacted_name(
                 named_in_request(

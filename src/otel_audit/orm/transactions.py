@@ -383,12 +383,12 @@ class TransactionTracker:
             owner.note_transaction_end(
                 outcome,
                 batch,
-                elsewhere=0 if recorded is None else recorded.changes.count,
+                recorded_in_transaction=0 if recorded is None else recorded.changes.count,
                 keep_rolled_back=self._options.keep_rolled_back,
                 transaction=state,
                 refused=state.refused.get(owner, ()),
             )
-            if not owner.closed or owner.late is not None:
+            if not owner.closed or owner.on_late_changes is not None:
                 return
         # nobody takes it
         if batch and (outcome != "rolled_back" or self._options.keep_rolled_back):

@@ -23,7 +23,13 @@ from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.config import AuditConfig
 from otel_audit.delivery.sink import ReceivingSink
 from otel_audit.errors import ConfigurationError, MissingExtraError, StoreError
-from otel_audit.server import access_log, decode_json, decode_protobuf, partial_success, receipts
+from otel_audit.server import (
+    access_log,
+    audit_response,
+    decode_json,
+    decode_protobuf,
+    partial_success,
+)
 from otel_audit.server.authentication import Authentication
 from otel_audit.server.credentials import CredentialsFile, Sender
 from otel_audit.server.errors import (
@@ -327,7 +333,7 @@ async def _exported(service: Service, request: Request, logged: dict[str, Any]) 
     if not wants_receipts:
         return Response(partial_success.answer(partial_success.of(outcome), kind), media_type=kind)
     _refuse_lone(outcome)
-    found = receipts.answer(
+    found = audit_response.answer(
         list(outcome.receipts.values()), outcome.quarantined, kind, partial_success.of(outcome)
     )
     return Response(found, media_type=kind)

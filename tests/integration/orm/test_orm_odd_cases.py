@@ -404,7 +404,7 @@ class TestSituations:
 
         with action() as scope:
             await store.run(work)
-            assert not scope.open
+            assert not scope.open_transactions
 
     async def test_two_sessions_of_one_action(self, capture, store):
         """One commits and one does not: the action is neither."""

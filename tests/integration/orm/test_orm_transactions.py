@@ -784,7 +784,9 @@ class TestScopes:
                 session.add(Customer(full_name="a"))
                 session.flush()
             scope.closed = True
-            scope.late = lambda _scope, outcome, changes: late.append((outcome, list(changes)))
+            scope.on_late_changes = lambda _scope, outcome, changes: late.append(
+                (outcome, list(changes))
+            )
             session.commit()
         ((outcome, changes),) = late
         assert (outcome, len(changes)) == ("committed", 1)
@@ -877,7 +879,7 @@ class TestSize:
 
             await sqlite.run(work)
         assert [change.entity for change in scope.changes] == ["Customer"] * 10
-        further = list(scope.further)
+        further = list(scope.overflow_changes)
         assert [change.entity for change in further] == ["Customer"] * 21 + ["Counter"] * 5
         assert [change.operation for change in further] == ["insert"] * 20 + ["update"] + [
             "insert"
@@ -900,8 +902,10 @@ class TestSize:
 
             await sqlite.run(work)
         assert names(scope) == ["0", "1", "2"]
-        assert [one.values["name"][1] for one in scope.further] == [str(n) for n in range(3, 9)]
-        assert [len(part) for part in scope.further.parts()] == [3, 3]
+        assert [one.values["name"][1] for one in scope.overflow_changes] == [
+            str(n) for n in range(3, 9)
+        ]
+        assert [len(part) for part in scope.overflow_changes.parts()] == [3, 3]
         assert scope.changes_total == 9
 
     async def test_undone_savepoint_of_many(self, sqlite):
@@ -918,9 +922,9 @@ class TestSize:
                 session.commit()
 
             await sqlite.run(work)
-        assert [change.values["name"][1] for change in (*scope.changes, *scope.further)] == [
-            str(n) for n in range(5)
-        ]
+        assert [
+            change.values["name"][1] for change in (*scope.changes, *scope.overflow_changes)
+        ] == [str(n) for n in range(5)]
         assert (scope.changes_total, scope.changes_rolled_back) == (5, 7)
 
     async def test_nowhere_to_put_them(self, sqlite, monkeypatch, caplog):
@@ -938,7 +942,7 @@ class TestSize:
 
             await sqlite.run(work)
         assert scope.changes_total == 25
-        entries = [*scope.changes, *scope.further]
+        entries = [*scope.changes, *scope.overflow_changes]
         (summary,) = [entry for entry in entries if entry.kind == "untracked"]
         assert (summary.entity, summary.operation, summary.rows) == ("Customer", "insert", 20)
         assert summary.transaction == "committed"

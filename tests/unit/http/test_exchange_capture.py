@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otel_audit.http.body_capture import BodyCopy
+from otel_audit.http.exchange_capture import BodyCopy
 
 
 class TestBodyCopy:

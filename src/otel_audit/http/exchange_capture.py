@@ -75,7 +75,7 @@ class BodyCopy:
         return self.complete and self._kept == self.size
 
 
-class BodyCapture(msgspec.Struct, eq=False):
+class HttpExchangeCapture(msgspec.Struct, eq=False):
     """The bodies and the response's head, inside and outside of the application's middleware.
 
     The inside is what the handler sees and says, before any middleware encodes it; it counts,
@@ -179,19 +179,19 @@ class BodyCapture(msgspec.Struct, eq=False):
         return self.request_inside is not None or self.response is not None
 
     @property
-    def answer(self) -> bytes | None:
+    def response_bytes(self) -> bytes | None:
         """The response's body as it was sent, if it was copied whole."""
         copy = self.response
         return copy.head if copy is not None and copy.whole else None
 
     @property
-    def answer_head(self) -> tuple[bytes, bool]:
+    def response_head(self) -> tuple[bytes, bool]:
         """The copied part of the response's body, and whether that is all of it."""
         copy = self.response
         return (b"", False) if copy is None else (copy.head, copy.whole)
 
     @property
-    def question(self) -> bytes | None:
+    def request_bytes(self) -> bytes | None:
         """The request's body as the handler got it, if it was copied whole."""
         copy = self.request_inside
         if copy is not None and copy.size == 0:
