@@ -12,6 +12,8 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from otel_audit._util.varint import varint
+
 
 def _parts(field: int) -> bytes:
     # wire type 2: a length, and so many bytes
@@ -59,7 +61,6 @@ _DOUBLE: Final = _fixed64(4)
 _ARRAY: Final = _parts(5)
 _MAP: Final = _parts(6)
 _ELEMENT: Final = _parts(1)
-_BYTES_OF_VARINT: Final = [bytes((number,)) for number in range(128)]
 _SHORT: Final = 126
 """Bytes of a text from which on the value around it has a length of two bytes."""
 _TEXTS: Final = [bytes((*_VALUE, size + 2, *_STRING, size)) for size in range(_SHORT)]
@@ -73,7 +74,7 @@ _TIMES: Final = range(1, 1 << 63)
 
 def part(tag: bytes, content: bytes) -> bytes:
     """Write a field of bytes, text or a message."""
-    return tag + _varint(len(content)) + content
+    return tag + varint(len(content)) + content
 
 
 def time(tag: bytes, nanoseconds: int) -> bytes:
@@ -106,15 +107,15 @@ def pairs(tag: bytes, attributes: Mapping[str, Any]) -> bytes:
             pair = _key(key) + (_TEXTS[size] if size < _SHORT else _before_text(size)) + text
         elif kind is dict:
             inner = pairs(_ELEMENT, value)
-            inner = _MAP + _varint(len(inner)) + inner
-            pair = _key(key) + _VALUE + _varint(len(inner)) + inner
+            inner = _MAP + varint(len(inner)) + inner
+            pair = _key(key) + _VALUE + varint(len(inner)) + inner
         elif kind is bool:
             pair = _key(key) + _TRUTHS[value]
         else:
             encoded = _any(value)
-            pair = _key(key) + _VALUE + _varint(len(encoded)) + encoded
+            pair = _key(key) + _VALUE + varint(len(encoded)) + encoded
         size = len(pair)
-        written.append((heads[size] if size < 128 else tag + _varint(size)) + pair)  # noqa: PLR2004 - seven bits to a byte
+        written.append((heads[size] if size < 128 else tag + varint(size)) + pair)  # noqa: PLR2004 - seven bits to a byte
     return b"".join(written)
 
 
@@ -127,13 +128,13 @@ def _key(key: str) -> bytes:
 @functools.cache
 def _heads(tag: bytes) -> list[bytes]:
     """A field's tag and length, for each length of one byte."""
-    return [tag + length for length in _BYTES_OF_VARINT]
+    return [tag + varint(size) for size in range(128)]
 
 
 def _before_text(size: int) -> bytes:
     """The prefix of a long text as an attribute's value."""
-    length = _varint(size)
-    return _VALUE + _varint(len(_STRING) + len(length) + size) + _STRING + length
+    length = varint(size)
+    return _VALUE + varint(len(_STRING) + len(length) + size) + _STRING + length
 
 
 def _any(value: Any) -> bytes:
@@ -148,7 +149,7 @@ def _any(value: Any) -> bytes:
 def _int(value: int) -> bytes:
     if value not in _INT64:
         raise ValueError("an integer of more than 64 bits")
-    return _INT + _varint(value & 0xFFFF_FFFF_FFFF_FFFF)
+    return _INT + varint(value & 0xFFFF_FFFF_FFFF_FFFF)
 
 
 _KINDS: Final[tuple[tuple[Any, Callable[[Any], bytes]], ...]] = (
@@ -169,14 +170,3 @@ _WRITERS: Final = dict(_KINDS)
 def any_value(value: Any) -> bytes:
     """Write a value of any kind as an ``AnyValue``; raises as `pairs` does."""
     return _any(value)
-
-
-def _varint(number: int) -> bytes:
-    if number < 128:  # noqa: PLR2004 - seven bits to a byte
-        return _BYTES_OF_VARINT[number]
-    written = bytearray()
-    while number > 127:  # noqa: PLR2004 - as above
-        written.append(number & 0x7F | 0x80)
-        number >>= 7
-    written.append(number)
-    return bytes(written)

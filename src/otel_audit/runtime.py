@@ -26,7 +26,7 @@ from otel_audit._util.ratelimited_log import log_limited
 from otel_audit._util.spill import Cipher, SpilledChanges
 from otel_audit.action.current_runtime import CurrentRuntime
 from otel_audit.action.lifecycle import Watchdog, record_outside
-from otel_audit.action.ports import NoRecorder, Recorder
+from otel_audit.action.ports import NoRecorder, Recorder, do_nothing
 from otel_audit.action.record_limit import OTLP_LIMIT
 from otel_audit.config import AuditConfig
 from otel_audit.delivery.console import ConsoleSink
@@ -173,7 +173,7 @@ class Runtime:
         )
         if seen is not None:
             self._options = dataclasses.replace(self._options, log=seen)
-        self.report_commits: Callable[[], None] = _nothing
+        self.report_commits: Callable[[], None] = do_nothing
         self._spans = ChildSpans() if config.child_spans else None
         self._sending = PropagatorInstaller() if config.baggage_send else None
         self._attaches = self._spans is not None or self._sending is not None
@@ -597,10 +597,6 @@ class Runtime:
             _logger, "loss", "An audit record is lost, because it could not be made",
             level=logging.CRITICAL, error=error,
         )  # fmt: skip
-
-
-def _nothing() -> None:
-    """Do nothing."""
 
 
 def _without_provenance(record: AuditRecord, _span: trace.Span | None) -> list[AuditRecord]:

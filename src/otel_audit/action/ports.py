@@ -79,7 +79,7 @@ class Ports(Protocol):
         """Brings the intent of an action to the store before it begins; None: none is due."""
 
 
-def _nothing(*_: object) -> None:
+def do_nothing(*_: object) -> None:
     """Do nothing."""
 
 
@@ -87,7 +87,7 @@ class NoPorts:
     """The ports where nothing is audited."""
 
     recorder: Recorder = NoRecorder()
-    report_commits: Callable[[], None] = staticmethod(_nothing)
-    on_error: Callable[[], None] = staticmethod(_nothing)
-    on_loss: Callable[[Exception], None] = staticmethod(_nothing)
+    report_commits: Callable[[], None] = staticmethod(do_nothing)
+    on_error: Callable[[], None] = staticmethod(do_nothing)
+    on_loss: Callable[[Exception], None] = staticmethod(do_nothing)
     intended: Intended | None = None

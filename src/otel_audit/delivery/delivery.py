@@ -31,7 +31,7 @@ from otel_audit.delivery.queue import ChangedSince, Item, RecordQueue
 from otel_audit.delivery.queue_entries import Entry
 from otel_audit.delivery.sink import Sink
 from otel_audit.delivery.spool import Spool
-from otel_audit.delivery.writer import BadRecords, Writer
+from otel_audit.delivery.writer import LAST_GRACE, BadRecords, Writer, ignore_duration
 from otel_audit.errors import StoreError
 from otel_audit.record import to_json
 
@@ -44,8 +44,6 @@ no matter of these records."""
 
 _LOOK_EVERY = 0.1
 """Seconds between two looks whether a wait at shutdown is hopeless."""
-_LAST_GRACE = 5.0
-"""Seconds that the thread has to close its connections after the last write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +106,7 @@ class Delivery:
         self._recovery = None if adopt is None else Recovery(adopt, counters)
         self.queue = RecordQueue(spool, counters, options.queue_size)
         self._periodic: list[tuple[float, Callable[[], None]]] = []
-        self.observe: Callable[[float], None] = _forget
+        self.observe: Callable[[float], None] = ignore_duration
         self._reset()
         renew_in_child(self, Delivery._reset_in_child)
 
@@ -363,7 +361,7 @@ class Delivery:
             self._end_writer()
         finally:  # a handler may raise here, too, and at whatever place
             is_delivered = self._close_queue(why_lost)
-        self._group.close(_LAST_GRACE)
+        self._group.close(LAST_GRACE)
         self._catch_up()
         log_postponed()
         return is_delivered
@@ -373,7 +371,7 @@ class Delivery:
             self._rouse()
             # what is under way and was not stored is kept, or counted below
             self._writer.end(at_once=True)
-        self._writer.join(_LAST_GRACE)
+        self._writer.join(LAST_GRACE)
 
     def _close_queue(self, why_lost: str) -> bool:
         with self._lock:
@@ -631,10 +629,6 @@ def _size_of(entry: Entry) -> int:
         return len(to_json(entry))
     except (ValueError, TypeError, RecursionError):
         return 0
-
-
-def _forget(_seconds: float) -> None:
-    """The duration of a write is not needed."""
 
 
 async def _repeat(interval: float, call: Callable[[], None]) -> None:

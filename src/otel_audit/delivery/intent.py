@@ -12,7 +12,7 @@ from otel_audit._util.own_lock import own_lock
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.delivery.metrics import Counters
 from otel_audit.delivery.sink import Sink
-from otel_audit.delivery.writer import Messages, OwnsWriter, Writer
+from otel_audit.delivery.writer import LAST_GRACE, Messages, OwnsWriter, Writer
 from otel_audit.errors import StoreError
 from otel_audit.record import AuditRecord
 
@@ -23,8 +23,6 @@ _MESSAGES: Final = Messages(waiting=_REFUSED, failed=_REFUSED, again=None)
 
 _LARGEST_BATCH: Final = 512
 """Intents in one write, as many as the default of `batch_size`."""
-_LAST_GRACE: Final = 5.0
-"""Seconds that the thread has to close its connection."""
 
 
 class _Intent(NamedTuple):
@@ -81,7 +79,7 @@ class Intents(OwnsWriter):
         """End the thread; waiting callers are refused. Never raises."""
         with self._lock:
             self._writer.end()
-        self._writer.join(_LAST_GRACE)
+        self._writer.join(LAST_GRACE)
 
     async def _work(self) -> None:
         sink = self._make_sink()

@@ -25,7 +25,7 @@ from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.delivery.batch_size import BatchSize
 from otel_audit.delivery.metrics import Counters
 from otel_audit.delivery.sink import Refused, Sink
-from otel_audit.delivery.writer import Messages, OwnsWriter, Writer, write_batch
+from otel_audit.delivery.writer import LAST_GRACE, Messages, OwnsWriter, Writer, write_batch
 from otel_audit.errors import StoreError
 from otel_audit.record import AuditRecord
 
@@ -33,9 +33,6 @@ _logger = logging.getLogger(__name__)
 
 BATCH_BYTES: Final = 1_000_000
 """Bytes of records in one write, or one record."""
-
-_LAST_GRACE: Final = 5.0
-"""Seconds that the thread has to finish its write and to close its connections."""
 
 _MESSAGES: Final = Messages(
     waiting="Audit records wait in the outbox",
@@ -304,7 +301,7 @@ class Relay(OwnsWriter):
             )  # fmt: skip
         with self._lock:
             self._writer.end()
-        self._writer.join(_LAST_GRACE)
+        self._writer.join(LAST_GRACE)
 
     async def _work(self) -> None:
         outbox, sink = self._make_outbox(), self._make_sink()

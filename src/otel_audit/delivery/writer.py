@@ -33,6 +33,9 @@ T = TypeVar("T")
 
 _BACKOFF: Final = Backoff()
 
+LAST_GRACE: Final = 5.0
+"""Seconds that a writer\'s thread has to close its connections after the last write."""
+
 BadRecords = Literal["raise", "postpone", "quarantine"]
 """The treatment of a record for which a sink raises an unexpected error: the error of its batch is
 raised; or it is found by halving, and waits or goes to quarantine while the others are stored."""
@@ -89,7 +92,7 @@ class Writer(LoopThread):
         """
         super().__init__(name, work)
         self.ending = False
-        self.observe: Callable[[float], None] = _ignore
+        self.observe: Callable[[float], None] = ignore_duration
         self._counters = counters
         self._backoff = backoff
         self._messages = messages
@@ -292,7 +295,7 @@ def _total(parts: Sequence[Written]) -> Written:
     )
 
 
-def _ignore(_seconds: float) -> None:
+def ignore_duration(_seconds: float) -> None:
     """The duration of a write is not needed."""
 
 

@@ -40,8 +40,9 @@ from typing import Final
 
 import msgspec
 
+from otel_audit._util.varint import field, varint
 from otel_audit.delivery.sink import Receipt, Refused
-from otel_audit.server.errors import JSON, field, varint
+from otel_audit.server.errors import JSON
 from otel_audit.server.partial_success import PartialSuccess
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)

@@ -16,7 +16,6 @@ from google.rpc.status_pb2 import Status
 
 PROTOBUF: Final = "application/x-protobuf"
 JSON: Final = "application/json"
-_LENGTH_DELIMITED: Final = 2
 
 
 RETRY_AFTER: Final = 5
@@ -142,18 +141,3 @@ def status_message(code: int, message: str, *details: Message) -> bytes:
     for detail in details:
         status.details.add().Pack(detail)
     return bytes(status.SerializeToString())
-
-
-def varint(number: int) -> bytes:
-    """Write a base-128 varint (https://protobuf.dev/programming-guides/encoding/#varints)."""
-    found = bytearray()
-    while number > 0x7F:  # noqa: PLR2004 - seven bits a byte
-        found.append(number & 0x7F | 0x80)
-        number >>= 7
-    found.append(number)
-    return bytes(found)
-
-
-def field(number: int, content: bytes) -> bytes:
-    """Write a field of bytes, a text or a message."""
-    return varint(number << 3 | _LENGTH_DELIMITED) + varint(len(content)) + content

@@ -13,8 +13,9 @@ from typing import Any, Final
 
 import msgspec
 
+from otel_audit._util.varint import field, varint
 from otel_audit.server.convert import NotConvertible
-from otel_audit.server.errors import JSON, field, varint
+from otel_audit.server.errors import JSON
 from otel_audit.server.service import RequestResult
 
 _MOST_NOTES: Final = 10

@@ -22,6 +22,7 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 from sinks import START, attributes, pairs
 
 from otel_audit import attributes as names
+from otel_audit._util.varint import field as part
 from otel_audit.delivery.producer_records import ENDED
 from otel_audit.errors import ConfigurationError
 from otel_audit.record import to_json
@@ -30,7 +31,6 @@ from otel_audit.server import decode_json, decode_protobuf
 from otel_audit.server.canonical_forms import canonical_forms, integrity_hash, parse_log
 from otel_audit.server.convert import Converter, NotConvertible, with_own_place
 from otel_audit.server.credentials import NOBODY
-from otel_audit.server.errors import field as part
 from otel_audit.server.items import ReceivedItem, Resource
 from otel_audit.server.signatures import TrustedSigners, read_trust_file
 from otel_audit.testing import make_record
