@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from otel_audit._util.own_lock import is_mine, own_lock
+from otel_audit._util.own_lock import own_lock
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.delivery.batch_size import BatchSize
 from otel_audit.delivery.metrics import Counters
@@ -130,7 +130,7 @@ class RecordQueue:
     @property
     def is_held(self) -> bool:
         """Whether the calling thread is in the middle of something here: see `own_lock`."""
-        if is_mine(self._using):
+        if self._using._is_owned():  # noqa: SLF001 - asked directly: see `is_mine`
             return True
         spool = self.spool
         return spool is not None and spool.is_held

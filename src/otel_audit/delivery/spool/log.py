@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Final, NamedTuple, TypeAlias
 
 from otel_audit._util.fork import call_in_child
-from otel_audit._util.own_lock import is_mine, own_lock
+from otel_audit._util.own_lock import own_lock
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.delivery.spool.directory import remove_empty, withdraw
 from otel_audit.delivery.spool.encryption import context_of
@@ -263,7 +263,9 @@ class Spool:
     @property
     def is_held(self) -> bool:
         """Whether the calling thread is in the middle of something here: see `own_lock`."""
-        return not self.forked and (is_mine(self._lock) or is_mine(self._upkeep))
+        # asked directly, as each append asks: see `is_mine`
+        held: bool = self._lock._is_owned() or self._upkeep._is_owned()  # noqa: SLF001
+        return held and not self.forked
 
     @property
     def is_gone(self) -> bool:
