@@ -137,7 +137,7 @@ class TestRun:
     async def test_leaves_out_what_the_policy_does_not_archive(self, months):
         """archive = 0: the rows are gone with their month, and the manifest says how many."""
         policy = read_policy(
-            "[default]\nhot = 30\narchive = 1000\n"
+            "[default]\nhot = 30\narchive = 9000\n"
             '[[rule]]\nname = "short"\nmatch = {event = "auth.*"}\nhot = 30\narchive = 0'
         )
         done = await months.retain(policy=policy)
