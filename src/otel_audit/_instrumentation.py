@@ -271,8 +271,13 @@ class AuditInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its package 
         required = kwargs.pop("required", None)
         config = kwargs.get("config")
         if required is not None:
-            values = {} if config is None else config.model_dump()
-            kwargs["config"] = config = AuditConfig(**{**values, "required": required})
+            # as objects: dumped to dictionaries, rules and senders would be read in another form
+            given = (
+                {}
+                if config is None
+                else {name: getattr(config, name) for name in config.model_fields_set}
+            )
+            kwargs["config"] = config = AuditConfig(**{**given, "required": required})
         # auto-instrumentation has checked this, or reports the conflict itself
         if not (kwargs.get("skip_dep_check") or kwargs.get("raise_exception_on_conflict")):
             conflict = self._check_dependency_conflicts()

@@ -436,7 +436,11 @@ class AuditConfig(BaseSettings):
     )
     # below the 30 s after which Kubernetes kills a container; what is left is in the spool
     shutdown_timeout: float = Field(
-        10.0, ge=0, le=600, description="Longest wait for delivery at shutdown, in seconds."
+        10.0,
+        ge=0,
+        le=600,
+        description="Longest wait for delivery at shutdown, in seconds: at the end of the lifespan "
+        "and at the exit of the process together.",
     )
     connect_timeout: float = Field(
         5.0, gt=0, le=120, description="Longest time of connecting to the store, in seconds."

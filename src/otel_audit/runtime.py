@@ -43,6 +43,7 @@ from otel_audit.delivery.metrics import Counters, publish
 from otel_audit.delivery.producer import Producer, application_resource, make_resource
 from otel_audit.delivery.producer_records import ProducerRecordOptions, configuration_hash
 from otel_audit.delivery.receipts import await_receipt
+from otel_audit.delivery.shutdown_time import ShutdownTime
 from otel_audit.delivery.sink import Receipt, ReceivingSink, Sink
 from otel_audit.delivery.spool import damaged_files, foreign_found
 from otel_audit.errors import (
@@ -128,7 +129,8 @@ class Runtime:
         """
         self.config = config
         make_resource()
-        self.counters = Counters()
+        self.counters = counters = Counters()
+        self._shutdown_time = ShutdownTime(config.shutdown_timeout, lambda: counters.emitted)
         self.redactor = Redactor.from_config(config, self._count_redaction_error)
         self.delivery: Delivery | None = None
         self._producer: Producer | None = None
@@ -346,15 +348,13 @@ class Runtime:
         if self.delivery is not None:
             if self._producer is not None:
                 self._producer.end()
-            deliver = functools.partial(self.delivery.flush_and_rest, self.config.shutdown_timeout)
-            await in_thread(deliver)
-            if self.transactional is not None:
-                flush = functools.partial(self.transactional.flush, self.config.shutdown_timeout)
-                await in_thread(flush)
-            if self._sealing is not None:
-                stop = functools.partial(self._sealing.stop, self.config.shutdown_timeout)
-                await in_thread(stop)
-                self._sealing = None
+            with self._shutdown_time.waits() as left:
+                await in_thread(functools.partial(self.delivery.flush_and_rest, left()))
+                if self.transactional is not None:
+                    await in_thread(functools.partial(self.transactional.flush, left()))
+                if self._sealing is not None:
+                    await in_thread(functools.partial(self._sealing.stop, left()))
+                    self._sealing = None
 
     async def receipt(self, record_id: str, timeout: float) -> Receipt:  # noqa: ASYNC109
         """Wait until the store has a record, and say what it says; see `await_receipt`."""
@@ -487,7 +487,8 @@ class Runtime:
         """Deliver what dead processes left, before this one ends. Never raises."""
         try:
             if self.delivery is not None:
-                self.delivery.adopt_left(self.config.shutdown_timeout)
+                with self._shutdown_time.waits() as left:
+                    self.delivery.adopt_left(left())
         except Exception as error:  # noqa: BLE001 - the process ends all the same
             log_limited(_logger, "left", "What dead processes left is still there", error=error)
 
@@ -497,11 +498,12 @@ class Runtime:
         Raises only what a signal handler of the application raises meanwhile; what waits is
         delivered, kept or counted first.
         """
-        with contextlib.ExitStack() as last_first:
-            if self.delivery is not None:
-                last_first.callback(self.delivery.close, self.config.shutdown_timeout)
-            if self.transactional is not None:
-                last_first.callback(self.transactional.close, self.config.shutdown_timeout)
+        with self._shutdown_time.waits() as left, contextlib.ExitStack() as last_first:
+            delivery, transactional = self.delivery, self.transactional
+            if delivery is not None:
+                last_first.callback(lambda: delivery.close(left()))
+            if transactional is not None:
+                last_first.callback(lambda: transactional.close(left()))
             if self._producer is not None:
                 last_first.callback(self._producer.close)
             self.report_names()

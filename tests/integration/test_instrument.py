@@ -31,6 +31,7 @@ from starlette.routing import Route
 import otel_audit
 from otel_audit import AuditConfig, AuditInstrumentor
 from otel_audit.attributes import record_from_span
+from otel_audit.policy.rules import Rule
 
 
 class Base(DeclarativeBase):
@@ -566,6 +567,13 @@ class TestFaults:
         AuditInstrumentor().instrument(required=True, config=config)
         with pytest.raises(otel_audit.InstrumentationError, match="another configuration"):
             otel_audit.instrument(config=config)
+        otel_audit.instrument(config=config.model_copy(update={"required": True}))
+
+    async def test_required_may_be_given_beside_settings_of_every_form(self, config, stored_rows):
+        """Those that are lists of objects, too."""
+        rules = (Rule("none", paths=("/health",)),)
+        config = config.model_copy(update={"policy_rules": rules})
+        AuditInstrumentor().instrument(required=True, config=config)
         otel_audit.instrument(config=config.model_copy(update={"required": True}))
 
     async def test_no_destination_is_an_error(self):

@@ -363,7 +363,11 @@ class S3Archive:
         """Delete all versions of an object: without that, one under lock stays and is hidden."""
         place = self._prefix + key
         try:
-            for version in self._versions(place):
+            versions = self._versions(place)
+            # without a version, deleting what is gone would add a delete marker each time
+            if versions == [None] and not self._is_there(place):
+                return
+            for version in versions:
                 named = {} if version is None else {"VersionId": version}
                 self._client.delete_object(Bucket=self._bucket, Key=place, **named)
         except self._errors as error:
@@ -374,6 +378,15 @@ class S3Archive:
         found = self._client.list_object_versions(Bucket=self._bucket, Prefix=place)
         named = [one["VersionId"] for one in found.get("Versions", ()) if one["Key"] == place]
         return named or [None]
+
+    def _is_there(self, place: str) -> bool:
+        try:
+            self._client.head_object(Bucket=self._bucket, Key=place)
+        except self._errors as error:
+            if _code(error) in _NOT_THERE:
+                return False
+            raise
+        return True
 
     def hold(self, key: str, *, on: bool) -> None:
         """Put a legal hold of the store's own on it, or take it off."""

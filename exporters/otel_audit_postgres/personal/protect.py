@@ -82,7 +82,9 @@ def read_fields(names: Sequence[str], setting: str = "OTEL_AUDIT_PERSONAL") -> P
         elif name in _BODIES:
             bodies.add(name)
         elif found:
-            named.setdefault(found[1], set()).add(found[2])
+            # records have the names of headers in lower case
+            is_header = found[1].endswith(".headers")
+            named.setdefault(found[1], set()).add(found[2].lower() if is_header else found[2])
         else:
             known = ", ".join([*_FIELDS, *_BODIES])
             raise ConfigurationError(

@@ -446,12 +446,12 @@ class _Run:
         self._step("", "seal")
         end = time.monotonic() + self._options.wait
         while not await self._connection.fetchval(_IS_SEALED, record_id):
-            if self._options.seal is not None:
-                await self._options.seal()
-            elif time.monotonic() > end:
+            if time.monotonic() > end:
                 return False
-            else:
+            if self._options.seal is None:
                 await asyncio.sleep(_POLL)
+            else:
+                await self._options.seal()
         return True
 
     async def _drop(self, month: PlannedMonth, retired: uuid.UUID, name: str) -> int:

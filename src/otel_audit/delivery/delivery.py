@@ -123,6 +123,7 @@ class Delivery:
         self._full = self._options.batch_size
         self._hurry = 0
         self._closed = self._is_reached = False
+        self._kept = 0
         self._next_adoption = 0.0
         self._looked = AutoResetEvent()
         self._size = BatchSize(self._options.batch_size, self._options.batch_bytes)
@@ -351,7 +352,7 @@ class Delivery:
         why = "a signal handler ended delivery before the store took them"
         try:
             self._flush_or_keep(timeout)
-            why = f"the store did not take them within {timeout:g} seconds"
+            why = "the store did not take them in time"
         finally:
             is_delivered = self._end(why)
         return is_delivered
@@ -418,13 +419,15 @@ class Delivery:
             self.log_kept_records()
 
     def log_kept_records(self) -> None:
-        """Log how many records stay in the spool, if any."""
+        """Log how many records stay in the spool, if any; not the same number again."""
         spool = self.queue.open_spool
-        if spool is not None and spool.pending:
+        kept = 0 if spool is None else spool.pending
+        if spool is not None and kept and kept != self._kept:
+            self._kept = kept
             log_when_free(
                 _logger, logging.WARNING,
                 "%d audit records are kept in %s; the next process of this service delivers them",
-                spool.pending, spool.path,
+                kept, spool.path,
             )  # fmt: skip
 
     def _rouse(self) -> None:

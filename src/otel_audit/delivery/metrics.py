@@ -14,7 +14,12 @@ from otel_audit._util.fork import renew_in_child
 from otel_audit._util.own_lock import OwnLock, is_mine, own_lock
 
 _METRIC: Final = "metric"
-"""In the metadata of a field: the name of its metric."""
+"""In the metadata of a field: name and unit of its metric."""
+
+
+def _counter(metric: str, unit: str = "{record}") -> int:
+    counter: int = field(default=0, metadata={_METRIC: (metric, unit)})
+    return counter
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
@@ -37,18 +42,18 @@ class Counters:
         outbox_errors: Transactions that failed because the outbox did not take their entries.
     """
 
-    emitted: int = field(default=0, metadata={_METRIC: "audit.records.emitted"})
-    exported: int = field(default=0, metadata={_METRIC: "audit.records.exported"})
-    dropped: int = field(default=0, metadata={_METRIC: "audit.records.dropped"})
-    quarantined: int = field(default=0, metadata={_METRIC: "audit.records.quarantined"})
-    conflicts: int = field(default=0, metadata={_METRIC: "audit.records.conflicts"})
-    retries: int = field(default=0, metadata={_METRIC: "audit.export.retries"})
-    capture_errors: int = field(default=0, metadata={_METRIC: "audit.capture.errors"})
-    redaction_errors: int = field(default=0, metadata={_METRIC: "audit.redaction.errors"})
-    refused: int = field(default=0, metadata={_METRIC: "audit.requests.refused"})
-    spool_errors: int = field(default=0, metadata={_METRIC: "audit.spool.errors"})
-    relayed: int = field(default=0, metadata={_METRIC: "audit.outbox.relayed"})
-    outbox_errors: int = field(default=0, metadata={_METRIC: "audit.outbox.errors"})
+    emitted: int = _counter("audit.records.emitted")
+    exported: int = _counter("audit.records.exported")
+    dropped: int = _counter("audit.records.dropped")
+    quarantined: int = _counter("audit.records.quarantined")
+    conflicts: int = _counter("audit.records.conflicts")
+    retries: int = _counter("audit.export.retries", "{retry}")
+    capture_errors: int = _counter("audit.capture.errors", "{error}")
+    redaction_errors: int = _counter("audit.redaction.errors", "{error}")
+    refused: int = _counter("audit.requests.refused", "{request}")
+    spool_errors: int = _counter("audit.spool.errors", "{error}")
+    relayed: int = _counter("audit.outbox.relayed")
+    outbox_errors: int = _counter("audit.outbox.errors", "{error}")
     _lock: OwnLock = field(default_factory=own_lock, repr=False)
     _between: deque[tuple[str, int]] = field(default_factory=deque, repr=False)
 
@@ -93,10 +98,10 @@ class Counters:
                     self._between.popleft()
 
 
-_COUNTED: Final = {
+_COUNTED: Final[dict[str, tuple[str, str]]] = {
     one.name: one.metadata[_METRIC] for one in fields(Counters) if _METRIC in one.metadata
 }
-"""Names of the counters, with the names of their metrics."""
+"""Names of the counters, with the names and units of their metrics."""
 
 
 class Watched(Protocol):
@@ -130,9 +135,9 @@ def publish(meter: Meter, counters: Counters, watched: Watched) -> Callable[[flo
     Returns:
         Called with the duration of each successful write, in seconds.
     """
-    for name, metric in _COUNTED.items():
+    for name, (metric, unit) in _COUNTED.items():
         count = functools.partial(_count, counters, name)
-        meter.create_observable_counter(metric, callbacks=[_reader(count)], unit="{record}")
+        meter.create_observable_counter(metric, callbacks=[_reader(count)], unit=unit)
     for metric, unit, read in (
         ("audit.queue.depth", "{record}", lambda: watched.depth),
         ("audit.spool.bytes", "By", lambda: watched.spool_bytes),

@@ -212,10 +212,12 @@ async def _lifespan(
     with _reloading(service):
         yield
     watching.cancel()
+    # requests under way had their own time before this; what is behind them has this one together
+    end = time.monotonic() + patience
     if background.grpc is not None:
         await background.grpc.stop(patience)
-    await service.intake.stop(patience)
-    await background.stop(patience)
+    await service.intake.stop(max(end - time.monotonic(), 0.0))
+    await background.stop(max(end - time.monotonic(), 0.0))
 
 
 @contextlib.contextmanager
@@ -286,7 +288,7 @@ async def _export(service: Service, request: Request) -> Response:
             as_status(problem, kind), problem.status, problem.headers(), media_type=kind
         )
         logged["problem"] = problem.message
-    service.meters.requests[request.url.path, response.status_code] += 1
+    service.meters.http_requests[request.url.path, response.status_code] += 1
     client = request.client.host if request.client is not None else None
     seconds = time.perf_counter() - began
     access_log.write(

@@ -126,7 +126,7 @@ class GrpcServer:
         if problem is not None:
             self._service.meters.refused[problem.kind] += 1
             entry["problem"] = problem.message
-        self._service.meters.requests[_PATH, code] += 1
+        self._service.meters.grpc_requests[_PATH[1:], _STATUSES[code].name] += 1
         write("gRPC", _PATH, code, _client(context), time.perf_counter() - began, entry)
         if problem is not None:
             details = (("grpc-status-details-bin", _details(problem)),)

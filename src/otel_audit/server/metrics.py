@@ -15,7 +15,8 @@ class ServerMetrics:
     def __init__(self) -> None:
         """Start all counters at 0."""
         self.counts: Counter[str] = Counter()
-        self.requests: Counter[tuple[str, int]] = Counter()
+        self.http_requests: Counter[tuple[str, int]] = Counter()
+        self.grpc_requests: Counter[tuple[str, str]] = Counter()
         self.refused: Counter[str] = Counter()
         self.quarantined: Counter[str] = Counter()
         self.default_partition_rows = 0
@@ -80,8 +81,17 @@ class ServerMetrics:
             self._size.record(records)
 
     def _requests(self, _: CallbackOptions) -> Iterable[Observation]:
-        for (route, status), count in list(self.requests.items()):
+        for (route, status), count in list(self.http_requests.items()):
             yield Observation(count, {"http.route": route, "http.response.status_code": status})
+        for (method, code), count in list(self.grpc_requests.items()):
+            yield Observation(
+                count,
+                {
+                    "rpc.system.name": "grpc",
+                    "rpc.method": method,
+                    "rpc.response.status_code": code,
+                },
+            )
 
 
 def _one(value: Callable[[], int]) -> Callable[[CallbackOptions], Iterable[Observation]]:

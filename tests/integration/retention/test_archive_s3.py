@@ -131,6 +131,23 @@ class TestS3:
                 client.delete_object(**place, VersionId=one["VersionId"])
         assert (await months.check()).ok
 
+    async def test_deletes_an_object_once(self, client, endpoint, tmp_path):
+        """Each run deletes again what is due; what is gone gets no delete marker for that."""
+        name, archive = bucket(client, endpoint)
+        (tmp_path / "file").write_bytes(b"rows")
+        archive.put("one.parquet", tmp_path / "file", digest_of(tmp_path / "file"), None)
+        for _ in range(3):
+            archive.remove("one.parquet")
+        found = client.list_object_versions(Bucket=name)
+        assert (found.get("Versions"), found.get("DeleteMarkers")) == (None, None)
+
+    async def test_deletes_where_there_are_no_versions(self, client, endpoint):
+        name, archive = bucket(client, endpoint, locked=False)
+        client.put_object(Bucket=name, Key="orders/one.parquet", Body=b"rows")
+        for _ in range(2):
+            archive.remove("one.parquet")
+        assert archive.list_keys() == []
+
     async def test_takes_no_copies_from_where_others_may_write(
         self, months, client, endpoint, tmp_path
     ):

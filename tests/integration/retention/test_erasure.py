@@ -524,6 +524,13 @@ def _invoked(arguments):
 
 
 class TestFields:
+    def test_of_headers_are_written_in_any_case(self):
+        """Records have the names of headers in lower case, and those of metadata as they are."""
+        found = read_fields(["request.headers.Referer", "response.headers.X-Id", "metadata.Name"])
+        assert found.named == {
+            "request.headers": {"referer"}, "response.headers": {"x-id"}, "metadata": {"Name"},
+        }  # fmt: skip
+
     @pytest.mark.parametrize("name", ["actor.id", "x", "changes.email", "request.headers", ""])
     def test_that_name_nothing_are_refused(self, name):
         """With what there is."""

@@ -31,7 +31,9 @@ def test_every_count_is_a_metric():
     meters.counts.update(stored=5, ignored=2)
     meters.quarantined["conflict"] = 3
     meters.refused["undecodable"] = 1
-    meters.requests["/v1/traces", 200] = 9
+    meters.http_requests["/v1/traces", 200] = 9
+    method = "opentelemetry.proto.collector.trace.v1.TraceService/Export"
+    meters.grpc_requests[method, "OK"] = 3
     meters.observe_write(0.25, 5)
 
     assert told(reader) == {
@@ -42,7 +44,15 @@ def test_every_count_is_a_metric():
         "audit.sink.records.quarantined": [({"reason": "conflict"}, 3)],
         "audit.sink.requests.refused": [({"reason": "undecodable"}, 1)],
         "audit.sink.requests": [
-            ({"http.route": "/v1/traces", "http.response.status_code": 200}, 9)
+            ({"http.route": "/v1/traces", "http.response.status_code": 200}, 9),
+            (
+                {
+                    "rpc.system.name": "grpc",
+                    "rpc.method": method,
+                    "rpc.response.status_code": "OK",
+                },
+                3,
+            ),
         ],
         "audit.sink.in_flight": [({}, 4096)],
         "audit.sink.queue.depth": [({}, 7)],
