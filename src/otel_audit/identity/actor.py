@@ -24,6 +24,7 @@ from otel_audit.identity.safe_access import (
     exact,
     first_header,
     first_identifier,
+    has_no_named_actor,
     header_values,
     headers_by_name,
     identifier,
@@ -240,15 +241,12 @@ def resolve_actor(
         The actor. Where no resolver knows, ``anonymous``, with the first reason why not: one of
         `UNCHECKED` at least, if there was any credential.
     """
-    token, state = bearer.token, asgi_scope.get("state")
+    token = bearer.token
     if (
         token is not None
         and token.verified
         and options.asks_token_next
-        and audit_scope.actor is None
-        and asgi_scope.get("user") is None
-        and type(state) is dict
-        and "user" not in state
+        and has_no_named_actor(asgi_scope, audit_scope)
     ):
         # as the loop below finds it, without asking those that have nothing to say
         named = options.named_by(token)

@@ -15,7 +15,7 @@ import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from otel_audit._util.text import CONTROLS
 from otel_audit.config import Hook
@@ -23,6 +23,9 @@ from otel_audit.errors import ConfigurationError
 from otel_audit.identity.mapped_objects import remembered, state_of_mapped
 from otel_audit.record import key_text
 from otel_audit.setting_values import PREFIX
+
+if TYPE_CHECKING:
+    from otel_audit.scope import AuditScope
 
 LONGEST: Final = 256
 """Characters of an identifier, a name, or an address that are kept."""
@@ -35,6 +38,40 @@ _ESCAPED: Final = re.compile(r"\\u\{|\A | \Z|[^!-~]")
 _HEAD: Final = 176
 """Characters of a long identity that stand before its digest."""
 _IDENTIFIER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+-]{0,127}")
+
+
+def has_no_named_actor(asgi_scope: AsgiScope, audit_scope: AuditScope) -> bool:
+    """Return whether the application has set no actor, in any place where it may set one.
+
+    Only then may a token decide without the resolvers being asked that read these places. A new
+    resolver of what the application sets needs its place here.
+
+    Args:
+        asgi_scope: The ASGI scope, as the application left it.
+        audit_scope: The action's scope.
+
+    Returns:
+        False also for a state that is no plain dict: its resolver reads it, and reports what it
+        cannot read.
+    """
+    state = asgi_scope.get("state")
+    return (
+        audit_scope.actor is None
+        and asgi_scope.get("user") is None
+        and type(state) is dict
+        and "user" not in state
+    )
+
+
+def has_no_named_tenant(asgi_scope: AsgiScope, audit_scope: AuditScope) -> bool:
+    """As `has_no_named_actor`, of the tenant."""
+    state = asgi_scope.get("state")
+    return (
+        audit_scope.tenant is None
+        and type(state) is dict
+        and "tenant" not in state
+        and "tenant_id" not in state
+    )
 
 
 def clean(text: str, limit: int = LONGEST) -> str:

@@ -16,6 +16,7 @@ from otel_audit.identity.safe_access import (
     exact,
     first_header,
     first_identifier,
+    has_no_named_tenant,
     identifier,
     load_hook,
     primary_key,
@@ -116,14 +117,8 @@ def resolve_tenant(
     Returns:
         The tenant, None if no source names one.
     """
-    asked, state = options.asked, asgi_scope.get("state")
-    if (
-        audit_scope.tenant is None
-        and type(state) is dict
-        and "tenant" not in state
-        and "tenant_id" not in state
-    ):
-        asked = options.beyond
+    is_unnamed = has_no_named_tenant(asgi_scope, audit_scope)
+    asked = options.beyond if is_unnamed else options.asked
     for name, ask in asked:
         try:
             found = ask(asgi_scope, audit_scope, claims or _NO_CLAIMS, options)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from otel_audit._util.cache import Memo
 from otel_audit.identity.actor import has_canonical_role
 from otel_audit.identity.redact_identity import shown_actor, shown_tenant
+from otel_audit.identity.safe_access import has_no_named_actor, has_no_named_tenant
 from otel_audit.identity.tenant import tenant_of_claims
 from otel_audit.record import Actor, Tenant
 
@@ -60,18 +61,13 @@ class TokenIdentities:
         Returns:
             None where others have a say, or the token does not name an actor.
         """
-        token, state = bearer.token, asgi_scope.get("state")
+        token = bearer.token
         if (
             token is None
             or not self._is_on
             or not token.verified
-            or audit_scope.actor is not None
-            or audit_scope.tenant is not None
-            or asgi_scope.get("user") is not None
-            or type(state) is not dict
-            or "user" in state
-            or "tenant" in state
-            or "tenant_id" in state
+            or not has_no_named_actor(asgi_scope, audit_scope)
+            or not has_no_named_tenant(asgi_scope, audit_scope)
         ):
             return None
         return self._known[token]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.datastructures import State
 
 from otel_audit.config import AuditConfig
 from otel_audit.errors import ConfigurationError
@@ -156,3 +157,40 @@ class TestTenantOrder:
         found = resolve_tenant(asgi, AuditScope(), None, FROM_CLIENT)
         assert found is None or 0 < len(found.id) <= 256
         assert found is None or not any(unicodedata.category(c) == "Cc" for c in found.id)
+
+
+@pytest.mark.allow_errors
+class TestTokenAlone:
+    """What the application could have set, and has not, is not asked."""
+
+    @pytest.mark.parametrize("order", [None, ("jwt",), ("jwt", "state", "app"), ("header", "jwt")])
+    @pytest.mark.parametrize(
+        "scope",
+        [
+            {},
+            {"state": None},
+            {"state": {"request_id": "1"}},
+            {"state": {"tenant": "stated"}},
+            {"state": {"tenant": None}},
+            {"state": {"tenant_id": "stated", "tenant_slug": "s"}},
+            {"state": {"tenant_slug": "s"}},
+            {"state": State({"tenant": "stated"})},
+            {"state": SimpleNamespace(_state={"tenant_id": "stated"})},
+        ],
+    )
+    @pytest.mark.parametrize("claims", [None, {"tenant_id": "claimed"}])
+    def test_it_is_the_tenant_that_all_sources_together_would_name(
+        self, order: Any, scope: dict[str, Any], claims: Any
+    ) -> None:
+        """The short way and the whole list give one tenant."""
+        settings = {
+            "tenant_header": "x-tenant",
+            **({} if order is None else {"tenant_order": order}),
+        }
+        asgi = {"headers": [(b"x-tenant", b"sent")], **scope}
+        for audit in (AuditScope(), AuditScope(tenant=Tenant(id="told"))):
+            chosen = TenantOptions.from_config(AuditConfig(**settings))
+            whole = TenantOptions.from_config(AuditConfig(**settings))
+            object.__setattr__(whole, "beyond", whole.asked)
+            found = resolve_tenant(asgi, audit, claims, chosen)
+            assert found == resolve_tenant(asgi, audit, claims, whole)
