@@ -11,7 +11,7 @@ from opentelemetry import context, trace
 from otel_audit._util.ids import public_id
 from otel_audit.http.request_metadata import path_below_root, with_request_id
 from otel_audit.identity.safe_access import has_header, identities_in
-from otel_audit.policy import override_of
+from otel_audit.policy import has_own_level
 from otel_audit.scope import AuditScope, PendingScope, enter, leave
 
 if TYPE_CHECKING:
@@ -162,8 +162,7 @@ class DeferredRequest(PendingScope):
         if self.exchange is None and scope is not None:
             # a route that nobody knew when the request began may have a level of its own
             try:
-                override = override_of(scope.get("endpoint"), scope.get("route"))
-                asks = override is not None and override.level not in (None, "none")
+                asks = has_own_level(scope.get("endpoint"), scope.get("route"))
             except Exception:  # noqa: BLE001 - what cannot be decided is recorded
                 asks = True
             if asks:

@@ -27,7 +27,7 @@ from otel_audit.http.routes import foresee, route_template
 from otel_audit.http.websocket import SocketTally
 from otel_audit.identity.actor import Bearer
 from otel_audit.identity.safe_access import headers_by_name, identities_in
-from otel_audit.policy import UNDECIDED, override_of
+from otel_audit.policy import UNDECIDED, has_own_level
 from otel_audit.policy.body_operations import (
     OPERATION_TAIL,
     Failure,
@@ -373,8 +373,7 @@ class ExchangeFacts:
         endpoint, route, known = scope.get("endpoint"), scope.get("route"), self._asking
         if known is None or known[0] is not endpoint or known[1] is not route:
             try:
-                override = override_of(endpoint, route)
-                asks = override is not None and override.level not in (None, "none")
+                asks = has_own_level(endpoint, route)
             except Exception as error:  # noqa: BLE001 - what cannot be decided is recorded
                 self.parts.fail("policy", error)
                 asks = True

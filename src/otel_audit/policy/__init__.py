@@ -10,7 +10,7 @@ from otel_audit.policy.engine import (
     PolicyDecision,
     is_unidentified,
 )
-from otel_audit.policy.rules import Override, Rule, audit_route, override_of
+from otel_audit.policy.rules import Override, Rule, audit_route, has_own_level
 
 __all__ = [
     "UNDECIDED",
@@ -20,6 +20,6 @@ __all__ = [
     "PolicyDecision",
     "Rule",
     "audit_route",
+    "has_own_level",
     "is_unidentified",
-    "override_of",
 ]

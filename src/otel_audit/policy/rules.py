@@ -420,6 +420,17 @@ def audit_route(  # noqa: PLR0913 - one fact an argument
     return mark
 
 
+def has_own_level(endpoint: object, route: object = None) -> bool:
+    """Return whether a route asks to be recorded, by a level of its own.
+
+    Args:
+        endpoint: As for `override_of`.
+        route: As for `override_of`.
+    """
+    override = override_of(endpoint, route)
+    return override is not None and override.level not in (None, "none")
+
+
 def override_of(endpoint: object, route: object = None) -> Override | None:
     """Return what a route says about itself; the decorator wins over the description.
 
