@@ -6,17 +6,21 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from urllib.parse import parse_qs, urlsplit
 
 _PIECE = 4096
 
 
 @asynccontextmanager
-async def slow_link(target: str | tuple[str, int], rate: float) -> AsyncIterator[int]:
+async def slow_link(
+    target: str | tuple[str, int], rate: float = 0, silent: asyncio.Event | None = None
+) -> AsyncIterator[int]:
     """Carry what is sent to a port of this machine on to a server, at a rate.
 
     Args:
         target: A Unix socket, or host and port.
-        rate: Bytes a second towards the server, of all connections together.
+        rate: Bytes a second towards the server, of all connections together; 0: any.
+        silent: From when this is set on, nothing is carried, and nothing is closed.
 
     Yields:
         The port.
@@ -32,6 +36,7 @@ async def slow_link(target: str | tuple[str, int], rate: float) -> AsyncIterator
                 if pace:
                     async with free:
                         await asyncio.sleep(len(piece) / pace)
+                await _wait_if_silent(silent)
                 writer.write(piece)
                 await writer.drain()
         writer.close()
@@ -66,3 +71,16 @@ async def slow_link(target: str | tuple[str, int], rate: float) -> AsyncIterator
             task.cancel()
         await asyncio.gather(*under_way, return_exceptions=True)
         await asyncio.sleep(0)  # what was aborted is closed in the loop's next turn
+
+
+async def _wait_if_silent(silent: asyncio.Event | None) -> None:
+    if silent is not None and silent.is_set():
+        await asyncio.Event().wait()
+
+
+def behind(dsn: str, port: int) -> str:
+    return f"postgresql://postgres@127.0.0.1:{port}/{dsn.partition('?')[0].rpartition('/')[2]}"
+
+
+def socket_of(dsn: str) -> str:
+    return parse_qs(urlsplit(dsn).query)["host"][0] + "/.s.PGSQL.5432"

@@ -56,7 +56,7 @@ BROKEN: Final = (PostgresError, InterfaceError, InternalClientError, OSError)
 _OF_FILES: Final = frozenset(
     {
         errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EROFS, errno.EFBIG,
-        errno.ENOSPC, errno.EDQUOT,
+        errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG,
     }
 )  # fmt: skip
 """Numbers of an OSError that no open connection has: a file of the caller's has them."""
@@ -93,6 +93,13 @@ _LOOK_FOR_CLIENT: Final = 10.0
 
 _CACHED_STATEMENTS: Final = 100
 """Prepared statements that a connection keeps, as asyncpg does by default."""
+
+# no tcp_user_timeout: Linux then cuts also a server that is there and does not read for a while
+_KEEPALIVES: Final = {
+    "keepalives": 1, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3,
+}  # fmt: skip
+"""Socket options where the DSN does not say otherwise: a server that is gone is known in a minute,
+and not after two hours."""
 
 _PATIENCE: Final = 2.0
 """Seconds for cancelling the running statement in the server and closing the connection."""
@@ -165,14 +172,23 @@ class OwnConnection(_Connection):
         *args: Any,
         timeout: float | None = None,  # noqa: ASYNC109 - asyncpg's own
     ) -> str:
-        """Execute; behind a pooler in a transaction that has our settings."""
-        if self.is_pooled and not self.is_in_transaction():
-            if query.startswith("BEGIN"):
-                query = f"{query.rstrip('; ')}; {self.settings}"
-            else:
+        """Execute; behind a pooler in a transaction that has our settings.
+
+        A connection whose BEGIN fails or is cancelled is closed.
+        """
+        if not query.startswith("BEGIN"):
+            if self.is_pooled and not self.is_in_transaction():
                 async with self.transaction():
                     return await super().execute(query, *args, timeout=timeout)
-        return await super().execute(query, *args, timeout=timeout)
+            return await super().execute(query, *args, timeout=timeout)
+        if self.is_pooled and not self.is_in_transaction():
+            query = f"{query.rstrip('; ')}; {self.settings}"
+        try:
+            return await super().execute(query, *args, timeout=timeout)
+        except BaseException:
+            # it may have begun, and the driver would take each later transaction for a part of it
+            self.terminate()
+            raise
 
     async def fetch(self, *args: Any, **options: Any) -> list[Any]:
         """Fetch rows; as `execute`."""
@@ -385,7 +401,7 @@ def translated_errors(doing: str, *, asks: bool = False) -> Iterator[None]:
     try:
         yield
     except BROKEN as error:
-        if isinstance(error, OSError) and error.errno in _OF_FILES:
+        if isinstance(error, OSError) and (error.filename or error.errno in _OF_FILES):
             raise
         # what went wrong first says more than that a transaction could not be undone after it
         first = error.__context__
@@ -404,8 +420,7 @@ async def _opened(target: PostgresDsn) -> OwnConnection:
         statement_cache_size=0 if target.is_pooled else _CACHED_STATEMENTS,
     )
     connection.is_pooled = target.is_pooled
-    if target.keepalives:
-        connection.keep_alive(target.keepalives)
+    connection.keep_alive(_KEEPALIVES | target.keepalives)
     return connection
 
 

@@ -187,7 +187,7 @@ class PostgresSink:
                 the message says the remedy.
         """
         async with self._session("check the audit store") as connection:
-            await refuse_unready(connection)
+            await self._refuse_unready(connection)
 
     async def write(self, records: Sequence[AuditRecord]) -> Written:
         """Store a batch; return only after it is durable. Writing twice stores once.
@@ -421,12 +421,18 @@ class PostgresSink:
             )
             self._loader = Loader(self._connection, self._statement_timeout)
             self._upkept_on = None
-            await refuse_encoding(self._connection)
+            async with asyncio.timeout(self._statement_timeout):
+                await refuse_encoding(self._connection)
         today = datetime.now(UTC).date()
         if self._upkept_on != today:
             await self._make_partitions(self._connection)
             self._upkept_on = today
         return self._connection
+
+    async def _refuse_unready(self, connection: Connection[Any]) -> None:
+        # the server's own limits do not help where nothing arrives from it any more
+        async with asyncio.timeout(self._statement_timeout):
+            await refuse_unready(connection)
 
     async def _make_partitions(self, connection: Connection[Any]) -> None:
         try:
@@ -434,7 +440,7 @@ class PostgresSink:
         except InsufficientPrivilegeError:
             if not await connection.fetchval(_MAY_INSERT, timeout=self._statement_timeout):
                 # an auditor's role is told what it is, once, and not which right it lacks
-                await refuse_unready(connection)
+                await self._refuse_unready(connection)
             # without them records go to the default partition, which is better than nowhere
             log_limited(
                 _logger,

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
 import time
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 from otel_audit_otlp.endpoint import Endpoint
 from otel_audit_otlp.sink import OtlpSink
 from otel_audit_postgres import PostgresSink
+from otel_audit_postgres.connection import connect, disconnect
+from otel_audit_postgres.query import pool
 from otlp_receiver import receiving
-from slow_link import slow_link
+from slow_link import behind, slow_link, socket_of
 from strategies import a_record
 
 from otel_audit._util.ids import uuid7
 from otel_audit.delivery.delivery import Delivery, DeliveryOptions
 from otel_audit.delivery.metrics import Counters
+from otel_audit.errors import StoreUnavailableError
 
 QUICK = DeliveryOptions(batch_interval=0.01, first_pause=0.02, longest_pause=0.2)
 
@@ -43,14 +47,6 @@ async def deliver(make_sink, backlog: list, within: float, options=QUICK) -> tup
         return time.monotonic() - began, counters
     finally:
         await asyncio.to_thread(delivery.close, 1)
-
-
-def behind(dsn: str, port: int) -> str:
-    return f"postgresql://postgres@127.0.0.1:{port}/{dsn.partition('?')[0].rpartition('/')[2]}"
-
-
-def socket_of(dsn: str) -> str:
-    return parse_qs(urlsplit(dsn).query)["host"][0] + "/.s.PGSQL.5432"
 
 
 @pytest.mark.slow
@@ -84,6 +80,47 @@ async def test_a_short_limit_of_the_role(audit_store):
     assert counters.snapshot()["exported"] == 200
     assert await admin.fetchval("SELECT count(*) FROM audit.audit_logs") == 200
     await admin.close()
+
+
+async def test_a_check_of_a_store_that_falls_silent(audit_store):
+    """The server's own limits do not reach the one who waits; the limit on this side does."""
+    silent = asyncio.Event()
+    async with slow_link(socket_of(audit_store), silent=silent) as port:
+        sink = PostgresSink(behind(audit_store, port), statement_timeout=0.5)
+        await sink.check()
+        silent.set()
+        async with asyncio.timeout(10):
+            with pytest.raises(StoreUnavailableError, match="no answer in time"):
+                await sink.check()
+        await sink.close()
+
+
+async def test_an_idle_connection_of_a_pool_that_falls_silent(audit_store, monkeypatch):
+    """Who comes next is told, and does not wait without end."""
+    monkeypatch.setattr(pool, "_CONNECT_TIMEOUT", 0.5)
+    silent = asyncio.Event()
+    async with slow_link(socket_of(audit_store), silent=silent) as port:
+        trails = pool.TrailPool(behind(audit_store, port), size=1)
+        async with trails.connection():
+            pass
+        silent.set()
+        async with asyncio.timeout(15):
+            with pytest.raises(StoreUnavailableError):
+                async with trails.connection():
+                    pass
+        await trails.close()
+
+
+@pytest.mark.parametrize(("query", "seconds"), [("", 30), ("?keepalives_idle=77", 77)])
+async def test_the_system_asks_whether_the_server_is_there(audit_store, query, seconds):
+    """Of each TCP connection, where the connection string does not say otherwise."""
+    async with slow_link(socket_of(audit_store)) as port:
+        connection = await connect(f"{behind(audit_store, port)}{query}")
+        link = connection._transport.get_extra_info("socket")
+        assert link.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert link.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == seconds
+        assert not link.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+        await disconnect(connection)
 
 
 @pytest.mark.slow

@@ -6,13 +6,15 @@ database: a backup of that brings nothing back.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
 import logging
 import os
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -31,7 +33,13 @@ from otel_audit.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from otel_audit_postgres.connection import Connection, connect, disconnect
+from otel_audit_postgres.connection import (
+    Connection,
+    TimeLimits,
+    connect,
+    disconnect,
+    disconnect_later,
+)
 from otel_audit_postgres.errors import as_store_error, sqlstate
 from otel_audit_postgres.personal.encryption import KEY_BYTES, SubjectKey, aead
 from otel_audit_postgres.pseudonyms import KEY_ID_BYTES
@@ -116,6 +124,8 @@ _LATEST: Final = "SELECT max(destroyed_at) FROM audit_keys.destroyed_keys WHERE 
 _MARK_RECORDED: Final = "UPDATE audit_keys.destroyed_keys SET is_recorded = true WHERE subject = $1"
 _TIDY: Final = "VACUUM audit_keys.subject_keys"
 _NOT_SET_UP: Final = "the database of keys is not set up: run `otel-audit subject init`"
+_ASK: Final = "ask the database of keys"
+_NO_RIGHT: Final = "42501"
 # no schema, no table
 _MISSING: Final = ("3F000", "42P01")
 _PROOF_TEXT: Final = b"otel-audit key-encryption key"
@@ -216,7 +226,13 @@ class KeyStore:
     """Keys by subject, over one connection; recent ones are cached."""
 
     def __init__(
-        self, dsn: str, wrapper: KeyWrapper, *, pending: Path | None = None, timeout: float = 5.0
+        self,
+        dsn: str,
+        wrapper: KeyWrapper,
+        *,
+        pending: Path | None = None,
+        timeout: float = 5.0,
+        statement_timeout: float = 30.0,
     ) -> None:
         """Remember the settings; no connection is opened yet.
 
@@ -226,8 +242,11 @@ class KeyStore:
             pending: Where keys are kept, wrapped, that are made while the database cannot be
                 reached; None: nothing can be encrypted then, and the caller must wait.
             timeout: Seconds that connecting may take.
+            statement_timeout: Seconds that one question may take. After that the database counts
+                as one that cannot be reached.
         """
         self._dsn, self._wrapper, self._pending, self._timeout = dsn, wrapper, pending, timeout
+        self._patience = statement_timeout
         self._connection: Connection[Any] | None = None
         self._known: BoundedCache[bytes, _CachedKey] = BoundedCache(_MOST_REMEMBERED // 2)
         self._away_until = 0.0
@@ -239,17 +258,11 @@ class KeyStore:
             ConfigurationError: It is the audit database, or another key wrapped its keys.
             StoreError: The database cannot be reached, or the role lacks a right.
         """
-        connection = await self._connected()
-        try:
-            with suppress_instrumentation():
-                _refuse_trail(is_trail=await connection.fetchval(_IS_TRAIL))
-                await connection.execute(SCHEMA)
-                await connection.execute(_PROVE, self._wrapper.wrap(_PROOF_TEXT, b"proof"))
-                proof = await connection.fetchval(_PROOF)
-        except OtelAuditError:
-            raise
-        except Exception as error:  # noqa: BLE001 - each becomes one of ours
-            raise as_store_error(error, "set up the database of keys") from None
+        async with self._asking("set up the database of keys") as connection:
+            _refuse_trail(is_trail=await connection.fetchval(_IS_TRAIL))
+            await connection.execute(SCHEMA)
+            await connection.execute(_PROVE, self._wrapper.wrap(_PROOF_TEXT, b"proof"))
+            proof = await connection.fetchval(_PROOF)
         self._wrapper.unwrap(proof, b"proof")
 
     async def check(self) -> None:
@@ -312,7 +325,8 @@ class KeyStore:
             except StoreUnavailableError as error:
                 if self._pending is None:
                     raise
-                self._away_until = now + _ASKED_AGAIN_AFTER
+                # from now on: finding it out took its time, too
+                self._away_until = monotonic() + _ASKED_AGAIN_AFTER
                 log_limited(
                     _logger, "keys away",
                     "the database of keys cannot be reached (%s): personal values are encrypted "
@@ -323,33 +337,25 @@ class KeyStore:
         }
 
     async def _ask(self, missing: Mapping[bytes, int], now: float) -> Mapping[bytes, SubjectKey]:
-        connection = await self._connected()
         subjects = [*missing]
-        try:
-            with suppress_instrumentation():
-                await self._hand_in(connection)
-                # in this order: one that is erased in between is known as such, key or no key
-                found = {row["subject"]: row for row in await connection.fetch(_FIND, subjects)}
-                erased = {
-                    row["subject"]: _nanoseconds(row["moment"])
-                    for row in await connection.fetch(_ERASED, subjects)
-                }
-                lacking = [
-                    one
-                    for one, happened in missing.items()
-                    if one not in found and erased.get(one, happened) <= happened
-                ]
-                if lacking:
-                    ids = [secrets.token_bytes(KEY_ID_BYTES) for _ in lacking]
-                    wrapped = [self._wrapper.wrap(secrets.token_bytes(KEY_BYTES), i) for i in ids]
-                    await connection.execute(_MAKE, ids, lacking, [0] * len(lacking), wrapped)
-                    # another process may have been quicker
-                    found |= {row["subject"]: row for row in await connection.fetch(_FIND, lacking)}
-        except OtelAuditError:
-            raise
-        except Exception as error:  # noqa: BLE001 - each becomes one of ours
-            await self.close()
-            raise _as_key_error(error) from None
+        async with self._asking() as connection:
+            # in this order: one that is erased in between is known as such, key or no key
+            found = {row["subject"]: row for row in await connection.fetch(_FIND, subjects)}
+            erased = {
+                row["subject"]: _nanoseconds(row["moment"])
+                for row in await connection.fetch(_ERASED, subjects)
+            }
+            lacking = [
+                one
+                for one, happened in missing.items()
+                if one not in found and erased.get(one, happened) <= happened
+            ]
+            if lacking:
+                ids = [secrets.token_bytes(KEY_ID_BYTES) for _ in lacking]
+                wrapped = [self._wrapper.wrap(secrets.token_bytes(KEY_BYTES), i) for i in ids]
+                await connection.execute(_MAKE, ids, lacking, [0] * len(lacking), wrapped)
+                # another process may have been quicker
+                found |= {row["subject"]: row for row in await connection.fetch(_FIND, lacking)}
         for subject in subjects:
             self._known.discard(subject)
         keys = {}
@@ -390,15 +396,17 @@ class KeyStore:
             pending = json.loads(file.read_text("utf-8"))
             subject, key_id = bytes.fromhex(pending["subject"]), bytes.fromhex(pending["key_id"])
             created = datetime.fromisoformat(pending["created_at"])
-            erased = await connection.fetchval(_LATEST, subject)
-            await connection.execute(
-                # an integer that no other key of the subject has: 0 is the current one's
-                _MAKE, [key_id], [subject], [1 + secrets.randbelow(2**31 - 2)],
-                [bytes.fromhex(pending["wrapped"])],
-            )  # fmt: skip
-            if erased is not None and erased >= created:
-                # the subject was erased meanwhile
-                await connection.execute(_REPLAY, [key_id])
+            # a limit for each: there may be thousands
+            async with asyncio.timeout(self._patience):
+                erased = await connection.fetchval(_LATEST, subject)
+                await connection.execute(
+                    # an integer that no other key of the subject has: 0 is the current one's
+                    _MAKE, [key_id], [subject], [1 + secrets.randbelow(2**31 - 2)],
+                    [bytes.fromhex(pending["wrapped"])],
+                )  # fmt: skip
+                if erased is not None and erased >= created:
+                    # the subject was erased meanwhile
+                    await connection.execute(_REPLAY, [key_id])
             file.unlink(missing_ok=True)
 
     async def known(self, subject: Subject) -> list[SubjectKey]:
@@ -428,12 +436,12 @@ class KeyStore:
     async def mark_recorded(self, subject: Subject) -> None:
         """Mark the destruction as recorded in the trail, and vacuum the old rows."""
         await self._rows(_MARK_RECORDED, self.subject_hash(subject))
-        await self._rows(_TIDY)
+        await self._tidy()
 
     async def replay(self, key_ids: Sequence[bytes]) -> None:
         """Destroy keys again that a restored key database has brought back."""
         await self._rows(_REPLAY, list(key_ids))
-        await self._rows(_TIDY)
+        await self._tidy()
         self._known.clear()
 
     async def close(self) -> None:
@@ -443,27 +451,54 @@ class KeyStore:
             await disconnect(connection)
 
     async def _rows(self, query: str, *values: Any) -> list[Mapping[str, Any]]:
-        connection = await self._connected()
+        async with self._asking() as connection:
+            return list(await connection.fetch(query, *values))
+
+    async def _tidy(self) -> None:
+        """Vacuum, which takes as long as it takes: over a connection without a limit."""
+        connection = await self._opened(TimeLimits())
         try:
             with suppress_instrumentation():
-                await self._hand_in(connection)
-                return list(await connection.fetch(query, *values))
+                await connection.execute(_TIDY)
         except OtelAuditError:
             raise
         except Exception as error:  # noqa: BLE001 - each becomes one of ours
-            await self.close()
-            raise _as_key_error(error) from None
+            raise _as_key_error(error, _ASK) from None
+        finally:
+            await disconnect(connection)
+
+    @asynccontextmanager
+    async def _asking(self, doing: str = _ASK) -> AsyncIterator[Connection[Any]]:
+        """Lend the connection for a question; unless it is answered in time, drop it."""
+        connection = await self._connected()
+        try:
+            with suppress_instrumentation():
+                if doing == _ASK:
+                    await self._hand_in(connection)
+                async with asyncio.timeout(self._patience):
+                    yield connection
+        except BaseException as error:
+            # whoever is cancelled leaves a statement, or a transaction, that nobody would end
+            if self._connection is connection:
+                self._connection = None
+            disconnect_later(connection)
+            if isinstance(error, OtelAuditError) or not isinstance(error, Exception):
+                raise
+            raise _as_key_error(error, doing) from None
 
     async def _connected(self) -> Connection[Any]:
         if self._connection is None or self._connection.is_closed():
-            try:
-                with suppress_instrumentation():
-                    self._connection = await connect(self._dsn, self._timeout)
-            except StoreError as error:
-                message = str(error).replace("OTEL_AUDIT_DSN", "OTEL_AUDIT_KEYS_DSN")
-                kind = type(error) if isinstance(error, StoreUnavailableError) else StoreError
-                raise kind(f"the database of keys: {message}") from None
+            self._connection = await self._opened(TimeLimits.of_statements(self._patience))
         return self._connection
+
+    async def _opened(self, limits: TimeLimits) -> Connection[Any]:
+        try:
+            with suppress_instrumentation():
+                return await connect(self._dsn, self._timeout, limits)
+        except StoreError as error:
+            message = str(error).replace("OTEL_AUDIT_DSN", "OTEL_AUDIT_KEYS_DSN")
+            kind = type(error) if isinstance(error, StoreUnavailableError) else StoreError
+            raise kind(f"the database of keys: {message}") from None
 
     def _unwrapped(self, row: Mapping[str, Any]) -> bytes:
         return self._wrapper.unwrap(row["wrapped"], row["key_id"])
@@ -473,11 +508,19 @@ class KeyStore:
         return key
 
 
-def _as_key_error(error: Exception) -> StoreError:
+def _as_key_error(error: Exception, doing: str) -> StoreError:
     """An error of the database of keys, in terms of its own remedy."""
-    if sqlstate(error) in _MISSING:
+    state = sqlstate(error)
+    if state in _MISSING:
         return StoreError(_NOT_SET_UP)
-    return as_store_error(error, "ask the database of keys")
+    if state == _NO_RIGHT:
+        return StoreError(
+            f"could not {doing}: the role of OTEL_AUDIT_KEYS_DSN lacks a right: log in as the role "
+            "that ran `otel-audit subject init`, which needs CREATE on that database "
+            f"[{type(error).__name__} {state}]"
+        )
+    told = as_store_error(error, doing)
+    return type(told)(str(told).replace("OTEL_AUDIT_DSN", "OTEL_AUDIT_KEYS_DSN"))
 
 
 def _nanoseconds(moment: datetime) -> int:

@@ -173,8 +173,9 @@ class TrailPool:
         while self._idle:
             connection = self._idle.pop()
             try:
-                # the server may have ended it meanwhile
-                await connection.execute("SELECT")
+                # the server may have ended it meanwhile, or cannot be reached any more
+                async with asyncio.timeout(_CONNECT_TIMEOUT):
+                    await connection.execute("SELECT")
             except BROKEN:
                 await disconnect(connection)
             except BaseException:  # who asked has gone away

@@ -87,6 +87,10 @@ class RetentionWatch:
             self.state = await retention_state(self._dsn)
         except StoreError as error:
             log_limited(_logger, "retention state", "Retention cannot be asked about: %s", error)
+        except Exception as error:  # noqa: BLE001 - a defect, which must not end the watch
+            log_limited(
+                _logger, "retention defect", "Retention cannot be asked about", error=error
+            )  # fmt: skip
 
     async def run(self) -> None:
         """Read periodically until cancelled."""

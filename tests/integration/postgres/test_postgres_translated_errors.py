@@ -57,6 +57,15 @@ async def test_an_error_of_a_file_is_not_the_connections(audit_store, opened, nu
 
 
 @EACH
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENAMETOOLONG])
+async def test_an_error_that_names_a_file_is_not_the_connections(audit_store, opened, number):
+    """Nor is a file that may not be read, whatever the number."""
+    with pytest.raises(OSError, match="/nowhere"):
+        async with opened(audit_store):
+            raise OSError(number, os.strerror(number), "/nowhere")
+
+
+@EACH
 async def test_what_went_wrong_first_is_told(audit_store, opened):
     """Not that a transaction could not be undone after it, as its connection is gone."""
     with pytest.raises(ConfigurationError, match="first"):

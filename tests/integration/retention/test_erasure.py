@@ -9,6 +9,7 @@ import subprocess
 import time
 import uuid
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import asyncpg
 import msgspec
@@ -35,6 +36,7 @@ from otel_audit_postgres.retention.subject import (
 from otel_audit_postgres.sink import PostgresSink
 from postgres_servers import BIN
 from retention_trail import JANUARY, ids_of
+from slow_link import behind, slow_link, socket_of
 from strategies import a_record
 
 from otel_audit._util.cache import BoundedCache
@@ -467,6 +469,59 @@ class TestKeyStore:
         assert await erase(trail.dsn, back, ANN, "law", "demand")
         assert CANARY not in str((await export(trail, back))[0]["record"]["actor"])
         await back.close()
+
+    async def test_standing_still_is_being_away(self, keys, keys_dsn, kek, tmp_path):
+        """Keys are made here in time, and the next batch does not wait at all."""
+        silent = asyncio.Event()
+        async with slow_link(socket_of(keys_dsn), silent=silent) as port:
+            still = KeyStore(
+                behind(keys_dsn, port),
+                kek,
+                pending=tmp_path / "pending",
+                timeout=1,
+                statement_timeout=0.5,
+            )
+            known = (await still.keys_for({ANN: 1}))[ANN]
+            silent.set()
+            ben, cid = ANN._replace(name="ben"), ANN._replace(name="cid")
+            async with asyncio.timeout(10):
+                made = (await still.keys_for({ben: 1}))[ben]
+                began = time.monotonic()
+                await still.keys_for({cid: 1})
+                assert time.monotonic() - began < 0.4
+                with pytest.raises(StoreUnavailableError, match="OTEL_AUDIT_KEYS_DSN"):
+                    await still.check()
+                await still.close()
+        assert (await keys.keys_for({ANN: 1}))[ANN].key_id == known.key_id
+        assert made.key_id in [one.key_id for one in await keys.known(ben)]
+
+    async def test_being_cancelled_hands_out_no_key_that_is_not_committed(self, keys, keys_dsn):
+        """Also behind a pooler, where each statement has a transaction of its own."""
+        await keys.keys_for({ANN: 1})
+        for query in ("", "&pgbouncer=true"):
+            for turns in range(14):
+                store = KeyStore(f"{keys_dsn}{query}", keys._wrapper)
+                await store.check()
+                subjects = [ANN._replace(name=f"{one}{turns}{query}") for one in "xy"]
+                task = asyncio.create_task(store.keys_for({subjects[0]: 1}))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+                made = (await store.keys_for({subjects[1]: 1}))[subjects[1]]
+                assert await keys.present([made.key_id]) == {made.key_id}
+                await store.close()
+
+    async def test_names_its_own_setting_where_a_right_is_missing(self, keys, keys_dsn, postgres):
+        """Who reads OTEL_AUDIT_DSN would grant a right in the other database."""
+        role = f"keys_{uuid.uuid4().hex[:8]}"
+        await postgres.execute(f"CREATE ROLE {role} LOGIN")
+        store = KeyStore(postgres.dsn(urlsplit(keys_dsn).path.lstrip("/"), role), keys._wrapper)
+        for ask in (store.check, store.init):
+            with pytest.raises(StoreError, match="role of OTEL_AUDIT_KEYS_DSN lacks a right") as no:
+                await ask()
+            assert "OTEL_AUDIT_DSN" not in str(no.value)
+        await store.close()
 
     async def test_being_away_without_a_place_for_keys_waits(self, trail, kek):
         """Then nothing is stored, and nothing lost: it is tried again."""

@@ -12,6 +12,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from otel_audit_postgres import init
 from otel_audit_postgres.archive.catalog import record_verification
+from otel_audit_postgres.retention import metrics
 from otel_audit_postgres.retention.holds import HoldConditions, place_hold
 from otel_audit_postgres.retention.metrics import RetentionWatch, publish, retention_state
 from otel_audit_postgres.retention.policy import PolicyError, read_policy
@@ -90,6 +91,17 @@ class TestState:
         watch = RetentionWatch("postgresql://nobody@127.0.0.1:1/nowhere")
         await watch.refresh()
         assert metrics_of(watch) == {}
+
+    @pytest.mark.allow_errors
+    async def test_goes_on_after_a_defect(self, monkeypatch, caplog):
+        """It is logged with its place; the task that asks each minute does not end."""
+
+        async def broken(_dsn):
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(metrics, "retention_state", broken)
+        await RetentionWatch("postgresql://nobody@127.0.0.1:1/nowhere").refresh()
+        assert "Retention cannot be asked about [ZeroDivisionError" in caplog.text
 
     async def test_takes_no_word_of_who_sees_some_tenants_only(self, retained, postgres):
         """Whoever cannot see all archives cannot say that they were verified."""
