@@ -303,6 +303,7 @@ class Runtime:
             log_limited(_logger, "start", "Not all of auditing has started", error=error)
 
     def _start(self) -> None:
+        self._shutdown_time.renew()
         self._load()
         if self.delivery is not None:
             self.delivery.start()
@@ -498,6 +499,9 @@ class Runtime:
         Raises only what a signal handler of the application raises meanwhile; what waits is
         delivered, kept or counted first.
         """
+        if self._producer is not None:
+            # before the time is measured: what is recorded while it waits would renew it
+            self._producer.end()
         with self._shutdown_time.waits() as left, contextlib.ExitStack() as last_first:
             delivery, transactional = self.delivery, self.transactional
             if delivery is not None:

@@ -146,6 +146,7 @@ class LoopThread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._is_ending = False
+        self._is_starting = False
         # to wait for its end, and for its loop
         self._ended = AutoResetEvent()
         self._ready = AutoResetEvent()
@@ -186,13 +187,18 @@ class LoopThread:
         Returns:
             Whether it runs; where there can be none now, try again later.
         """
-        if self.alive:
+        # callers hold a lock, so that only a signal handler within this call finds it under way
+        if self.alive or self._is_starting:
             return True
-        if self._thread is not None:
-            self._note("its thread was gone", None)
-        self._wanted = True
-        self._loop, self._task, self._ready = None, None, AutoResetEvent()
-        self._thread = begin_thread(self._name, self._run)
+        self._is_starting = True
+        try:
+            if self._thread is not None:
+                self._note("its thread was gone", None)
+            self._wanted = True
+            self._loop, self._task, self._ready = None, None, AutoResetEvent()
+            self._thread = begin_thread(self._name, self._run)
+        finally:
+            self._is_starting = False
         return self._thread is not None
 
     def ensure(self) -> None:

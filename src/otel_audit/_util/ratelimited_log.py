@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -41,6 +43,9 @@ class _Line(NamedTuple):
 postponed: Final[deque[_Line]] = deque(maxlen=1024)
 """Lines that were to be logged under a lock of ours; see `log_postponed`. Others follow them within
 a second, unless the machine is at its end: the bound is for that case."""
+
+_logging: Final[set[int]] = set()
+"""Threads that are logging such lines."""
 
 
 def log_limited(
@@ -86,12 +91,20 @@ def log_when_free(logger: logging.Logger, level: int, message: str, *args: objec
 
 def log_postponed() -> None:
     """Log what was to be logged while the calling thread held a lock; not if it still holds one."""
-    while postponed and not holds_any():
-        try:
-            line = postponed.popleft()
-        except IndexError:  # another thread was faster
-            return
-        _log(line)
+    me = threading.get_ident()
+    # a logging handler that records something is called by the loop below, which goes on
+    if not postponed or me in _logging:
+        return
+    try:
+        _logging.add(me)
+        while postponed and not holds_any():
+            try:
+                line = postponed.popleft()
+            except IndexError:  # another thread was faster
+                return
+            _log(line)
+    finally:
+        _logging.discard(me)
 
 
 def _log(line: _Line) -> None:
@@ -126,9 +139,14 @@ def _fresh_lock() -> None:
     """In a forked child: another thread of the parent may have held the lock."""
     global _lock  # noqa: PLW0603 - a lock cannot be given back for somebody else
     _lock = own_lock()
+    # the parent logs its own lines
+    postponed.clear()
+    _logging.clear()
 
 
 call_in_child(_fresh_lock)
+# lines of a thread that had no more to do with us
+atexit.register(log_postponed)
 
 
 def place_of(error: BaseException) -> str:

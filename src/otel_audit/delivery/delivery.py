@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import threading
@@ -30,7 +31,7 @@ from otel_audit.delivery.metrics import Counters
 from otel_audit.delivery.queue import ChangedSince, Item, RecordQueue
 from otel_audit.delivery.queue_entries import Entry
 from otel_audit.delivery.sink import Sink
-from otel_audit.delivery.spool import Spool
+from otel_audit.delivery.spool import Spool, SpoolError
 from otel_audit.delivery.writer import LAST_GRACE, BadRecords, Writer, ignore_duration
 from otel_audit.errors import StoreError
 from otel_audit.record import to_json
@@ -176,6 +177,7 @@ class Delivery:
         """Start the writer now: what dead processes left need not wait for the first record."""
         with self._lock:
             self._writer.start()
+        log_postponed()
 
     @property
     def threads(self) -> dict[str, ThreadState]:
@@ -187,10 +189,11 @@ class Delivery:
         with self._lock:
             self._writer.ensure()
         self._group.ensure()
+        log_postponed()
 
     def hurry(self) -> None:
         """Deliver records that wait for a larger batch now."""
-        if self._is_held:
+        if self.is_held:
             self._rouse()
             return
         with self._lock:
@@ -211,7 +214,7 @@ class Delivery:
 
     def discard(self, record_id: str) -> None:
         """Discard what was written down of an action that is not recorded after all."""
-        if self._is_held:
+        if self.is_held:
             self._do_later(functools.partial(self.queue.discard, record_id))
         else:
             self.queue.discard(record_id)
@@ -223,7 +226,7 @@ class Delivery:
             entry: What is finished.
             text: As for `RecordQueue.put`.
         """
-        if self._is_held:
+        if self.is_held:
             self._do_later(functools.partial(self._accept, entry, text))
             return
         with self._lock:
@@ -257,7 +260,7 @@ class Delivery:
             self._writer.end_wait_in(self._options.batch_interval)
 
     @property
-    def _is_held(self) -> bool:
+    def is_held(self) -> bool:
         """Whether this is called in the middle of our own work on the same thread: see `own_lock`.
 
         What comes in the middle must not go on at once, nor wait for what another thread holds: it
@@ -272,7 +275,7 @@ class Delivery:
         self._writer.schedule(self._catch_up)
 
     def _catch_up(self) -> None:
-        while self._between and not self._is_held:
+        while self._between and not self.is_held:
             with self._lock:
                 if self._between:  # else another thread was faster
                     # it stays there until it is done: a thread that ends here loses nothing
@@ -296,7 +299,7 @@ class Delivery:
         Returns:
             Whether it has.
         """
-        if self._is_held:
+        if self.is_held:
             self._rouse()
             return False
         self._catch_up()
@@ -343,7 +346,7 @@ class Delivery:
             Whether everything was delivered; False if that is not known yet: where a signal handler
             has stopped this thread in the middle of our own work, another one does all this.
         """
-        if self._is_held:
+        if self.is_held:
             # no daemon: the process waits for it
             threading.Thread(
                 target=self.close, args=(timeout,), name="otel-audit-close", daemon=False
@@ -375,6 +378,8 @@ class Delivery:
         self._writer.join(LAST_GRACE)
 
     def _close_queue(self, why_lost: str) -> bool:
+        # a `discard` that was put off means nothing to a closed spool
+        self._catch_up()
         with self._lock:
             if self._closed:
                 return self.depth == 0
@@ -413,17 +418,18 @@ class Delivery:
             timeout: Seconds to wait for delivery. Delivery continues if there is more to do.
         """
         if self._flush_or_keep(timeout):
+            self._kept = 0
             with self._lock:
                 self.queue.rest()
         else:
             self.log_kept_records()
 
     def log_kept_records(self) -> None:
-        """Log how many records stay in the spool, if any; not the same number again."""
+        """Log how many records stay in the spool, if any; not the same number twice in a row."""
         spool = self.queue.open_spool
         kept = 0 if spool is None else spool.pending
-        if spool is not None and kept and kept != self._kept:
-            self._kept = kept
+        before, self._kept = self._kept, kept
+        if spool is not None and kept and kept != before:
             log_when_free(
                 _logger, logging.WARNING,
                 "%d audit records are kept in %s; the next process of this service delivers them",
@@ -624,7 +630,12 @@ class Delivery:
         spool = self.queue.open_spool
         if spool is not None and spool.is_gone:
             with self._lock:
-                self.queue.replace_gone(len(self._left) + len(self._postponed))
+                old = self.queue.replace_gone(len(self._left) + len(self._postponed))
+            if old is not None:
+                # not under the lock: it waits for a sync of the old one, and what the garbage
+                # collector ends in that thread may wait for the lock
+                with contextlib.suppress(SpoolError, OSError):
+                    old.close()
 
 
 def _size_of(entry: Entry) -> int:

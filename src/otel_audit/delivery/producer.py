@@ -118,7 +118,9 @@ class Producer:
         """Record the start of the stream, once. Never raises."""
         if self._own_records is None or self._announced:
             return
-        if is_mine(self._beginning):  # in the middle of it: a signal handler records something
+        # a signal handler or the garbage collector records something in the middle of our own work:
+        # waiting here might be for a thread that waits for this one, so the next record announces
+        if is_mine(self._beginning) or self._delivery.is_held:
             return
         # other threads block here, so that the record `started` gets number 1
         with self._beginning:

@@ -6,7 +6,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import suppress
 from itertools import count, islice, takewhile
 from typing import Final
 
@@ -227,7 +226,7 @@ class RecordQueue:
             kept = {item.position for item in (*self._memory, *in_hand) if item.spool is spool}
             self._spilled = self._spilled or spool.pending > len(kept - {None})
 
-    def replace_gone(self, in_hand: int) -> None:
+    def replace_gone(self, in_hand: int) -> Spool | None:
         """Open another spool where the directory of this one is gone; call it under the lock.
 
         What is in memory stays there, and nothing is refused any more. What was on disk alone is
@@ -235,10 +234,13 @@ class RecordQueue:
 
         Args:
             in_hand: Entries that were taken, and are not done with.
+
+        Returns:
+            The one that is gone, for the caller to close without the lock; None if none is.
         """
         old = self.open_spool
         if old is None or not old.is_gone:
-            return
+            return None
         with self._using:
             try:
                 self.spool = reopen(old)
@@ -246,9 +248,7 @@ class RecordQueue:
                 log_limited(
                     _logger, "gone", "The spool is gone, and no other can be opened: %s", error
                 )
-                return
-            with suppress(SpoolError, OSError):
-                old.close()
+                return None
         here = in_hand + sum(item.position is not None for item in self._memory)
         lost = max(old.pending - here, 0)
         self._memory = deque(map(self._as_it_is_now, self._memory))
@@ -261,6 +261,7 @@ class RecordQueue:
             "were in it alone are lost, unless another machine has adopted it", old.path, lost,
             level=logging.CRITICAL,
         )  # fmt: skip
+        return old
 
     def _as_it_is_now(self, item: Item) -> Item:
         """The entry, in memory only if its spool is gone."""

@@ -12,7 +12,8 @@ class ShutdownTime:
     """Gives each wait of a shutdown what the waits before it have left.
 
     The end of a lifespan and the exit of the process behind it are one shutdown, unless something
-    was recorded in between, or the process was forked.
+    was recorded since the first began, another lifespan has started, or the process was forked.
+    Only waits use the time up, and not what the process does between them.
     """
 
     def __init__(self, seconds: float, recorded: Callable[[], int]) -> None:
@@ -24,18 +25,25 @@ class ShutdownTime:
         """
         self._seconds = seconds
         self._recorded = recorded
-        self._after: tuple[int, int] | None = None
-        self._until = 0.0
+        self._of: tuple[int, int] | None = None
+        self._left = seconds
 
     @contextmanager
     def waits(self) -> Iterator[Callable[[], float]]:
         """Wait with it: yields what says how many seconds are left, 0 or more."""
-        if self._after != self._state():
-            self._until = time.monotonic() + self._seconds
-        try:
-            yield lambda: max(self._until - time.monotonic(), 0.0)
-        finally:
-            self._after = self._state()
+        state = os.getpid(), self._recorded()
+        if self._of != state:
+            self._of, self._left = state, self._seconds
+        end = time.monotonic() + self._left
 
-    def _state(self) -> tuple[int, int]:
-        return os.getpid(), self._recorded()
+        def left() -> float:
+            return max(end - time.monotonic(), 0.0)
+
+        try:
+            yield left
+        finally:
+            self._left = left()
+
+    def renew(self) -> None:
+        """Give all of it to the next wait: the process has begun something new."""
+        self._of = None

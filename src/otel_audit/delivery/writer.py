@@ -18,7 +18,7 @@ from otel_audit._util.backoff import Backoff
 from otel_audit._util.loop_thread import LoopThread, ThreadState
 from otel_audit._util.own_lock import OwnLock
 from otel_audit._util.randomness import generator
-from otel_audit._util.ratelimited_log import log_limited
+from otel_audit._util.ratelimited_log import log_limited, log_postponed
 from otel_audit.delivery.halving import write_by_halves
 from otel_audit.delivery.metrics import Counters
 from otel_audit.delivery.queue_entries import Entry
@@ -34,7 +34,7 @@ T = TypeVar("T")
 _BACKOFF: Final = Backoff()
 
 LAST_GRACE: Final = 5.0
-"""Seconds that a writer\'s thread has to close its connections after the last write."""
+"""Seconds that a writer's thread has to close its connections after the last write."""
 
 BadRecords = Literal["raise", "postpone", "quarantine"]
 """The treatment of a record for which a sink raises an unexpected error: the error of its batch is
@@ -324,3 +324,4 @@ class OwnsWriter:
         """Replace the thread if it is gone. Never raises."""
         with self._lock:
             self._writer.ensure()
+        log_postponed()

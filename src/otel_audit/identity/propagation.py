@@ -24,7 +24,7 @@ from opentelemetry.propagators.textmap import (
 )
 
 from otel_audit._util.own_lock import own_lock
-from otel_audit._util.ratelimited_log import log_limited
+from otel_audit._util.ratelimited_log import log_limited, log_postponed
 from otel_audit.attributes import ACTOR_ID, ACTOR_TYPE, TENANT_ID
 from otel_audit.identity.safe_access import header_values, identifier
 from otel_audit.record import ANONYMOUS, Actor, Tenant
@@ -103,6 +103,7 @@ class PropagatorInstaller:
         if propagate.get_global_textmap() is not self._mine:
             with self._lock:
                 self._wrap(propagate.get_global_textmap())
+            log_postponed()
 
     def _wrap(self, current: TextMapPropagator) -> None:
         if current is self._mine:

@@ -465,6 +465,17 @@ class TestWithASpool:
         assert len(shelf.stored) == 800
         assert len({record.record_id for record in shelf.stored}) == 800
 
+    def test_what_is_kept_is_said_anew_after_it_was_delivered(self, spooled, shelf, caplog):
+        """The same number, at the end of another lifespan."""
+        delivery = spooled()
+        for _ in range(2):
+            shelf.held = True
+            delivery.submit(a_record())
+            delivery.flush_and_rest(0.1)
+            shelf.held = False
+            delivery.flush_and_rest(10)
+        assert caplog.text.count("1 audit records are kept in") == 2
+
     def test_what_the_store_did_not_take_is_adopted_later(self, spooled, shelf, caplog):
         """An end during an outage leaves the records on disk; the next delivery stores them."""
         shelf.held = True

@@ -57,13 +57,29 @@ def test_the_exit_behind_a_lifespan_has_what_that_has_left(shutdown, clock):
         assert left() == 0.0
 
 
-def test_what_is_recorded_while_it_waits_gives_no_more(shutdown, recorded, clock):
-    """Such as the record that says that this process has ended."""
+def test_the_time_between_two_waits_is_not_used_up(shutdown, clock):
+    """Threads that the process waits for before it exits."""
     with shutdown.waits():
-        recorded.number += 1
         clock[0] += 4
+    clock[0] += 100
     with shutdown.waits() as left:
         assert left() == 6.0
+
+
+def test_another_lifespan_has_all_of_it_again(shutdown, clock):
+    with shutdown.waits():
+        clock[0] += 10
+    shutdown.renew()
+    with shutdown.waits() as left:
+        assert left() == 10.0
+
+
+def test_what_is_recorded_while_it_waits_is_waited_for(shutdown, recorded, clock):
+    with shutdown.waits():
+        recorded.number += 1
+        clock[0] += 10
+    with shutdown.waits() as left:
+        assert left() == 10.0
 
 
 def test_what_is_recorded_after_it_has_all_of_it_again(shutdown, recorded, clock):
