@@ -124,14 +124,14 @@ class TestLimits:
             )
             await other.close()
 
-        exported = row_pass.store.exported_snapshot
+        exported = row_pass.ledger_queries.exported_snapshot
 
         async def export(one):
             found = await exported(one)
             await end_all(sealed.dsn)
             return found
 
-        monkeypatch.setattr(row_pass.store, "exported_snapshot", export)
+        monkeypatch.setattr(row_pass.ledger_queries, "exported_snapshot", export)
         with pytest.raises(StoreError) as raised:
             await sealed.verify(jobs=2)
         assert "otel-audit init" not in str(raised.value)
