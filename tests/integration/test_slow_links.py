@@ -86,7 +86,7 @@ async def test_a_check_of_a_store_that_falls_silent(audit_store):
     """The server's own limits do not reach the one who waits; the limit on this side does."""
     silent = asyncio.Event()
     async with slow_link(socket_of(audit_store), silent=silent) as port:
-        sink = PostgresSink(behind(audit_store, port), statement_timeout=0.5)
+        sink = PostgresSink(behind(audit_store, port), statement_timeout=2.0)
         await sink.check()
         silent.set()
         async with asyncio.timeout(10):
@@ -97,7 +97,7 @@ async def test_a_check_of_a_store_that_falls_silent(audit_store):
 
 async def test_an_idle_connection_of_a_pool_that_falls_silent(audit_store, monkeypatch):
     """Who comes next is told, and does not wait without end."""
-    monkeypatch.setattr(pool, "_CONNECT_TIMEOUT", 0.5)
+    monkeypatch.setattr(pool, "_CONNECT_TIMEOUT", 2.0)
     silent = asyncio.Event()
     async with slow_link(socket_of(audit_store), silent=silent) as port:
         trails = pool.TrailPool(behind(audit_store, port), size=1)

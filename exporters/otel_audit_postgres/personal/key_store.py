@@ -345,14 +345,16 @@ class KeyStore:
                 row["subject"]: _nanoseconds(row["moment"])
                 for row in await connection.fetch(_ERASED, subjects)
             }
-            lacking = [
-                one
-                for one, happened in missing.items()
-                if one not in found and erased.get(one, happened) <= happened
-            ]
-            if lacking:
-                ids = [secrets.token_bytes(KEY_ID_BYTES) for _ in lacking]
-                wrapped = [self._wrapper.wrap(secrets.token_bytes(KEY_BYTES), i) for i in ids]
+        lacking = [
+            one
+            for one, happened in missing.items()
+            if one not in found and erased.get(one, happened) <= happened
+        ]
+        if lacking:
+            ids = [secrets.token_bytes(KEY_ID_BYTES) for _ in lacking]
+            # a key management service may take its time, which is not the database's
+            wrapped = [self._wrapper.wrap(secrets.token_bytes(KEY_BYTES), i) for i in ids]
+            async with self._asking() as connection:
                 await connection.execute(_MAKE, ids, lacking, [0] * len(lacking), wrapped)
                 # another process may have been quicker
                 found |= {row["subject"]: row for row in await connection.fetch(_FIND, lacking)}

@@ -488,12 +488,25 @@ class TestKeyStore:
                 made = (await still.keys_for({ben: 1}))[ben]
                 began = time.monotonic()
                 await still.keys_for({cid: 1})
-                assert time.monotonic() - began < 0.4
+                assert time.monotonic() - began < 1
                 with pytest.raises(StoreUnavailableError, match="OTEL_AUDIT_KEYS_DSN"):
                     await still.check()
                 await still.close()
         assert (await keys.keys_for({ANN: 1}))[ANN].key_id == known.key_id
         assert made.key_id in [one.key_id for one in await keys.known(ben)]
+
+    async def test_a_slow_wrapper_is_not_a_database_that_stands_still(self, keys, keys_dsn):
+        """A key management service has as long as it needs for all the keys of a batch."""
+        whole = 1.0
+
+        class Slow(FileWrapper):
+            def wrap(self, key, context):
+                time.sleep(whole)
+                return super().wrap(key, context)
+
+        store = KeyStore(keys_dsn, Slow(bytes(32)), statement_timeout=whole)
+        assert await store.keys_for({ANN: 1, ANN._replace(name="ben"): 1})
+        await store.close()
 
     async def test_being_cancelled_hands_out_no_key_that_is_not_committed(self, keys, keys_dsn):
         """Also behind a pooler, where each statement has a transaction of its own."""
