@@ -60,7 +60,9 @@ class OtlpAuditExporter(SpanExporter):
         self._counters = Counters()
         make_sink = functools.partial(OtlpSink, endpoint, local_quarantine(config).keep)
         self._delivery = make_delivery(config, make_sink, self._counters)
-        self._lock = threading.Lock()
+        # re-entrant: a span may end in the middle of this on the same thread (a signal handler, the
+        # garbage collector)
+        self._lock = threading.RLock()
         self._ended = False
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -184,6 +185,25 @@ class TestExporter:
         assert record.actor.id == "u1"
         assert record.span_id == trace.format_span_id(spans[0].context.span_id)
         assert record.metadata == {"password": "[REDACTED]"}
+
+    def test_a_span_that_ends_in_the_middle_of_an_export_is_taken_too(
+        self, exporter, receiver, monkeypatch
+    ):
+        """On the same thread: a signal handler ends it, or the garbage collector."""
+        outer, inner = self.spans(FLAGGED), self.spans(FLAGGED)
+        take = exporter._take
+
+        def interrupted(span):
+            monkeypatch.setattr(exporter, "_take", take)
+            assert exporter.export(inner) is SpanExportResult.SUCCESS
+            take(span)
+
+        monkeypatch.setattr(exporter, "_take", interrupted)
+        done = threading.Thread(target=exporter.export, args=(outer,), daemon=True)
+        done.start()
+        done.join(30)
+        assert exporter.force_flush(60_000)
+        assert len(receiver.stored) == 2
 
     def test_it_takes_over_while_the_receiver_is_away(self, exporter, receiver):
         """SUCCESS means kept, not yet sent; force_flush says what is true, within its time."""
