@@ -450,7 +450,9 @@ class TestChildren:
             time.sleep(0.5)
         """)
         assert done.returncode == 0, done.stderr
-        assert {row["event_name"] for row in await rows()} == {"child.done", "parent.done"}
+        assert {row["event_name"] for row in await rows()} == {"child.done", "parent.done"}, (
+            done.stderr
+        )
 
 
 class TestWithLittle:
