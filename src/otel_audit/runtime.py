@@ -93,7 +93,6 @@ from otel_audit.setting_values import PREFIX
 
 if TYPE_CHECKING:
     from otel_audit_postgres.ledger.sealer_thread import SealingThread
-    from otel_audit_postgres.personal.protect import Protector
 
     from otel_audit.delivery.outbox_relay import Outbox
     from otel_audit.transactional import TransactionalRecording
@@ -488,8 +487,7 @@ class Runtime:
         """Deliver what dead processes left, before this one ends. Never raises."""
         try:
             if self.delivery is not None:
-                with self._shutdown_time.waits() as left:
-                    self.delivery.adopt_left(left())
+                self._within_shutdown_time(self.delivery.adopt_left)
         except Exception as error:  # noqa: BLE001 - the process ends all the same
             log_limited(_logger, "left", "What dead processes left is still there", error=error)
 
@@ -499,15 +497,12 @@ class Runtime:
         Raises only what a signal handler of the application raises meanwhile; what waits is
         delivered, kept or counted first.
         """
-        if self._producer is not None:
-            # before the time is measured: what is recorded while it waits would renew it
-            self._producer.end()
-        with self._shutdown_time.waits() as left, contextlib.ExitStack() as last_first:
-            delivery, transactional = self.delivery, self.transactional
-            if delivery is not None:
-                last_first.callback(lambda: delivery.close(left()))
-            if transactional is not None:
-                last_first.callback(lambda: transactional.close(left()))
+        with contextlib.ExitStack() as last_first:
+            if self.delivery is not None:
+                last_first.callback(self._within_shutdown_time, self.delivery.close)
+            if self.transactional is not None:
+                last_first.callback(self._within_shutdown_time, self.transactional.close)
+            # the first of these: what is recorded between two waits would renew their time
             if self._producer is not None:
                 last_first.callback(self._producer.close)
             self.report_names()
@@ -515,6 +510,10 @@ class Runtime:
             for one in (self._spans, self._sending, self._flagged_spans):
                 if one is not None:
                     one.detach()
+
+    def _within_shutdown_time(self, act: Callable[[float], object]) -> None:
+        with self._shutdown_time.waits() as left:
+            act(left())
 
     def _make_transactional(self) -> TransactionalRecording | None:
         if self.config.orm != "transactional":
@@ -653,7 +652,10 @@ def sink_maker(
     if importlib.util.find_spec("asyncpg") is None:
         raise MissingExtraError("the PostgreSQL audit store", "postgres")
     if config.keys_dsn is not None:
-        _protector(config)
+        # needs the extra postgres
+        from otel_audit_postgres.personal.protect import protector_from
+
+        protector_from(config)
     return functools.partial(_postgres_sink, config, dsn, on_default_rows)
 
 
@@ -664,13 +666,6 @@ def _postgres_sink(
     from otel_audit_postgres.sink import sink_from
 
     return sink_from(config, dsn, on_default_rows)
-
-
-def _protector(config: AuditConfig) -> Protector | None:
-    # needs the extra postgres
-    from otel_audit_postgres.personal.protect import protector_from
-
-    return protector_from(config)
 
 
 def _otlp_sink_maker(config: AuditConfig) -> Callable[[], Sink]:

@@ -16,12 +16,12 @@ class ShutdownTime:
     Only waits use the time up, and not what the process does between them.
     """
 
-    def __init__(self, seconds: float, recorded: Callable[[], int]) -> None:
+    def __init__(self, seconds: float, recorded: Callable[[], int] = lambda: 0) -> None:
         """Begin with the whole time.
 
         Args:
             seconds: What the waits may take together.
-            recorded: How many records this process has made.
+            recorded: How many records this process has made; by default it makes none itself.
         """
         self._seconds = seconds
         self._recorded = recorded

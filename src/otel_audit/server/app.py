@@ -21,6 +21,7 @@ from starlette.routing import Route
 
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.config import AuditConfig
+from otel_audit.delivery.shutdown_time import ShutdownTime
 from otel_audit.delivery.sink import ReceivingSink
 from otel_audit.errors import ConfigurationError, MissingExtraError, StoreError
 from otel_audit.server import (
@@ -200,7 +201,6 @@ class _BackgroundServices:
 async def _lifespan(
     service: Service, background: _BackgroundServices, _: Starlette
 ) -> AsyncIterator[None]:
-    patience = service.config.shutdown_timeout
     service.intake.start()
     service.meters.publish(
         metrics.get_meter("otel_audit.server"),
@@ -213,11 +213,11 @@ async def _lifespan(
         yield
     watching.cancel()
     # requests under way had their own time before this; what is behind them has this one together
-    end = time.monotonic() + patience
-    if background.grpc is not None:
-        await background.grpc.stop(patience)
-    await service.intake.stop(max(end - time.monotonic(), 0.0))
-    await background.stop(max(end - time.monotonic(), 0.0))
+    with ShutdownTime(service.config.shutdown_timeout).waits() as left:
+        if background.grpc is not None:
+            await background.grpc.stop(left())
+        await service.intake.stop(left())
+        await background.stop(left())
 
 
 @contextlib.contextmanager

@@ -99,6 +99,20 @@ def test_a_forked_child_has_all_of_it_again(shutdown, clock, monkeypatch):
         assert left() == 10.0
 
 
+def test_delivery_ends_although_a_signal_handler_raises_before(tmp_path, monkeypatch):
+    """While the record of the end is made: what waits is delivered, kept or counted all the same."""
+    runtime = Runtime(AuditConfig(dsn="postgresql://nowhere/x", spool_dir=tmp_path))
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runtime._producer, "end", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        runtime.close()
+    assert runtime.delivery is not None
+    assert runtime.delivery._closed
+
+
 def test_a_lifespan_and_the_exit_behind_it_share_it(tmp_path, monkeypatch):
     """The store takes nothing: one of them waits, and not both."""
     runtime = Runtime(
