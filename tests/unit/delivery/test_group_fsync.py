@@ -69,22 +69,34 @@ def held_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldDisk]:
     disk.let_go.set()
 
 
+@pytest.fixture
+def counters() -> Counters:
+    return Counters()
+
+
+@pytest.fixture
+def group(spool: Spool, counters: Counters) -> Iterator[GroupSync]:
+    """One without an interval: it syncs where somebody waits."""
+    made = GroupSync(lambda: spool, counters)
+    yield made
+    made.close(10)
+
+
 def append(spool: Spool) -> int:
     record = a_record()
     return spool.append(FrameKind.ANSWERED, record.record_id, to_json(record))
 
 
 class TestGroupSync:
-    async def test_whoever_waits_goes_on_when_the_disk_has_it(self, spool, slow_disk):
+    async def test_whoever_waits_goes_on_when_the_disk_has_it(self, spool, group, slow_disk):
         """After the wait everything that was appended before it is synced."""
         position = append(spool)
-        assert await GroupSync(lambda: spool, Counters()).wait()
+        assert await group.wait()
         assert spool.synced >= position
         assert len(slow_disk) == 1
 
-    async def test_the_event_loop_goes_on(self, spool, held_disk):
+    async def test_the_event_loop_goes_on(self, spool, group, held_disk):
         """While the disk is busy the loop turns: the disk is let go by what the loop does then."""
-        group = GroupSync(lambda: spool, Counters())
         append(spool)
         waiting = asyncio.ensure_future(group.wait())
         while not held_disk.asked:  # noqa: ASYNC110 - a thread is watched
@@ -96,9 +108,8 @@ class TestGroupSync:
         await waiting
         assert held_disk.was_let_go
 
-    async def test_those_who_wait_share_a_sync(self, spool, held_disk):
+    async def test_those_who_wait_share_a_sync(self, spool, group, held_disk):
         """A hundred answers that come while the disk is busy need one more sync, not a hundred."""
-        group = GroupSync(lambda: spool, Counters())
 
         async def answer() -> bool:
             append(spool)
@@ -114,29 +125,30 @@ class TestGroupSync:
         assert all(await asyncio.gather(first, *others))
         assert held_disk.asked == 2
 
-    async def test_what_is_synced_already_waits_for_nothing(self, spool, slow_disk):
+    async def test_what_is_synced_already_waits_for_nothing(self, spool, group, slow_disk):
         """Without anything new the disk is not asked."""
         append(spool)
         spool.sync()
         slow_disk.clear()
-        assert await GroupSync(lambda: spool, Counters()).wait()
+        assert await group.wait()
         assert not slow_disk
 
-    async def test_a_disk_that_fails_is_told_and_nobody_hangs(self, spool, monkeypatch, caplog):
+    async def test_a_disk_that_fails_is_told_and_nobody_hangs(
+        self, spool, counters, group, monkeypatch, caplog
+    ):
         """Where syncing fails, those who wait go on; it is counted and logged."""
-        counters = Counters()
         append(spool)
         with monkeypatch.context() as broken:
             broken.setattr(os, "fdatasync", lambda file: (_ for _ in ()).throw(OSError(5, "EIO")))
-            assert not await GroupSync(lambda: spool, counters).wait()
+            assert not await group.wait()
         assert counters.spool_errors == 1
         assert "before its record was on disk" in caplog.text
 
     @pytest.mark.allow_errors
-    async def test_a_thread_that_cannot_start_is_tried_again(self, spool, monkeypatch):
+    async def test_a_thread_that_cannot_start_is_tried_again(
+        self, spool, counters, group, monkeypatch
+    ):
         """At a limit of processes nobody waits for what cannot come; later it comes."""
-        counters = Counters()
-        group = GroupSync(lambda: spool, counters)
         append(spool)
         with monkeypatch.context() as limited:
             limited.setattr(threading.Thread, "start", no_more_threads)
@@ -145,17 +157,17 @@ class TestGroupSync:
         assert counters.spool_errors == 1
         assert await group.wait()
 
-    async def test_a_disk_that_hangs_stops_nobody_for_ever(self, spool, held_disk, monkeypatch):
+    async def test_a_disk_that_hangs_stops_nobody_for_ever(
+        self, spool, counters, group, held_disk, monkeypatch
+    ):
         """After the longest wait the answer goes out, counted."""
         monkeypatch.setattr(group_fsync, "LONGEST_WAIT", 0.01)
-        counters = Counters()
         append(spool)
-        assert not await GroupSync(lambda: spool, counters).wait()
+        assert not await group.wait()
         assert counters.spool_errors == 1
 
-    async def test_whoever_gives_up_harms_nobody(self, spool, slow_disk):
+    async def test_whoever_gives_up_harms_nobody(self, spool, group, slow_disk):
         """A request that is cancelled while it waits leaves the others waiting for the disk."""
-        group = GroupSync(lambda: spool, Counters())
         append(spool)
         given_up = asyncio.ensure_future(group.wait())
         await asyncio.sleep(0.01)

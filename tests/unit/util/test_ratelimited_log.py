@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 
 import pytest
 
@@ -16,6 +17,26 @@ LOGGER = logging.getLogger("test_ratelimited_log")
 @pytest.fixture(autouse=True)
 def forget_lines():
     ratelimited_log.forget()
+
+
+@pytest.fixture(autouse=True)
+def only_the_test_logs(monkeypatch):
+    """What waits may be logged by each thread of ours; one of another test's does not do so here."""
+    of_the_test, really = threading.get_ident(), ratelimited_log.holds_any
+    monkeypatch.setattr(
+        ratelimited_log, "holds_any", lambda: threading.get_ident() != of_the_test or really()
+    )
+
+
+def test_a_line_that_waits_is_logged_by_another_thread_too(caplog, monkeypatch):
+    """Whichever holds no lock: the one that said it may have no more to do with us."""
+    monkeypatch.undo()
+    with own_lock():
+        log_limited(LOGGER, "key", "The disk is %s", "full")
+        other = threading.Thread(target=log_postponed)
+        other.start()
+        other.join()
+        assert "The disk is full" in caplog.messages
 
 
 def test_a_line_is_put_off_while_its_thread_holds_a_lock(caplog):
