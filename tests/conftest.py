@@ -8,6 +8,7 @@ import gc
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Generator, Iterator
@@ -155,6 +156,15 @@ def _clean_environment() -> Iterator[None]:
 def _nothing_said_yet() -> None:
     """A line that another test has caused does not hold back this test's."""
     ratelimited_log.forget()
+
+
+@pytest.fixture
+def only_the_test_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits may be logged by any thread of ours; one of another test's does not do so here."""
+    of_the_test, really = threading.get_ident(), ratelimited_log.holds_any
+    monkeypatch.setattr(
+        ratelimited_log, "holds_any", lambda: threading.get_ident() != of_the_test or really()
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import socket
 
 # below what Linux gives to outgoing connections (32768 on): such a connection of a test beside it
 # took the port between its choice and the server's start
 _FIRST, _END = 20_000, 32_000
-_candidates = itertools.cycle(random.SystemRandom().sample(range(_FIRST, _END), _END - _FIRST))
+# each of the processes that test side by side has ports of its own: a server is started a moment after
+# its port was chosen
+_WORKERS = 16
+_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _WORKERS
+_own = range(_FIRST + _worker, _END, _WORKERS)
+_candidates = itertools.cycle(random.SystemRandom().sample(_own, len(_own)))
 
 
 def free_port() -> int:
     """Choose a port that nobody listens on, another one at each call of this process."""
-    for port in itertools.islice(_candidates, _END - _FIRST):
+    for port in itertools.islice(_candidates, len(_own)):
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))

@@ -91,6 +91,9 @@ class TestStopped:
         with site.serving(settings_for(audit_store), *options) as server:
             async with site.load(server).running() as load:
                 await load.until_answered(300)
+                # the others have answered them, where one of the four is still starting
+                while len(await find_gaps(audit_store)) < 4:
+                    await load.until_more()
                 await asyncio.to_thread(server.stop, timeout=60)
         verdict = (await site.verdict(audit_store)).assert_sound()
         streams = await find_gaps(audit_store)

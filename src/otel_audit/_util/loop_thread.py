@@ -248,7 +248,8 @@ class LoopThread:
             self.start()
             self._calls += 1
         try:
-            future: Future[T] = asyncio.run_coroutine_threadsafe(make(), self._running(timeout))
+            loop = self._running(timeout)
+            future: Future[T] = asyncio.run_coroutine_threadsafe(make(), loop)
             try:
                 return future.result(timeout)
             except TimeoutError:
@@ -318,8 +319,9 @@ class LoopThread:
                     _close_unfinished({*asyncio.all_tasks(loop), *tasks})
 
     def _note(self, what: str, error: BaseException | None) -> None:
-        self.restarts += 1
         self._failure = what if error is None else f"{what} ({_reason(error)})"
+        # after its reason, so that whoever sees the number sees why
+        self.restarts += 1
         log_limited(
             _logger, f"restart {self._name}", "The work of thread %s has ended, as %s; it begins "
             "again", self._name, self._failure, level=logging.CRITICAL, error=error,

@@ -249,25 +249,29 @@ class TestQuiet:
     """Where nothing is appended the thread sleeps, and misses nothing."""
 
     @pytest.fixture
-    async def watched(self, spool) -> AsyncIterator[Watched]:
+    def look_after(self) -> float:
+        """Seconds that it sleeps at most, set before its thread starts."""
+        return 3600.0
+
+    @pytest.fixture
+    async def watched(self, spool, look_after, monkeypatch) -> AsyncIterator[Watched]:
+        monkeypatch.setattr(group_fsync, "_LOOK_AFTER", look_after)
         made = Watched(spool, 0.001)
         made.group.start()
         yield made
         made.group.close(10)
         assert made.group.state == (None, 0)
 
-    async def test_it_looks_once_a_second(self, watched, monkeypatch):
+    async def test_it_looks_once_a_second(self, watched):
         """A process that records nothing is not woken up at each interval."""
-        monkeypatch.setattr(group_fsync, "_LOOK_AFTER", 60.0)
         await watched.falls_asleep()
         await asyncio.sleep(0)
         looks = watched.looks
         await asyncio.sleep(0.2)
         assert watched.looks - looks <= 1  # the one before it sleeps
 
-    async def test_an_append_rouses_it(self, watched, monkeypatch):
+    async def test_an_append_rouses_it(self, watched):
         """What comes then is on disk after the interval, however long it would have slept."""
-        monkeypatch.setattr(group_fsync, "_LOOK_AFTER", 3600.0)
         for _ in range(3):
             await watched.falls_asleep()
             position = watched.append()
@@ -292,9 +296,8 @@ class TestQuiet:
                 await asyncio.sleep(0.001)
         group.close(10)
 
-    async def test_whoever_waits_rouses_it(self, watched, monkeypatch):
+    async def test_whoever_waits_rouses_it(self, watched):
         """A caller that waits for the disk is served at once."""
-        monkeypatch.setattr(group_fsync, "_LOOK_AFTER", 3600.0)
         await watched.falls_asleep()
         append(watched.spool)
         assert await watched.group.wait()
@@ -302,7 +305,6 @@ class TestQuiet:
     @pytest.mark.allow_errors
     async def test_what_is_not_on_disk_yet_is_tried_again_soon(self, watched, monkeypatch):
         """After a failure it does not sleep, although nothing new comes."""
-        monkeypatch.setattr(group_fsync, "_LOOK_AFTER", 3600.0)
         await watched.falls_asleep()
         with monkeypatch.context() as broken:
             broken.setattr(os, "fdatasync", lambda file: (_ for _ in ()).throw(OSError(5, "EIO")))
@@ -313,8 +315,8 @@ class TestQuiet:
                     await asyncio.sleep(0.001)
         assert not watched.asleep.acquire(blocking=False)
 
-    async def test_it_looks_around_meanwhile(self, watched, monkeypatch):
+    @pytest.mark.parametrize("look_after", [0.01])
+    async def test_it_looks_around_meanwhile(self, watched):
         """Whether the files are still there is seen as often as before."""
-        monkeypatch.setattr(group_fsync, "_LOOK_AFTER", 0.01)
         for _ in range(3):
             await watched.falls_asleep()

@@ -244,6 +244,7 @@ class TestLogging:
         assert held
         assert not any(held)
 
+    @pytest.mark.usefixtures("only_the_test_logs")
     def test_a_line_under_a_lock_is_logged_after_it(self, caplog):
         """It is put off, not held back."""
         logger = logging.getLogger("otel_audit.test")

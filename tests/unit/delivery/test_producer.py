@@ -17,7 +17,7 @@ from otel_audit._util.ids import uuid7
 from otel_audit.action.compose import Ending, Opening, ended
 from otel_audit.action.ports import Close
 from otel_audit.delivery.console import ConsoleSink
-from otel_audit.delivery.delivery import Delivery
+from otel_audit.delivery.delivery import Delivery, DeliveryOptions
 from otel_audit.delivery.metrics import Counters
 from otel_audit.delivery.producer import Producer
 from otel_audit.delivery.queue_entries import read_back
@@ -25,6 +25,9 @@ from otel_audit.delivery.spool import FrameKind, adopt, open_spool
 from otel_audit.delivery.spool.format import scan
 from otel_audit.record import AuditRecord, Change, to_json
 from otel_audit.scope import Provenance
+
+KEEPING = DeliveryOptions(batch_interval=3600)
+"""What is submitted is there to be looked at: it is not delivered yet."""
 
 
 @pytest.fixture
@@ -36,7 +39,7 @@ def a_recorder() -> Iterator[Callable[..., tuple[Producer, Counters]]]:
         ratelimited_log.forget()
         counters = Counters()
         spool = functools.partial(open_spool, home, service="shop", **options)
-        delivery = Delivery(ConsoleSink, counters, spool=spool)
+        delivery = Delivery(ConsoleSink, counters, KEEPING, spool=spool)
         made.append(delivery)
         return Producer(delivery, counters, refuse_when_full=refuse), counters
 

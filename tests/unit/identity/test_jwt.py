@@ -645,8 +645,11 @@ class TestFetchedKeySets:
         assert have_keys(checks)
         assert checks.verify(token).verified
 
-    def test_unknown_keys_cannot_flood(self, endpoint: Endpoint, keys: Keys) -> None:
+    def test_unknown_keys_cannot_flood(
+        self, endpoint: Endpoint, keys: Keys, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Any number of unknown key ids has the set fetched no more than once in a while."""
+        monkeypatch.setattr(jwks, "FIRST_PAUSE", 3600.0)
         endpoint.body = json.dumps({"keys": [public_jwk(keys.rsa, "RS256", kid="a")]}).encode()
         checks = verifier(jwt_jwks_url=endpoint.url, jwt_algorithms="RS256")
         assert have_keys(checks)

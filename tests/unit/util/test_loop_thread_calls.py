@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from otel_audit._util import loop_thread
 from otel_audit._util.loop_thread import LoopThread
 
 
@@ -38,17 +39,29 @@ class TestRun:
 
     def test_cancels_what_takes_too_long(self, background):
         """Who stops waiting stops the work too."""
-        cancelled = threading.Event()
+        begun, cancelled = threading.Event(), threading.Event()
 
         async def sleep():
+            begun.set()
             try:
                 await asyncio.sleep(60)
             finally:
                 cancelled.set()
 
-        with pytest.raises(TimeoutError):
-            background.call(sleep, 0.05)
+        for timeout in (0.05, 0.5, 5):
+            with pytest.raises(TimeoutError):
+                background.call(sleep, timeout)
+            if begun.is_set():
+                break
         assert cancelled.wait(60)
+
+    def test_makes_nothing_that_cannot_run(self, background, monkeypatch):
+        """Without a thread there is no coroutine that nobody awaits."""
+        made = []
+        monkeypatch.setattr(loop_thread, "begin_thread", lambda *_: None)
+        with pytest.raises(TimeoutError):
+            background.call(lambda: made.append(name_of_thread()), 0.01)
+        assert not made
 
     def test_starts_again_after_a_stop(self, background):
         """A stopped loop is no obstacle to further work."""

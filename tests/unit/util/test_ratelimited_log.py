@@ -19,18 +19,8 @@ def forget_lines():
     ratelimited_log.forget()
 
 
-@pytest.fixture(autouse=True)
-def only_the_test_logs(monkeypatch):
-    """What waits may be logged by each thread of ours; one of another test's does not do so here."""
-    of_the_test, really = threading.get_ident(), ratelimited_log.holds_any
-    monkeypatch.setattr(
-        ratelimited_log, "holds_any", lambda: threading.get_ident() != of_the_test or really()
-    )
-
-
-def test_a_line_that_waits_is_logged_by_another_thread_too(caplog, monkeypatch):
+def test_a_line_that_waits_is_logged_by_another_thread_too(caplog):
     """Whichever holds no lock: the one that said it may have no more to do with us."""
-    monkeypatch.undo()
     with own_lock():
         log_limited(LOGGER, "key", "The disk is %s", "full")
         other = threading.Thread(target=log_postponed)
@@ -39,6 +29,7 @@ def test_a_line_that_waits_is_logged_by_another_thread_too(caplog, monkeypatch):
         assert "The disk is full" in caplog.messages
 
 
+@pytest.mark.usefixtures("only_the_test_logs")
 def test_a_line_is_put_off_while_its_thread_holds_a_lock(caplog):
     with own_lock():
         log_limited(LOGGER, "key", "The disk is %s", "full")
@@ -53,6 +44,7 @@ def test_of_lines_with_the_same_key_one_is_logged(caplog):
     assert caplog.messages == ["The disk is full"]
 
 
+@pytest.mark.usefixtures("only_the_test_logs")
 def test_a_handler_that_records_something_has_its_line_after(caplog):
     """However many there are: none is logged within another."""
 
