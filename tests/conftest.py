@@ -44,6 +44,8 @@ _MEMORY = Path("/dev/shm")
 _IN_MEMORY = "otel-audit-tests-"
 _ROOM = 6 << 30
 """Bytes of free memory without which temporary files stay on the disk; a run needs about two."""
+_FOR_EVER = {f"otel-audit-{work}" for work in ("delivery", "sync", "relay", "intents")}
+"""Names of threads that go on until they are ended."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -57,6 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
         if not Path("/proc", left.name.removeprefix(_IN_MEMORY)).exists():
             shutil.rmtree(left, ignore_errors=True)
     place = _MEMORY / f"{_IN_MEMORY}{os.getpid()}"
+    shutil.rmtree(place, ignore_errors=True)  # of an earlier process of this number
     place.mkdir(mode=0o755)  # PostgreSQL runs as another user than root
     os.environ["TMPDIR"] = tempfile.tempdir = str(place)
     config.add_cleanup(lambda: shutil.rmtree(place, ignore_errors=True))
@@ -127,6 +130,16 @@ def _what_is_left_open_is_found_in_its_file() -> Iterator[None]:
     """What a test has not closed is listed at the end of its file, not in another one's test."""
     yield
     gc.collect()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_thread_is_left() -> Iterator[None]:
+    """A thread that delivers goes on for ever, and says its own in the tests of other files."""
+    yield
+    until = time.monotonic() + 30
+    while left := {one.name for one in threading.enumerate()} & _FOR_EVER:
+        assert time.monotonic() < until, f"a test of this file has not ended {left}"
+        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module", autouse=True)

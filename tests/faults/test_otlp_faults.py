@@ -7,6 +7,7 @@ import time
 
 from faults.load import Verdict
 from otlp_receiver import Answer, Receiver, receiving
+from ports import free_port
 
 
 def settings_for(url: str) -> dict[str, str]:
@@ -54,8 +55,8 @@ async def settled(site, receiver: Receiver) -> Verdict:
 
 async def test_the_receiver_is_away_and_the_process_killed(site, told):
     """503, then SIGKILL, then nobody listens, then it is back: all is sent by the next start."""
-    with receiving() as receiver:
-        port = int(receiver.url.rpartition(":")[2])
+    port = free_port()  # none that may be given to an outgoing connection in between
+    with receiving(port=port) as receiver:
         settings = {**settings_for(receiver.url), "WORK": "0.05"}
         with site.serving(settings, forked=False) as server:
             async with site.load(server).running() as load:

@@ -110,7 +110,9 @@ def authorizations(draw: st.DrawFn) -> list[tuple[bytes, bytes]]:
 
 @pytest.mark.parametrize("app", APPS, ids=["python-jose", "as PyJWT"])
 @settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=300,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(headers=authorizations())
 @example(

@@ -140,7 +140,9 @@ class TestWriter:
 
     @pytest.mark.slow
     @settings(
-        suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20, deadline=None
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+        max_examples=20,
+        deadline=None,
     )
     # many rows at a time: the commands afterwards, not the rows, are what takes long
     @given(rows=st.lists(any_row, min_size=10, max_size=40))

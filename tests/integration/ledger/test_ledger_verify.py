@@ -412,7 +412,9 @@ async def do(administrator, deed):  # noqa: PLR0911
 class TestAnyTampering:
     @pytest.mark.slow
     @settings(
-        max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+        max_examples=25,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+        deadline=None,
     )
     @given(deed=DEEDS)
     async def test_is_found(self, postgres, sealed, deed):

@@ -91,7 +91,10 @@ class TestWrite:
         assert await sink.write([new_record(request=Request(body=body))]) == Written(stored=1)
         assert await admin.fetchval("SELECT length(payload::text) > 1e7 FROM audit.audit_logs")
 
-    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
+    @settings(
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+        max_examples=25,
+    )
     @given(batch=st.lists(records(), min_size=1, max_size=20))
     async def test_brings_back_every_record(self, audit_store, batch):
         """Whatever the records are like, the store gives back the same."""

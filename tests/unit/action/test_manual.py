@@ -360,7 +360,7 @@ class TestRedaction:
             max_leaves=10,
         )
     )
-    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
     def test_metadata_under_a_secret_name_never_gets_through(self, records, value):
         """Whatever stands under a secret name, in whatever shape, is not in the record."""
         records.clear()

@@ -144,7 +144,9 @@ class TestRecords:
         adopted.release()
 
     @settings(
-        max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+        max_examples=25,
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     )
     @given(st.data())
     def test_agree_with_a_plain_model(self, tmp_path_factory, data):
