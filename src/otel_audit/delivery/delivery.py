@@ -510,7 +510,7 @@ class Delivery:
             done, postponed = written
             # an entry is always somewhere, if twice for a moment
             self._postponed += postponed
-            self._note_success()
+            self._note_success(self._postponed)
             with self._lock:
                 self.queue.done(done, postponed)
                 self._changed.notify_all()
@@ -558,12 +558,15 @@ class Delivery:
         left = deque(self._postponed)
         while left:
             done, _ = await self._write_some(sink, left, "postpone")
+            gone = set(map(id, done))
+            still = [item for item in self._postponed if id(item) not in gone]
+            # before anybody is told that nothing waits: they may ask next whether writing fails
+            self._note_success(still)
             with self._lock:
                 self.queue.done(done)
                 self._changed.notify_all()
-            gone = set(map(id, done))
-            self._postponed = [item for item in self._postponed if id(item) not in gone]
-        self._note_success()
+            # last: what ends the thread before this finds an entry twice, and not nowhere
+            self._postponed = still
 
     async def _wait_for_postponed(self, sink: Sink) -> None:
         while len(self._postponed) >= _MOST_POSTPONED and not self._writer.ending:
@@ -583,14 +586,14 @@ class Delivery:
                 return False
             _, postponed = written
             self._left_in_recovery = self._left_in_recovery or bool(postponed)
-            self._note_success()
+            self._note_success(self._postponed)
         return not self._left_in_recovery
 
     async def _known(self, sink: Sink, record_ids: Sequence[str]) -> set[str] | None:
         """Query until there is an answer; None if delivery ends before that."""
         known = await self._writer.persist(lambda: sink.known(record_ids))
         if known is not None:
-            self._note_success()
+            self._note_success(self._postponed)
         return known
 
     @property
@@ -599,9 +602,9 @@ class Delivery:
         # holds up no other: it is in the spool until a later version can write it
         return "postpone" if self._writer.suspects_records else "raise"
 
-    def _note_success(self) -> None:
+    def _note_success(self, postponed: Sequence[Item]) -> None:
         self._is_reached = True
-        self._writer.note_success(complete=not self._postponed and not self._left_in_recovery)
+        self._writer.note_success(complete=not postponed and not self._left_in_recovery)
 
     async def _adopt_the_dead(self, sink: Sink) -> None:
         if self._recovery is None or time.monotonic() < self._next_adoption:

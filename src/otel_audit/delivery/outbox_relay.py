@@ -307,7 +307,6 @@ class Relay(OwnsWriter):
         outbox, sink = self._make_outbox(), self._make_sink()
         try:
             while await self._writer.persist(lambda: self._pass(outbox, sink)):
-                self._writer.note_success()
                 if self._wanted <= self._through:
                     await self._writer.wait(self._options.interval)
                     self._writer.forget_rousing()
@@ -335,7 +334,11 @@ class Relay(OwnsWriter):
                 self._seen = await outbox.state()
             raise
         self._seen = await outbox.state()
-        if wanted > self._through and not await outbox.holds_earlier(wanted):
+        is_through = wanted > self._through and not await outbox.holds_earlier(wanted)
+        if postponed is None:
+            # before anybody is told that nothing waits: they may ask next whether relaying fails
+            self._writer.note_success()
+        if is_through:
             with self._lock:
                 self._through = wanted
                 self._emptied.notify_all()

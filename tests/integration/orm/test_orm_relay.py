@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import subprocess
@@ -309,6 +310,26 @@ class TestThread:
         assert counters.retries == 3
         assert "wait in the outbox" in caplog.text
         assert (relay.depth, relay.failing_for) == (0, 0)
+        await asyncio.to_thread(relay.close, 5)
+
+    async def test_the_end_of_failing_is_known_before_nothing_waits(
+        self, outbox, monkeypatch, caplog
+    ):
+        """Who waits until the outbox is empty finds a store that takes records."""
+        await fill(outbox, 4)
+        options = RelayOptions(interval=0.05, first_pause=0.01)
+        sink = Fussy(away=1)
+        relay = Relay(lambda: PostgresOutbox(outbox), lambda: sink, Counters(), options)
+        through = []
+
+        def note_through(line: logging.LogRecord) -> bool:
+            if "relayed again" in line.getMessage():
+                through.append(relay._through)
+            return True
+
+        monkeypatch.setattr(caplog.handler, "filters", [note_through])
+        assert await asyncio.to_thread(relay.flush, 60)
+        assert through == [""]
         await asyncio.to_thread(relay.close, 5)
 
     async def test_what_others_leave(self, outbox):

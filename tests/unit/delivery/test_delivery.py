@@ -18,7 +18,7 @@ from otel_audit._util.ids import uuid7
 from otel_audit.delivery import group_fsync
 from otel_audit.delivery.delivery import Delivery, DeliveryOptions
 from otel_audit.delivery.metrics import Counters
-from otel_audit.delivery.sink import Refused
+from otel_audit.delivery.sink import Refused, Written
 from otel_audit.delivery.spool import FrameKind, Spool, adopt, open_spool
 from otel_audit.errors import StoreError, StoreUnavailableError
 
@@ -257,6 +257,30 @@ class TestFailures:
         shelf.failures = []
         assert delivery.flush(60)
         assert delivery.failing_for == 0
+
+    def test_the_end_of_failing_is_known_before_nothing_waits(
+        self, deliver_to, shelf, monkeypatch, caplog
+    ):
+        """Who waits until what was postponed is stored finds a store that takes records."""
+        delivery, waiting, write = deliver_to(), [], shelf.write
+        refused = a_record()
+
+        async def refuse(records):
+            return Written(0, postponed=(refused.record_id,), why_postponed="not now")
+
+        def note_depth(line: logging.LogRecord) -> bool:
+            if "takes records again" in line.getMessage():
+                waiting.append(delivery.depth)
+            return True
+
+        monkeypatch.setattr(caplog.handler, "filters", [note_depth])
+        monkeypatch.setattr(shelf, "write", refuse)
+        delivery.submit(refused)
+        wait_for(lambda: delivery.failing_for > 0)
+        monkeypatch.setattr(shelf, "write", write)
+        assert delivery.flush(60)
+        assert delivery.failing_for == 0
+        assert waiting == [1]
 
 
 class TestLosses:
