@@ -86,10 +86,11 @@ async def test_a_check_of_a_store_that_falls_silent(audit_store):
     """The server's own limits do not reach the one who waits; the limit on this side does."""
     silent = asyncio.Event()
     async with slow_link(socket_of(audit_store), silent=silent) as port:
-        sink = PostgresSink(behind(audit_store, port), statement_timeout=2.0)
+        sink = PostgresSink(behind(audit_store, port), connect_timeout=30.0)
         await sink.check()
         silent.set()
-        async with asyncio.timeout(10):
+        sink._statement_timeout = 2.0
+        async with asyncio.timeout(60):
             with pytest.raises(StoreUnavailableError, match="no answer in time"):
                 await sink.check()
         await sink.close()
@@ -97,14 +98,15 @@ async def test_a_check_of_a_store_that_falls_silent(audit_store):
 
 async def test_an_idle_connection_of_a_pool_that_falls_silent(audit_store, monkeypatch):
     """Who comes next is told, and does not wait without end."""
-    monkeypatch.setattr(pool, "_CONNECT_TIMEOUT", 2.0)
+    monkeypatch.setattr(pool, "_CONNECT_TIMEOUT", 30.0)
     silent = asyncio.Event()
     async with slow_link(socket_of(audit_store), silent=silent) as port:
         trails = pool.TrailPool(behind(audit_store, port), size=1)
         async with trails.connection():
             pass
         silent.set()
-        async with asyncio.timeout(15):
+        monkeypatch.setattr(pool, "_CONNECT_TIMEOUT", 2.0)
+        async with asyncio.timeout(60):
             with pytest.raises(StoreUnavailableError):
                 async with trails.connection():
                     pass

@@ -471,13 +471,16 @@ class TestWithinAnApplication:
                 anchor=[f"file:{tmp_path / 'anchor'}"],
             )
         )  # fmt: skip
-        await runtime.started()
-        await log.write(5)
-        async with asyncio.timeout(60):
-            while (await log.verify()).waiting:  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
-        await log.write(2)
-        await runtime.stopping()
+        try:
+            await runtime.started()
+            await log.write(5)
+            async with asyncio.timeout(60):
+                while (await log.verify()).waiting:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+            await log.write(2)
+            await runtime.stopping()
+        finally:
+            await asyncio.to_thread(runtime.close)
         report = await log.verify()
         assert (report.ok, report.size, report.signed_size) == (True, 7, 7)
 
@@ -489,8 +492,11 @@ class TestWithinAnApplication:
         write_key_files(log.key, tmp_path / "key")
         (tmp_path / "key").chmod(0o644)
         runtime = Runtime(AuditConfig(dsn=log.dsn, seal=True, signing_key_file=tmp_path / "key"))
-        await runtime.started()
-        await runtime.stopping()
+        try:
+            await runtime.started()
+            await runtime.stopping()
+        finally:
+            await asyncio.to_thread(runtime.close)
         assert (
             "This process does not seal: OTEL_AUDIT_SIGNING_KEY_FILE: others may read"
             in caplog.text

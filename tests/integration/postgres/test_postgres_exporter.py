@@ -111,7 +111,7 @@ class TestExport:
     async def test_fails_in_time_when_nobody_answers(self, caplog):
         """It tries again as long as it may, then says that nothing was stored."""
         ratelimited_log.forget()
-        exporter = PostgresAuditSpanExporter("postgresql://u:hunter2@127.0.0.1:1/x", timeout=0.5)
+        exporter = PostgresAuditSpanExporter("postgresql://u:hunter2@127.0.0.1:1/x", timeout=3)
         begun = time.monotonic()
         result = await asyncio.to_thread(exporter.export, spans(MANDATORY))
         assert result is SpanExportResult.FAILURE

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
-from typing import Any
 
 import asyncpg
 import msgspec
 import pytest
 from otel_audit_postgres import PostgresSink
 from otel_audit_postgres.connection import connect, wait_until_durable
+from postgres_servers import in_time
 from strategies import a_record
 
 from otel_audit._util.ids import uuid7
@@ -44,14 +42,6 @@ async def count(dsn: str, table: str = "audit_logs") -> int:
         return await connection.fetchval(f"SELECT count(*) FROM audit.{table}")
     finally:
         await connection.close()
-
-
-async def in_time(ask: Callable[[], Awaitable[Any]]) -> Any:
-    """Ask until there is an answer: on a busy machine one may take longer than the limit."""
-    async with asyncio.timeout(60):
-        while True:
-            with contextlib.suppress(StoreUnavailableError):
-                return await ask()
 
 
 async def refused_until_seen(write, dsn: str, expected: int, table: str = "audit_logs") -> None:

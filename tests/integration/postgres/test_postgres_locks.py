@@ -30,9 +30,9 @@ async def stranger(audit_store: str) -> AsyncIterator[Any]:
     """A session that has no right but to connect."""
     connection = await asyncpg.connect(audit_store)
     await connection.execute(
-        "DO $$ BEGIN CREATE ROLE stranger; EXCEPTION WHEN duplicate_object THEN END $$"
+        "DO $$ BEGIN CREATE ROLE passer_by; EXCEPTION WHEN duplicate_object THEN END $$"
     )
-    await connection.execute("SET SESSION AUTHORIZATION stranger")
+    await connection.execute("SET SESSION AUTHORIZATION passer_by")
     yield connection
     await connection.close()
 

@@ -401,8 +401,8 @@ class TestWhereLoadingDoesNotWork:
 
     async def test_the_next_attempt_after_a_break_goes_the_plain_way(self, sink, admin):
         """What breaks connections each time would else hold up the records for ever."""
-        sink._statement_timeout = 0.5
         await sink.check()
+        sink._statement_timeout = sink._loader._timeout = 0.5
         async with admin.transaction():
             await admin.execute("LOCK TABLE audit.audit_logs IN ACCESS EXCLUSIVE MODE")
             with pytest.raises(StoreUnavailableError, match="in time"):

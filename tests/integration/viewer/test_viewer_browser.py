@@ -393,7 +393,6 @@ class TestFrame:
             serve(viewer) as address,
             serve(Starlette(routes=[Route("/", evil)])) as other,
             opened(browser) as page,
+            page.expect_console_message(lambda said: "frame-ancestors" in said.text),
         ):
             await page.goto(other.replace("127.0.0.1", "localhost"))
-            await page.wait_for_timeout(300)
-            assert any("frame-ancestors" in text for text in page.said)
