@@ -118,12 +118,21 @@ class OwnDirectory:
         return os.fstat(self._fd)
 
     def names(self) -> list[str]:
-        """List what is in it, sorted.
+        """List what is in it, sorted; nothing if it has been removed.
 
         Raises:
             OSError: It cannot be read.
         """
-        return sorted(os.listdir(self._fd))  # noqa: PTH208 - a descriptor
+        # opened anew: threads and forked processes share the place up to which one descriptor was
+        # read, and one that lists meanwhile, or was killed while it did, would hide names from this
+        try:
+            listed = os.open(".", _DIRECTORY, dir_fd=self._fd)
+        except FileNotFoundError:
+            return []
+        try:
+            return sorted(os.listdir(listed))  # noqa: PTH208 - a descriptor
+        finally:
+            os.close(listed)
 
     def directory(self, name: str) -> OwnDirectory:
         """Open a directory in it; raises as the class does."""

@@ -13,7 +13,7 @@ import pytest
 from otel_audit._util.ids import uuid7
 from otel_audit.delivery.spool import FrameKind, Spool, adopt, inspect, open_spool
 from otel_audit.delivery.spool.directory import prepare_service_directory
-from otel_audit.delivery.spool.ownership import foreign_found
+from otel_audit.delivery.spool.ownership import OwnDirectory, foreign_found
 from otel_audit.errors import ConfigurationError
 
 ATTACKER, APP = 1600, 1500
@@ -71,6 +71,24 @@ def fill(spool: Spool) -> None:
 
 
 @as_root
+class TestListing:
+    def test_one_that_another_thread_or_process_has_begun_hides_nothing(self, home):
+        """They share the descriptor: an adopter would find no spool of a child killed amid it."""
+        leave(home)
+        directory = OwnDirectory(home)
+        whole = directory.names()
+        assert whole
+        with os.scandir(directory._fd) as listing:
+            next(listing)
+            assert directory.names() == whole
+
+    def test_a_directory_that_was_removed_is_empty(self, tmp_path):
+        (tmp_path / "gone").mkdir(0o700)
+        directory = OwnDirectory(tmp_path / "gone")
+        (tmp_path / "gone").rmdir()
+        assert directory.names() == []
+
+
 class TestOtherUser:
     def test_a_spool_planted_before_the_directory_was_made_private(self, shared):
         """Frames that another user wrote while the directory was open to all are nobody's word."""
