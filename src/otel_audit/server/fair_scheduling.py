@@ -37,14 +37,19 @@ class FairTurns:
         if not self._is_busy:
             self._is_busy = True
             return
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(sender, deque()).append(turn)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self._pass_on()  # it had just become ours
-            raise
+        await self._wait(self._line_up(sender))
+
+    async def renew(self, sender: str, seconds: float) -> None:
+        """End a turn and wait for the sender's next one, which may follow at once.
+
+        Args:
+            sender: Whose it is.
+            seconds: What was used of it.
+        """
+        # lined up before it is given back: what this sender has used counts against the others
+        turn = self._line_up(sender)
+        self.give_back(sender, seconds)
+        await self._wait(turn)
 
     def give_back(self, sender: str, seconds: float) -> None:
         """End a turn.
@@ -59,6 +64,19 @@ class FairTurns:
             self._least = 0.0
         self._used[sender] = self._used_by(sender) + seconds
         self._pass_on()
+
+    def _line_up(self, sender: str) -> asyncio.Future[None]:
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(sender, deque()).append(turn)
+        return turn
+
+    async def _wait(self, turn: asyncio.Future[None]) -> None:
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._pass_on()  # it had just become ours
+            raise
 
     def _pass_on(self) -> None:
         while self._waiting:
@@ -91,20 +109,46 @@ class Turn:
         self._turns = turns
         self._sender = sender
         self._began = 0.0
+        self._is_ours = False
 
     async def pause(self) -> None:
         """Give the turn to others, if it has lasted long enough."""
-        if time.perf_counter() - self._began >= _LONGEST:
-            await self.__aexit__()
-            await self.__aenter__()
+        used = self._used()
+        if used >= _LONGEST:
+            await _let_others_line_up()
+            self._is_ours = False
+            await self._turns.renew(self._sender, used)
+            self._begin()
 
     async def __aenter__(self) -> Self:
         """Wait for the turn."""
         await self._turns.take(self._sender)
-        self._began = time.perf_counter()
+        self._begin()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Give it back, and let the loop look at its connections."""
-        self._turns.give_back(self._sender, time.perf_counter() - self._began)
-        await asyncio.sleep(0)
+        if not self._is_ours:
+            return  # cancelled in a pause
+        used = self._used()
+        try:
+            await _let_others_line_up()
+        finally:
+            self._is_ours = False
+            self._turns.give_back(self._sender, used)
+
+    def _begin(self) -> None:
+        self._is_ours = True
+        self._began = time.perf_counter()
+
+    def _used(self) -> float:
+        return time.perf_counter() - self._began
+
+
+async def _let_others_line_up() -> None:
+    """Let the loop look at its connections, and those go on that wanted a turn meanwhile.
+
+    While the turn is still given: otherwise each of them would find it free, and the sender of the
+    most requests had the most turns.
+    """
+    await asyncio.sleep(0)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
+import pytest
 from memory_growth import kept_by_async
 
+from otel_audit.server import fair_scheduling
 from otel_audit.server.fair_scheduling import FairTurns
 
 
@@ -60,6 +63,62 @@ async def test_who_gives_up_waiting_holds_up_nobody():
 
     assert told == ["third"]
     await asyncio.wait_for(worked(turns, "fourth", 0.0, told), 5)
+
+
+@pytest.fixture
+def clock(monkeypatch) -> list[float]:
+    """The time, which passes only where a test says so."""
+    now = [0.0]
+    monkeypatch.setattr(fair_scheduling, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    return now
+
+
+async def at_work(turns: FairTurns, sender: str, clock: list[float], told: list[str]) -> None:
+    """A request of six turns."""
+    async with turns.of(sender) as turn:
+        for _ in range(6):
+            clock[0] += 0.006
+            told.append(sender)
+            await turn.pause()
+
+
+async def test_a_sender_of_many_requests_has_no_more_turns(clock):
+    """Twenty requests at once have as many as the one of somebody else."""
+    turns, told = FairTurns(), []
+    await asyncio.gather(
+        *(at_work(turns, "many", clock, told) for _ in range(20)),
+        at_work(turns, "one", clock, told),
+    )
+
+    assert len(told) == 21 * 6
+    until_done = told[: len(told) - told[::-1].index("one")]
+    assert until_done.count("many") <= 7
+
+
+async def test_who_is_cancelled_in_a_pause_gives_back_no_turn_of_others(clock):
+    """One at a time goes on."""
+    turns, told = FairTurns(), []
+    at_once = most_at_once = 0
+
+    async def at_work_alone(sender: str) -> None:
+        nonlocal at_once, most_at_once
+        await turns.take(sender)
+        at_once += 1
+        most_at_once = max(most_at_once, at_once)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        at_once -= 1
+        turns.give_back(sender, 0.001)
+
+    given_up = asyncio.create_task(at_work(turns, "gives up", clock, told))
+    others = [asyncio.create_task(at_work_alone(f"other {number}")) for number in range(4)]
+    while not told or not at_once:  # noqa: ASYNC110 - each turn of the loop is looked at
+        await asyncio.sleep(0)
+    given_up.cancel()
+    await asyncio.gather(given_up, *others, return_exceptions=True)
+
+    assert most_at_once == 1
+    assert told == ["gives up"]
 
 
 async def test_what_is_remembered_is_bounded():
