@@ -53,7 +53,7 @@ class Log:
         return Sealer(self.dsn, **{"signer": self.key, "anchors": [self.anchor], **options})
 
     async def write(self, count, **fields):
-        sink = PostgresSink(self.dsn)
+        sink = PostgresSink(self.dsn, connect_timeout=60)
         records = [a_record(record_id=uuid7(), **fields) for _ in range(count)]
         assert (await sink.write(records)).stored == count
         await sink.close()

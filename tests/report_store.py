@@ -153,7 +153,7 @@ class ReportStore(Log):
 
     async def add(self, found: list[AuditRecord], at: datetime = END, seals: bool = True) -> None:
         """Write records, and let the database say that it took them at a time; seal them."""
-        sink = PostgresSink(self.dsn)
+        sink = PostgresSink(self.dsn, connect_timeout=60)
         assert (await sink.write(found)).stored == len(found)
         await sink.close()
         connection = await asyncpg.connect(self.dsn)

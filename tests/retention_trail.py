@@ -50,7 +50,7 @@ class Trail(Log):
     async def write_in(
         self, month, count, *, event="order.paid", tenant="acme", actor="ada", **fields
     ):
-        sink = PostgresSink(self.dsn)
+        sink = PostgresSink(self.dsn, connect_timeout=60)
         ids = ids_of(month, count)
         records = [
             a_record(

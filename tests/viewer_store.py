@@ -70,7 +70,7 @@ class ViewerStore(Log):
         self.ids: dict[str, str] = {}
 
     async def add(self, *records: AuditRecord) -> list[str]:
-        sink = PostgresSink(self.dsn)
+        sink = PostgresSink(self.dsn, connect_timeout=60)
         try:
             assert (await sink.write(records)).stored == len(records)
         finally:

@@ -22,6 +22,7 @@ async def rows_of(app: FastAPI, store: str, **settings: Any) -> list[dict[str, A
         transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=transport, base_url="http://shop") as client:
             assert (await client.post("/orders")).status_code == 200
+        assert await asyncio.to_thread(otel_audit.flush, 60)
     finally:
         await asyncio.to_thread(otel_audit.uninstrument)
     connection = await asyncpg.connect(store)

@@ -8,11 +8,29 @@ from ledger_store import Administrator, Log
 
 from otel_audit._util import ratelimited_log
 
+PATIENCE = "otel_audit_postgres.ledger.publish_anchors.PATIENCE"
+
+
+@pytest.fixture(autouse=True)
+def _anchors_are_waited_for(monkeypatch):
+    """A round of sealing waits only so long for an anchor, which a busy machine may take."""
+    monkeypatch.setattr(PATIENCE, 30)
+
+
+@pytest.fixture
+def hanging_anchors(_anchors_are_waited_for, monkeypatch):
+    """The test has an anchor that does not answer: it is waited for as in production."""
+    monkeypatch.setattr(PATIENCE, 2.0)
+
 
 @pytest.fixture(scope="session")
 def sealed_store(audit_server, tmp_path_factory):
-    with filled_store(audit_server, tmp_path_factory.mktemp("sealed"), Log, _fill) as filled:
-        yield filled
+    directory = tmp_path_factory.mktemp("sealed")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(PATIENCE, 30)
+        with filled_store(audit_server, directory, Log, _fill) as filled:
+            patched.undo()
+            yield filled
 
 
 @pytest.fixture

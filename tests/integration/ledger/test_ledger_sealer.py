@@ -347,6 +347,7 @@ class TestAnchors:
         assert (tmp_path / "blocked" / "checkpoint-000000000000002").is_file()
         await sealer.close()
 
+    @pytest.mark.usefixtures("hanging_anchors")
     async def test_that_block_their_loop_do_not_hold_up_sealing(self, log):
         """Somebody's anchor that never awaits is left out; it gets the checkpoint once it can."""
         may_go_on = threading.Event()

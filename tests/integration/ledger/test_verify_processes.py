@@ -106,10 +106,10 @@ class TestEnd:
 
 class TestLimits:
     async def test_of_idle_transactions_do_not_end_it(self, sealed, connection):
-        """The role's and the server's limits are for others: 0.2 seconds of idleness are taken."""
+        """The role's and the server's limits are for others: 0.5 seconds of idleness are taken."""
         name = await connection.fetchval("SELECT current_database()")
         for limit in ("idle_in_transaction_session_timeout", "idle_session_timeout"):
-            await connection.execute(f"ALTER DATABASE {name} SET {limit} = '200ms'")
+            await connection.execute(f"ALTER DATABASE {name} SET {limit} = '500ms'")
         report = await sealed.verify(jobs=2)
         assert (report.ok, report.rows_checked) == (True, 23)
 

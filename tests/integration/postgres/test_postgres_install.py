@@ -293,7 +293,7 @@ class TestRoles:
 
 
 class TestScript:
-    async def test_makes_what_init_makes(self, postgres, database, connection):
+    async def test_makes_what_init_makes(self, one_day, postgres, database, connection):
         """Whoever applies the SQL by hand has the same store."""
         other = f"by_hand_{uuid.uuid4().hex[:8]}"
         await postgres.execute(f"CREATE DATABASE {other}")

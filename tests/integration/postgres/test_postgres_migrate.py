@@ -292,7 +292,7 @@ class TestAlembic:
 
         return make
 
-    async def test_makes_what_init_makes(self, postgres, config, database, connection):
+    async def test_makes_what_init_makes(self, one_day, postgres, config, database, connection):
         """Two revisions, one after the other, with roles in the second."""
         await asyncio.to_thread(
             command.upgrade, config("since=0, to=2", f"to={latest_version()}, roles=True"), "head"

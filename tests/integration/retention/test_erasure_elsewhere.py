@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import secrets
 import subprocess
@@ -106,11 +107,12 @@ async def payloads(connection, count):
 
 def holding(folder):
     """The files that hold the canary."""
-    return [
-        file
-        for file in folder.rglob("*")
-        if file.is_file() and CANARY.encode() in file.read_bytes()
-    ]
+    found = []
+    for file in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # a thread may delete one meanwhile
+            if file.is_file() and CANARY.encode() in file.read_bytes():
+                found.append(file)
+    return found
 
 
 def dumped(dsn):

@@ -689,10 +689,10 @@ async def test_a_server_that_ends_idle_transactions_does_not_end_a_stream(
     name = f"role_{uuid.uuid4().hex[:8]}"
     await postgres.execute(f"CREATE ROLE {name} LOGIN")
     await init(log.dsn, roles=True, streamer=name)
-    await postgres.execute(f"ALTER ROLE {name} SET idle_in_transaction_session_timeout = '150ms'")
+    await postgres.execute(f"ALTER ROLE {name} SET idle_in_transaction_session_timeout = '500ms'")
     await log.write(2)
     await log.seal()
-    receiver.next = [Answer(after=0.6)]
+    receiver.next = [Answer(after=1.5)]
     stream = stream_to(*to(receiver), dsn=_as(log.dsn, name))
     await stream.run_once()
     assert receiver.leaves == [0, 1]
