@@ -19,8 +19,9 @@ def send(sink, token, *spans, service="orders"):
     if token is not None:
         headers["Authorization"] = token
     return httpx.post(
-        f"{sink.url}/v1/traces", content=request(*spans, service=service), headers=headers
-    )
+        f"{sink.url}/v1/traces", content=request(*spans, service=service), headers=headers,
+        timeout=30,
+    )  # fmt: skip
 
 
 class TestTokens:

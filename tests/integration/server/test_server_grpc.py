@@ -64,16 +64,17 @@ def test_what_is_too_large(called, port, compression):
     assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-def test_while_the_store_is_away(tmp_path, port):
+def test_while_the_store_is_away(tmp_path):
     """UNAVAILABLE, and in its details when to try again."""
     from google.protobuf.any_pb2 import Any
 
+    port = free_port()
     gone = "postgresql://nobody@127.0.0.1:1/none"
     with (
-        serving(tmp_path, gone, "--grpc-port", str(port + 1)) as sink,
+        serving(tmp_path, gone, "--grpc-port", str(port)) as sink,
         pytest.raises(grpc.RpcError) as refused,
     ):
-        export(port + 1, sink.token, request(span(1)))
+        export(port, sink.token, request(span(1)))
 
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
     details = dict(refused.value.trailing_metadata())["grpc-status-details-bin"]

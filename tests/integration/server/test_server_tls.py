@@ -84,7 +84,7 @@ def send(sink, authority, certificate, *spans, token=""):
     headers = {"Content-Type": "application/x-protobuf"}
     if token:
         headers["Authorization"] = f"Bearer {token}"
-    with httpx.Client(verify=trusting(authority.file, certificate)) as client:
+    with httpx.Client(verify=trusting(authority.file, certificate), timeout=30) as client:
         return client.post(f"{sink.url}/v1/traces", content=request(*spans), headers=headers)
 
 
@@ -103,7 +103,7 @@ async def test_every_certificate_of_the_authority(
         assert b"a client certificate is needed" in without.content
         with pytest.raises((httpx.TransportError, ssl.SSLError)):
             send(sink, authority, others.issue("gateway-eu"), span(3))
-        with httpx.Client(verify=trusting(authority.file)) as probe:
+        with httpx.Client(verify=trusting(authority.file), timeout=30) as probe:
             assert probe.get(f"{sink.url}/ready").json() == {"ready": True}
 
     assert [row["received_by"] for row in await stored.rows()] == [

@@ -28,6 +28,7 @@ class Clients:
     stack: AsyncExitStack
 
     async def __call__(self, viewer: Viewer | None, **options) -> httpx.AsyncClient:
+        options.setdefault("statement_timeout", 30.0)
         app = create_app(dsn=self.dsn, authenticate=lambda _: viewer, **options)
         self.stack.push_async_callback(app.state.site.pool.close)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)

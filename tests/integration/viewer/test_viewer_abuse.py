@@ -233,7 +233,7 @@ class TestParameters:
 class TestLongWork:
     async def test_leaves_connections_for_those_who_look(self, viewer_role, store):
         """Exports and reports, however many, have half of them."""
-        pool = TrailPool(viewer_role, size=4, statement_timeout=1.0)
+        pool = TrailPool(viewer_role, size=4, statement_timeout=5.0)
         try:
             async with pool.connection(is_long=True), pool.connection(is_long=True):
                 with pytest.raises(StoreUnavailableError):

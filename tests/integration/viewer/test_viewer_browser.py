@@ -7,6 +7,7 @@ import re
 import time
 import uuid
 from contextlib import asynccontextmanager
+from importlib import import_module
 
 import jwt
 import msgspec
@@ -96,6 +97,12 @@ async def quiet(page):
     assert [text for text in page.said if "Failed to load resource" not in text] == []
 
 
+async def rows(frame, count):
+    """So many rows are there, as soon as the page is that a click asks for."""
+    shown = import_module("playwright.async_api").expect(frame.locator("[data-row]"))
+    await shown.to_have_count(count, timeout=30_000)
+
+
 def paths(store):
     return (
         "/", "/?q=tenant:acme", "/?q=event:none", "/?q=actr:x", "/help", "/tail", "/actor?id=ada@acme.example",
@@ -158,12 +165,12 @@ class TestAccessibility:
             assert await page.locator("[data-row]").count() == 4
             await page.fill("#q", "outcome:failure tenant:acme")
             await page.click("text=Search")
-            assert await page.locator("[data-row]").count() == 1
+            await rows(page, 1)
             await page.click("[data-row] a")
-            assert "rolled back" in await page.inner_text("main")
+            await page.locator("main", has_text="rolled back").wait_for()
             await page.goto(f"{running}/?q=")
             await page.click(".facet a:has-text('globex')")
-            assert await page.locator("[data-row]").count() == 2
+            await rows(page, 2)
 
 
 class TestHistogram:
@@ -326,8 +333,7 @@ class TestFrame:
             page.on("request", lambda request: urls.append(request.url))
             await page.goto(origin)
             frame = page.frame_locator("iframe")
-            await frame.locator("[data-row]").first.wait_for()
-            assert await frame.locator("[data-row]").count() == 4
+            await rows(frame, 4)
             await frame.locator("[data-row] a", has_text="2").nth(1).click()
             await frame.locator("text=Verify in this browser").click()
             await frame.locator("text=Verified in this browser").wait_for()
@@ -342,8 +348,7 @@ class TestFrame:
             await frame.locator("[data-state]:text-is('live')").wait_for()
             await store.add(order_record("live.made"), order_record("secret.made", tenant="globex"))
             await store.seal()
-            await frame.locator("[data-row]").first.wait_for()
-            assert await frame.locator("[data-row]").count() == 1
+            await rows(frame, 1)
             assert await page.context.cookies() == []
             assert not any(minted[0] in url for url in urls)
             assert "secret" not in await frame.locator("body").inner_text()
