@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import socket
@@ -45,14 +46,18 @@ def kafka_classpath() -> str:
             pytest.fail("java and mvn are needed")
         pytest.skip("a Kafka broker needs java 17 and mvn: apt-get install openjdk-17-jre maven")
     directory = platformdirs.user_cache_path("otel-audit") / f"kafka-{VERSION}"
+    directory.mkdir(parents=True, exist_ok=True)
     listing = directory / "classpath"
-    if not listing.exists():
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / "pom.xml").write_text(_POM)
-        target = directory / f"classpath.{uuid.uuid4().hex}"
-        command = ["mvn", "-q", "-B", "dependency:build-classpath", f"-Dmdep.outputFile={target}"]
-        subprocess.run(command, cwd=directory, check=True, timeout=300)
-        target.replace(listing)
+    # two that test side by side must not fetch into Maven's cache at once
+    with (directory / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not listing.exists():
+            (directory / "pom.xml").write_text(_POM)
+            target = directory / f"classpath.{uuid.uuid4().hex}"
+            output = f"-Dmdep.outputFile={target}"
+            command = ["mvn", "-q", "-B", "dependency:build-classpath", output]
+            subprocess.run(command, cwd=directory, check=True, timeout=300)
+            target.replace(listing)
     return listing.read_text()
 
 

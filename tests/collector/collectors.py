@@ -130,7 +130,7 @@ class Process:
             time.sleep(0.02)
         raise AssertionError(f"{self.name} not up in {timeout} s:\n{self.output}")
 
-    def stop(self, how: signal.Signals = signal.SIGTERM, timeout: float = 40.0) -> int:
+    def stop(self, how: signal.Signals = signal.SIGTERM, timeout: float = 120.0) -> int:
         assert self.process is not None
         if self.process.poll() is None:
             self.process.send_signal(how)

@@ -150,8 +150,11 @@ def said(process: Process, words: str) -> Callable[[], Awaitable[bool]]:
     return look
 
 
-async def all_stored_once(store: str, sent: Iterable[str], within: float = 60.0) -> None:
-    """Wait until everything acknowledged is stored; fail if anything is missing or doubled."""
+async def all_stored_once(store: str, sent: Iterable[str], within: float = 90.0) -> None:
+    """Wait until everything acknowledged is stored; fail if anything is missing or doubled.
+
+    A Collector pauses for up to 45 s before it tries again what it could not pass on.
+    """
     wanted = sorted(sent)
     found = await eventually(
         lambda: stored_ids(store), lambda ids: set(wanted) <= set(ids), within=within

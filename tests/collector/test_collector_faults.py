@@ -378,7 +378,7 @@ async def test_the_sink_refuses_a_token_for_now_where_it_is_asked_to(audit_store
     wrong = {"Authorization": "Bearer otas_wrong", "Content-Type": "application/x-protobuf"}
     for header, status in [({}, 401), ({"X-Otel-Audit-Refusal": "retry"}, 503)]:
         with running(sink):
-            answer = httpx.post(f"{sink.url}/v1/traces", headers={**wrong, **header})
+            answer = httpx.post(f"{sink.url}/v1/traces", headers={**wrong, **header}, timeout=60)
         assert answer.status_code == status
         assert ("Retry-After" in answer.headers) == (status == 503)
         assert b"token is not known" in answer.content

@@ -89,7 +89,7 @@ async def test_all_the_records_and_only_the_sampled_traces(pipeline, tmp_path):
     with pipeline("tail-sampling.yaml", gateway=TAIL_SAMPLING) as it:
         app = shop(it.url, tmp_path)
         base = app.up_at.removesuffix("/up")
-        with running(app), httpx.Client(base_url=base) as client:
+        with running(app), httpx.Client(base_url=base, timeout=60) as client:
             asked: Counter[str] = Counter()
             failed = set()
             for number in range(120):
@@ -101,7 +101,9 @@ async def test_all_the_records_and_only_the_sampled_traces(pipeline, tmp_path):
                 headers = traceparent()
                 failed.add(headers["traceparent"].split("-")[1])
                 # on a connection of its own: the server closes it after an error
-                answer = httpx.post(f"{base}/refunds", json={"to": "me"}, headers=headers)
+                answer = httpx.post(
+                    f"{base}/refunds", json={"to": "me"}, headers=headers, timeout=60
+                )
                 assert answer.is_server_error
                 asked["/refunds"] += 1
 
@@ -137,7 +139,7 @@ async def test_the_application_holds_what_the_agent_cannot_take(pipeline, tmp_pa
         with running(app):
 
             def order(count: int) -> None:
-                with httpx.Client() as client:
+                with httpx.Client(timeout=60) as client:
                     for _ in range(count):
                         assert client.post(orders, json={"item": "tea"}).status_code == 201
 
@@ -151,7 +153,7 @@ async def test_the_application_holds_what_the_agent_cannot_take(pipeline, tmp_pa
             async def stored() -> int:
                 return len(await rows_of(it.store))
 
-            await eventually(stored, lambda count: count >= 30)
+            await eventually(stored, lambda count: count >= 30, within=90)
             app.stop()
         rows = await rows_of(it.store)
         assert len(rows) == 30
@@ -260,7 +262,7 @@ async def test_a_refusal_for_good_is_a_loss_and_is_counted(pipeline, backend):
 def metric(collector: Collector, name: str) -> float:
     """The value that a Collector's own metrics give for its audit exporter."""
     (variable,) = (one for one in collector.ports if one.endswith("METRICS_PORT"))
-    text = httpx.get(f"{collector.url(variable)}/metrics").text
+    text = httpx.get(f"{collector.url(variable)}/metrics", timeout=60).text
     for line in text.splitlines():
         if line.startswith(f"{name}{{") and 'exporter="otlp_http/audit"' in line:
             return float(line.rpartition(" ")[2])

@@ -30,7 +30,7 @@ def go_sender(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)  # the first time Go fetches and builds all of the SDK
 async def test_a_span_of_the_go_sdk_is_a_complete_row(pipeline, go_sender):
     """The mandatory attributes are enough; what else the program says is there too."""
     with pipeline() as it:
