@@ -8,7 +8,8 @@ What a fenced block is, its first line says:
 - ```` ```console ```` is typed at a shell: lines with ``$`` are run, and print the lines below them;
   ``…`` stands for anything.
 - ``<!-- check: expression -->`` must be true at this place.
-- ``<!-- run: command -->`` is run at a shell, and must end well: what a reader has done already.
+- ``<!-- run: command -->`` is run at a shell, and must end well: what a reader has done already. A
+  server that it starts may listen on ``$FREE_PORT``.
 - ``<!-- needs: postgres -->`` gives the page a database of its own, ``$ADMIN``, and psql.
 - anything else is only looked at.
 """
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import preloaded
+from ports import free_port
 
 from otel_audit.testing import recorded
 
@@ -78,6 +80,7 @@ class Run:
             "PATH": f"{preloaded.programs()}:{Path(sys.executable).parent}:{clean['PATH']}",
             "OTEL_AUDIT_SPOOL_DIR": str(self.directory / "spool"),
             "PYTHONDONTWRITEBYTECODE": "1",
+            "FREE_PORT": str(free_port()),
         }
 
     def do(self, part: Part) -> bool:
