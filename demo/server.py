@@ -20,7 +20,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 COMMAND = ("opentelemetry-instrument", "uvicorn", "demo.shop.app:app")
 _LISTENING = re.compile(r"Uvicorn running on (http://[0-9.:]+)")
 _START_SECONDS = 60.0
-_STOP_SECONDS = 15.0
+_STOP_SECONDS = 40.0
 
 
 class ServerError(RuntimeError):

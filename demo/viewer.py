@@ -12,7 +12,7 @@ from demo.postgres import AUDIT, VIEWER_ROLE, Postgres
 from demo.server import stop
 
 VIEWER = "auditor@shop.example"
-_START_SECONDS = 30.0
+_START_SECONDS = 60.0
 
 
 @asynccontextmanager

@@ -70,7 +70,9 @@ def project() -> Iterator[Path]:
 
 def environment() -> dict[str, str]:
     kept = {name: text for name, text in os.environ.items() if not name.startswith("OTEL_")}
-    return {**kept, "COLUMNS": "200", "PYTHONUNBUFFERED": "1"}
+    # a busy machine takes longer than the settings' defaults allow
+    slowly = {"OTEL_AUDIT_SHUTDOWN_TIMEOUT": "40", "OTEL_AUDIT_CONNECT_TIMEOUT": "40"}
+    return {**kept, **slowly, "COLUMNS": "200", "PYTHONUNBUFFERED": "1"}
 
 
 @contextmanager

@@ -176,7 +176,7 @@ def _printing(store: DevStore, seen: list[int]) -> Iterator[None]:
 
     watching = run_in_thread("otel-audit-dev", lambda: _watch(store.reader, ready, stop, show))
     # what the application does first is to be printed; a store that is slow must not keep it back
-    ready.wait(timeout=10)
+    ready.wait(timeout=60)
     try:
         yield
     finally:
