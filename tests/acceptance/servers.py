@@ -98,6 +98,10 @@ def started(
         "OTEL_AUDIT_SPOOL_DIR": str(directory / "spool"),
         # a test that counts rows counts actions
         "OTEL_AUDIT_STREAM_RECORDS": "false",
+        # and looks at them when the server has ended, which takes a busy machine longer than the
+        # settings' defaults allow; less than `Server.stop` waits
+        "OTEL_AUDIT_SHUTDOWN_TIMEOUT": "40",
+        "OTEL_AUDIT_CONNECT_TIMEOUT": "40",
         **environment,
     }
     process: subprocess.Popen[bytes] | preloaded.Process

@@ -148,11 +148,12 @@ class TestDemonstration:
             f"{url[0]}/customers/2",
             json={"city": "Turin"},
             headers={"Authorization": f"Bearer {token[1]}", "X-Request-ID": "from-the-test"},
+            timeout=60,
         )
         assert answer.status_code == 200
         link = re.search(r"http://127\.0\.0\.1:\d+/sign-in\?link=\S+", output)
         assert link, output
-        with httpx.Client(follow_redirects=True) as browser:
+        with httpx.Client(follow_redirects=True, timeout=60) as browser:
             assert browser.get(link[0]).status_code == 200
             viewer = link[0].partition("/sign-in")[0]
             page = browser.get(viewer, params={"q": "event:order.refunded"})
@@ -161,7 +162,7 @@ class TestDemonstration:
             r"a frame of the product's page.*\n\s+(http://127\.0\.0\.1:\d+)", output
         )
         assert product, output
-        with httpx.Client(base_url=product[1]) as tenant:
+        with httpx.Client(base_url=product[1], timeout=60) as tenant:
             assert "otel-audit-viewer" in tenant.get("/").text
             bearer = {"Authorization": f"Bearer {tenant.get('/my-audit-token').json()['token']}"}
             assert "data-row" in tenant.get("/audit/", headers=bearer).text

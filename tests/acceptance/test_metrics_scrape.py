@@ -125,7 +125,7 @@ async def of_the_sink(directory: Path, dsn: str) -> set[str]:
     }  # fmt: skip
     options = ("serve", "--seal", "--insecure-no-auth", "--port", str(served))
     async with running(*options, log=directory / "sink.log", **settings):
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{served}") as client:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{served}", timeout=60) as client:
             for _ in range(500):
                 with contextlib.suppress(httpx.TransportError):
                     if (await client.get("/health")).status_code == 200:

@@ -22,7 +22,7 @@ class TestReadme:
         (tmp_path / "app.py").write_text(code)
         with uvicorn(tmp_path, {}, instrumented=False) as server:
             server.wait_until_up()
-            answer = httpx.post(f"{server.url}/orders/123/refund")
+            answer = httpx.post(f"{server.url}/orders/123/refund", timeout=60)
             server.stop()
         assert answer.json() == {"refunded": 123}
         connection = await asyncpg.connect(audit_store)

@@ -57,7 +57,9 @@ def environment_of(directory: Path, store: str, **environment: str) -> dict[str,
         "OTEL_AUDIT_SPOOL_DIR": str(directory / "spool"),
         # nothing is delivered by waiting long enough: only the end of the process brings it
         "OTEL_AUDIT_BATCH_INTERVAL": "60",
-        "OTEL_AUDIT_SHUTDOWN_TIMEOUT": "5",
+        # on a busy machine connecting alone takes seconds
+        "OTEL_AUDIT_SHUTDOWN_TIMEOUT": "60",
+        "OTEL_AUDIT_CONNECT_TIMEOUT": "60",
         "OTEL_SERVICE_NAME": "nightly",
         "OTEL_AUDIT_STREAM_RECORDS": "false",
         **environment,
@@ -354,7 +356,8 @@ class TestChildren:
 
     async def test_a_child_that_ends_in_a_signal_handler(self, run_script, rows):
         """It ends in time, whatever the signal has interrupted."""
-        done = run_script("""
+        done = run_script(
+            """
             import os, signal, time
             otel_audit.instrument()
             reading, writing = os.pipe()
@@ -372,7 +375,10 @@ class TestChildren:
             assert os.waitpid(child, 0)[1] == 0
             assert time.monotonic() - started < 30
             os.kill(os.getpid(), 9)
-        """)
+        """,
+            OTEL_AUDIT_SHUTDOWN_TIMEOUT="5",
+            OTEL_AUDIT_CONNECT_TIMEOUT="5",
+        )
         assert done.returncode == -9, done.stderr
 
     @pytest.mark.slow

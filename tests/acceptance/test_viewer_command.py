@@ -43,15 +43,15 @@ class TestWeb:
                 assert running.stdout is not None
                 link = running.stdout.readline().strip()
                 assert link.startswith("http://127.0.0.1:")
-                with httpx.Client(follow_redirects=True) as client:
+                with httpx.Client(follow_redirects=True, timeout=60) as client:
                     page = client.get(link)
                     assert page.status_code == 200
                     assert "Nothing is recorded yet" in page.text or "No record" in page.text
                     assert "server" not in page.headers
                     base = link.partition("/sign-in")[0]
                     assert client.get(base, headers={"host": "evil.example"}).status_code == 400
-                assert httpx.get(link, follow_redirects=True).status_code == 401
-                assert httpx.get(base).status_code == 401
+                assert httpx.get(link, follow_redirects=True, timeout=60).status_code == 401
+                assert httpx.get(base, timeout=60).status_code == 401
             finally:
                 running.send_signal(signal.SIGTERM)
                 running.wait(60)
@@ -92,7 +92,7 @@ class TestWeb:
                 assert running.stderr is not None
                 link = running.stdout.readline().strip()
                 assert "--viewer ROLE" in running.stderr.readline()
-                assert httpx.get(link, follow_redirects=True).status_code == 200
+                assert httpx.get(link, follow_redirects=True, timeout=60).status_code == 200
             finally:
                 running.send_signal(signal.SIGTERM)
                 running.wait(60)

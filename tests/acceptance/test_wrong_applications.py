@@ -176,6 +176,7 @@ def suite(pytester, route, test, *more, before=""):
     done = preloaded.run(
         "-m", "pytest", f"--basetemp={pytester.path / 'made'}", *WITHOUT, *more,
         env={**os.environ, "PYTHONPATH": str(pytester.path)}, cwd=pytester.path, kind="pytest",
+        timeout=200,
     )  # fmt: skip
     print(done.stdout, done.stderr, sep="\n")
     return pytest.RunResult(done.returncode, done.stdout.splitlines(), done.stderr.splitlines(), 0)

@@ -135,7 +135,7 @@ class TestZeroCode:
         settings = {"OTEL_AUDIT_DSN": audit_store, "OTEL_TRACES_SAMPLER": sampler}
         with uvicorn(directory, settings) as server:
             server.wait_until_up()
-            assert httpx.post(f"{server.url}/reports").status_code == 202
+            assert httpx.post(f"{server.url}/reports", timeout=60).status_code == 202
             server.stop()
             assert "a flagged span goes to quarantine" in server.output.lower()
         flagged, request = sorted(await rows_of(audit_store), key=lambda row: row["actor_id"])[::-1]
@@ -163,7 +163,9 @@ class TestZeroCode:
             server.wait_until_up()
             for number in range(5):
                 order = {"item": "tea" * 50, "number": number}
-                httpx.post(f"{server.url}/orders", json=order, headers={"User-Agent": "till/7"})
+                httpx.post(
+                    f"{server.url}/orders", json=order, headers={"User-Agent": "till/7"}, timeout=60
+                )
             server.stop()
         rows = await rows_of(audit_store)
         assert len(rows) == 5
@@ -175,7 +177,7 @@ class TestZeroCode:
         """Installed but not configured: the application runs as ever, and a line says so."""
         with uvicorn(directory, {}) as server:
             server.wait_until_up()
-            assert "x-request-id" not in httpx.get(f"{server.url}/up").headers
+            assert "x-request-id" not in httpx.get(f"{server.url}/up", timeout=60).headers
             server.stop()
             assert "NOT AUDITED: OTEL_AUDIT_DSN: missing" in server.output
 
@@ -184,7 +186,7 @@ class TestZeroCode:
         settings = {"OTEL_AUDIT_DSN": audit_store, "OTEL_AUDIT_ENABLED": "false"}
         with uvicorn(directory, settings) as server:
             server.wait_until_up()
-            assert "x-request-id" not in httpx.get(f"{server.url}/up").headers
+            assert "x-request-id" not in httpx.get(f"{server.url}/up", timeout=60).headers
             server.stop()
             assert "AUDITED" not in server.output
         assert await rows_of(audit_store) == []
@@ -394,7 +396,7 @@ class TestFaults:
         }
         with uvicorn(directory, settings) as server:
             server.wait_until_up()
-            with httpx.Client(base_url=server.url) as client:
+            with httpx.Client(base_url=server.url, timeout=60) as client:
                 answers = [client.post("/orders", json={"item": "t" * 500}) for _ in range(100)]
                 assert client.get("/up").status_code == 200
             server.stop()

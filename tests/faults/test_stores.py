@@ -17,7 +17,7 @@ from faults.load import Site, settings_for
 from otel_audit_postgres.query.gaps import find_gaps
 
 LONGEST_TURN = 2.5
-"""Seconds; connecting may take 5, so a loop that waits for the store shows."""
+"""Seconds; connecting may take 40, so a loop that waits for the store shows."""
 
 
 async def longest_turn(url: str) -> float:

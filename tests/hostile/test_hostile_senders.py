@@ -185,6 +185,7 @@ class TestBombs:
         await self.drop(tmp_path, ("gzip",), QUICK)
 
     @pytest.mark.slow
+    @pytest.mark.timeout(900)  # as below
     @pytest.mark.parametrize("coding", ["gzip", "zstd", "identity"])
     async def test_none_costs_much(self, tmp_path, coding):
         await self.drop(tmp_path, (coding,), None)

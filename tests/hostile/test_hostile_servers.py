@@ -79,7 +79,7 @@ async def test_bytes_on_the_wire_do_no_harm(
         server.wait_until_up()
         for request in islice(Generator(f"{SEED} {parser} {shape}"), REQUESTS):
             say(server, on_the_wire(request))
-        health = httpx.get(server.url + HEALTH).json()
+        health = httpx.get(server.url + HEALTH, timeout=60).json()
         server.stop()
         assert "Application shutdown complete" in server.output
 
