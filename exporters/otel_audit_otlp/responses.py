@@ -30,6 +30,7 @@ _REMEDIES: Final = {
     404: "there is nothing at this path: correct the URL; records go to …/v1/traces",
     405: "this path takes no POST: is it an OTLP/HTTP receiver?",
     407: "there is a proxy in between: name the receiver itself",
+    410: "it is gone for good: correct the URL",
     411: "it wants what HTTP/1.1 always has: is it an OTLP/HTTP receiver?",
     415: "it takes no protobuf, or no gzip: set OTEL_AUDIT_OTLP_COMPRESSION=none, or look whether "
     "it is an OTLP/HTTP receiver",

@@ -36,9 +36,11 @@ from otel_audit.server.credentials import CredentialsFile, Sender
 from otel_audit.server.errors import (
     JSON,
     PROTOBUF,
+    REFUSAL_HEADER,
     RETRY_AFTER,
     Code,
     RequestError,
+    as_asked,
     as_status,
     forbidden,
     unavailable,
@@ -54,11 +56,6 @@ if TYPE_CHECKING:
     from otel_audit_postgres.ledger.sealer_thread import SealingThread
 
     from otel_audit.server.grpc_server import GrpcListening, GrpcServer
-
-_REFUSAL: Final = "x-otel-audit-refusal"
-"""Header by which a sender asks for 503 instead of 401 or 403: a
-Collector takes 401 and 403 for final, and drops what it has acknowledged to others."""
-
 
 Decoder = Callable[[bytes, RequestBudget], Iterator[Batch]]
 
@@ -373,12 +370,8 @@ def _sender(service: Service, request: Request) -> Sender:
             client,
         )
     except RequestError as refused:
-        if request.headers.get(_REFUSAL) != "retry":
-            raise
-        again = service.config.serve_retry_after
-        raise RequestError(
-            503, Code.UNAVAILABLE, refused.kind, refused.message, retry_after=again
-        ) from None
+        asked = request.headers.get(REFUSAL_HEADER)
+        raise as_asked(refused, asked, service.config.serve_retry_after) from None
 
 
 def _declared(request: Request) -> int | None:

@@ -19,7 +19,11 @@ JSON: Final = "application/json"
 
 
 RETRY_AFTER: Final = 5
-"""Seconds after which senders shall try again: the default of the setting `serve_retry_after`."""
+"""Seconds after which senders shall try again, where no setting says it."""
+
+REFUSAL_HEADER: Final = "x-otel-audit-refusal"
+"""Header, or gRPC metadata, by which a sender asks for 503 instead of 401 or 403: a Collector takes
+401 and 403 for final, and drops what it has acknowledged to others."""
 
 
 class Code(IntEnum):
@@ -104,6 +108,21 @@ def overloaded(message: str, retry_after: int = 1) -> RequestError:
 def unauthenticated(message: str) -> RequestError:
     """The sender is not known."""
     return RequestError(401, Code.UNAUTHENTICATED, "unauthenticated", message)
+
+
+def as_asked(refused: RequestError, asked: str | None, retry_after: int) -> RequestError:
+    """The refusal of a sender, in the form that it asks for.
+
+    Args:
+        refused: 401 or 403.
+        asked: Its `REFUSAL_HEADER`, if there is one.
+        retry_after: Seconds after which to send again, if it asks for that.
+    """
+    if asked != "retry":
+        return refused
+    return RequestError(
+        503, Code.UNAVAILABLE, refused.kind, refused.message, retry_after=retry_after
+    )
 
 
 def forbidden(message: str) -> RequestError:

@@ -20,8 +20,10 @@ from otel_audit.server.authentication import CERTIFICATE
 from otel_audit.server.credentials import Certificate, Sender
 from otel_audit.server.errors import (
     PROTOBUF,
+    REFUSAL_HEADER,
     RETRY_AFTER,
     RequestError,
+    as_asked,
     status_message,
     unavailable,
 )
@@ -159,7 +161,12 @@ class GrpcServer:
         authorization = found.get("authorization")
         if isinstance(authorization, str):
             authorization = authorization.encode("utf-8", "replace")
-        return self._service.access.sender(authorization, _state(context), _client(context))
+        try:
+            return self._service.access.sender(authorization, _state(context), _client(context))
+        except RequestError as refused:
+            asked = found.get(REFUSAL_HEADER)
+            again = self._service.config.serve_retry_after
+            raise as_asked(refused, asked if isinstance(asked, str) else None, again) from None
 
 
 def _state(context: grpc.aio.ServicerContext[bytes, bytes]) -> Mapping[str, Any]:

@@ -30,7 +30,10 @@ _ABOUT_US: Final = {
     405: "this path takes no POST",
     407: "a proxy stands in between",
     410: "it is gone for good",
+    411: "it wants what HTTP/1.1 always has",
+    415: "it does not take this kind of content",
     421: "it is not responsible for this host",
+    426: "it wants another protocol",
 }
 _PASSING: Final = frozenset({408, 425, 429})
 """Refusals that a later try may not meet: Request Timeout, Too Early, Too Many Requests."""

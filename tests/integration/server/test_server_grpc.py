@@ -23,8 +23,8 @@ def called(tmp_path_factory, shared_store, port):
         yield found
 
 
-def export(port, token, body, **options):
-    metadata = () if token is None else (("authorization", f"Bearer {token}"),)
+def export(port, token, body, *, more=(), **options):
+    metadata = (*more, *(() if token is None else (("authorization", f"Bearer {token}"),)))
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         return channel.unary_unary(_METHOD)(body, metadata=metadata, timeout=20, **options)
 
@@ -46,6 +46,16 @@ def test_without_the_right_token(called, port, token):
         export(port, token, request(span(1)))
 
     assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_a_sender_may_ask_to_be_told_to_send_again(called, port):
+    """As over HTTP: a Collector drops what is UNAUTHENTICATED, and keeps what is UNAVAILABLE."""
+    with pytest.raises(grpc.RpcError) as refused:
+        export(port, "wrong", request(span(1)), more=(("x-otel-audit-refusal", "retry"),))
+
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert "token" in refused.value.details()
+    assert "grpc-status-details-bin" in dict(refused.value.trailing_metadata())
 
 
 def test_what_cannot_be_decoded(called, port):
