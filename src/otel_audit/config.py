@@ -233,9 +233,10 @@ class AuditConfig(BaseSettings):
     )
     jwt_jwks_file: Path | None = Field(None, description="File with the issuer's JWK set.")
     # for so long a key is still accepted that its issuer has withdrawn; more often than twice a
-    # minute is a load on the issuer, and after a day (jwks.KEPT) keys count as too old anyway
+    # minute is a load on the issuer; after a day (jwks.KEPT) keys count as too old, and there has
+    # to be time for more than one try before
     jwt_jwks_refresh: float = Field(
-        300.0, ge=30, le=86_400, description="Seconds between two readings of the JWK sets."
+        300.0, ge=30, le=43_200, description="Seconds between two readings of the JWK sets."
     )
     jwt_jwks_insecure_http: bool = Field(
         default=False, description="Fetch JWK sets over plain HTTP also from other machines."

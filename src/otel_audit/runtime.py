@@ -169,7 +169,7 @@ class Runtime:
             else None
         )
         self._options = dataclasses.replace(
-            self._waiting(_make_options(config, recorder, self.redactor, self.count_error)),
+            self._with_delivery(_make_options(config, recorder, self.redactor, self.count_error)),
             on_loss=self._count_loss,
         )
         if seen is not None:
@@ -539,7 +539,7 @@ class Runtime:
         encryption = spool_encryption(self.config)
         return None if encryption is None else encryption.for_spool(uuid7())
 
-    def _waiting(self, options: CaptureOptions) -> CaptureOptions:
+    def _with_delivery(self, options: CaptureOptions) -> CaptureOptions:
         """Add what an exchange waits for, if the settings need it."""
         options = dataclasses.replace(options, report_commits=self._report_commits)
         config, producer = self.config, self._producer

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
+from otel_audit._util.aio import wait_at_most
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.delivery.batch_size import BatchSize
 from otel_audit.errors import OtelAuditError, StoreError, StoreUnavailableError
@@ -256,7 +257,7 @@ class Sealer:
             if stop.is_set():
                 return
             if not more:
-                await _wait(stop, interval)
+                await wait_at_most(stop, interval)
 
     async def _followed(self, connection: Connection[Any]) -> Sealed:
         """Measure how long rows wait while another sealer leads; log it if that is too long."""
@@ -486,11 +487,3 @@ def _read(note: str, what: str) -> Checkpoint:
         return read_checkpoint(note)
     except NoteError as error:
         raise LedgerError(f"{what} cannot be read: {error}") from None
-
-
-async def _wait(stop: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await stop.wait()
-    except TimeoutError:
-        return

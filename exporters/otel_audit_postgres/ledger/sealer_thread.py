@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from otel_audit._util.aio import wait_at_most
 from otel_audit._util.loop_thread import LoopThread, ThreadState
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.errors import OtelAuditError
@@ -83,10 +84,4 @@ class SealingThread:
             log_limited(_logger, "unfit", "Sealing is not possible: %s", error)
         except Exception as error:  # noqa: BLE001 - must not reach the application
             log_limited(_logger, "failed", "Sealing failed, and is tried again", error=error)
-        if stop.is_set():
-            return
-        try:
-            async with asyncio.timeout(_AFTER_A_REFUSAL):
-                await stop.wait()
-        except TimeoutError:
-            return
+        await wait_at_most(stop, _AFTER_A_REFUSAL)

@@ -12,8 +12,8 @@ from otel_audit_postgres.query.fields import FIELDS, Field
 from otel_audit_postgres.query.grammar import Query, QueryValue, Term, spans
 from otel_audit_postgres.rows import bounded_key
 
-# json holds escapes that stand for no text, and to read any part of such a payload is an error
-# … which few texts have: to look for the beginning of an escape is quicker than the pattern
+# json may hold escapes that stand for no text, and to read any part of such a payload is an error;
+# few texts have any escape, and to look for the start of one is quicker than the pattern
 READABLE: Final = (
     r"(strpos(payload::text, '\u') = 0 OR payload::text !~ '\\u(0000|[dD][89a-fA-F])')"
 )

@@ -154,7 +154,8 @@ class Overview:
         total: How many records, exactly up to ``bound``; one more stands for more. None: it took
             too long, and is not known.
         bound: How many records are counted at most.
-        is_searched: So many of the newest were read whole, as no column knows what is asked.
+        is_searched: Whether the newest records, `bound` of them, were read whole, as no column
+            holds what is asked for.
         histogram: Over time.
         facets: By the values of the fields that were asked for, in their order.
     """

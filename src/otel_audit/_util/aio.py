@@ -116,3 +116,21 @@ def running_trio() -> Any:
     # while another thread imports it, as AnyIO does when it is first asked, it has nothing yet
     lowlevel = getattr(trio, "lowlevel", None)
     return trio if lowlevel is not None and lowlevel.in_trio_task() else None
+
+
+def is_in_loop() -> bool:
+    """Return whether an event loop of asyncio runs in this thread."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+async def wait_at_most(event: asyncio.Event, seconds: float) -> None:
+    """Wait until an event is set, or so many seconds are over."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from otel_audit._util.aio import is_in_loop
 from otel_audit._util.loop_thread import run_in_thread
 from otel_audit._util.ratelimited_log import log_limited
 
@@ -22,7 +22,7 @@ def wait_for_intent(ask: Callable[[], Awaitable[bool]]) -> bool:
         Whether the store has it. True without an intent where an event loop runs in this thread,
         which is logged: there, only ``async with`` can wait.
     """
-    if _loop_runs_here():
+    if is_in_loop():
         log_limited(
             _logger, "intent in a coroutine",
             "A block in a coroutine begins without an intent: use `async with otel_audit.audit(…)`",
@@ -36,11 +36,3 @@ def wait_for_intent(ask: Callable[[], Awaitable[bool]]) -> bool:
     # in a thread of its own: asyncio.run would take away the caller's own event loop
     done = run_in_thread("otel-audit-intent", answer)
     return done.exception() is None and done.result()
-
-
-def _loop_runs_here() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True

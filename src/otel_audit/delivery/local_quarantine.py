@@ -15,7 +15,6 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from otel_audit._util.durable_file import write_durably
 from otel_audit._util.spill import Cipher
 from otel_audit.delivery.queue_entries import read_back
 from otel_audit.delivery.sink import Refused
@@ -211,7 +210,7 @@ class LocalQuarantine:
             )
         draft = f"{name}.{os.getpid()}-{time.monotonic_ns()}"
         try:
-            _write(place, draft, data)
+            place.create(draft, data)
             place.rename(draft, file)
         except OSError:
             place.unlink(draft)
@@ -255,7 +254,3 @@ def _is_there(place: OwnDirectory, name: str) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-def _write(place: OwnDirectory, name: str, data: bytes) -> None:
-    write_durably(place.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL), data)

@@ -318,7 +318,7 @@ class Relay(OwnsWriter):
             await sink.close()
 
     async def _pass(self, outbox: Outbox, sink: Sink) -> bool:
-        """Bring over all that can be; True, as only an end of the writer's gives None."""
+        """Bring over all that can be; always True: the writer takes None for its end."""
         wanted = self._wanted
         postponed = None
         try:

@@ -119,7 +119,8 @@ class Producer:
         if self._own_records is None or self._announced:
             return
         # a signal handler or the garbage collector records something in the middle of our own work:
-        # waiting here might be for a thread that waits for this one, so the next record announces
+        # the thread that announces may wait for this one, so this one does not wait for it, and the
+        # next record announces
         if is_mine(self._beginning) or self._delivery.is_held:
             return
         # other threads block here, so that the record `started` gets number 1

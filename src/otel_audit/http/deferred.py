@@ -131,7 +131,7 @@ class DeferredRequest(PendingScope):
         """See a message that goes to the server; return what is sent in its place."""
         exchange = self.exchange
         if exchange is not None:
-            # if no middleware of ours is inside
+            # where the inner middleware does not watch this request, its look is made here
             is_inside = self.inner_scope is not None and not self._is_moved_on
             return exchange.sent(exchange.sent_inside(message) if is_inside else message)
         if message["type"] == "http.response.start":

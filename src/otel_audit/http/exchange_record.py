@@ -63,7 +63,7 @@ _METHOD_ON_THE_WIRE = "http.request.method_original"  # OpenTelemetry's name of 
 
 _WITH_REQUEST = frozenset({"request", "request_response"})
 
-# nobody is known before a login; whom it is about says the target
+# nobody is known before a login; the target says whom it is about
 _LOGS_IN = msgspec.structs.replace(ANONYMOUS, reason="login")
 
 

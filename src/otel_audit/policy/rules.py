@@ -63,8 +63,8 @@ class RequestFacts(msgspec.Struct, frozen=True):
 
     Attributes:
         nobody: Whether the actor is anonymous: neither a credential nor the application
-            names anyone. That is less than being without a name: a token that cannot be verified
-            now was somebody's.
+            names anyone. An actor whose name is not known is somebody: a token that cannot be
+            verified now belongs to a person.
     """
 
     method: str

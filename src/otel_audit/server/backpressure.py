@@ -26,9 +26,10 @@ MOST_RATIO: Final = 100
 """Compression ratio up to which a larger request uses no credit."""
 
 CREDIT: Final = 64 << 20
-"""Bytes beyond that a sender may have decompressed at once, and"""
+"""Bytes beyond that a sender may have decompressed at once."""
+
 _CREDIT_A_SECOND: Final = 1 << 20
-"""How many of them come back each second. Repetitive data is no attack: it must not be lost."""
+"""Bytes of it that come back each second. Repetitive data is no attack: it must not be lost."""
 
 _TOO_MUCH: Final = "too much is under way; try again"
 _INFLATED: Final = (

@@ -22,6 +22,7 @@ from otel_audit_postgres.pseudonyms import MARK, without_ciphertexts
 from otel_audit_postgres.query.grammar import Query
 from otel_audit_postgres.query.queries import opened
 
+from otel_audit._util.aio import wait_at_most
 from otel_audit._util.backoff import Backoff
 from otel_audit._util.printable import visible
 from otel_audit._util.ratelimited_log import log_limited
@@ -177,16 +178,16 @@ class Stream:
                             is_more = await self._step_or_stand_by(connection)
                             pauses = _BACKOFF.pauses()
                             if not is_more:
-                                await _pause(stop, self._interval)
+                                await wait_at_most(stop, self._interval)
             except (StoreUnavailableError, DestinationError) as error:
                 self._note_failure(error)
-                await _pause(stop, max(next(pauses), error.retry_after or 0.0))
+                await wait_at_most(stop, max(next(pauses), error.retry_after or 0.0))
             except StoreError as error:
                 self._is("refused", str(error))
                 raise
             except Exception as error:  # noqa: BLE001 - it holds up no other stream; nothing moved
                 self._note_failure(error, is_ours=True)
-                await _pause(stop, next(pauses))
+                await wait_at_most(stop, next(pauses))
 
     async def run_once(self) -> None:
         """Send the records that are sealed now, and return.
@@ -429,10 +430,3 @@ class Stream:
             "from leaf %d on", self.name, visible(reason), self.progress.next_leaf,
             error=error if is_ours else None,
         )  # fmt: skip
-
-
-async def _pause(stop: asyncio.Event, seconds: float) -> None:
-    try:
-        await asyncio.wait_for(stop.wait(), seconds)
-    except TimeoutError:
-        return

@@ -14,6 +14,7 @@ from typing import Any, Final
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 
+from otel_audit._util.aio import is_in_loop
 from otel_audit.config import AuditConfig
 from otel_audit.record import AuditRecord, to_json
 from otel_audit.testing.explain import named, reasons
@@ -191,7 +192,7 @@ class Audit:
 
     def _wait(self, enough: Any) -> None:
         """Wait for actions that are still open, unless this holds up the loop they run on."""
-        if _on_a_loop():
+        if is_in_loop():
             return
         until = time.monotonic() + PATIENCE
         while self.records.unfinished and not enough() and time.monotonic() < until:
@@ -222,7 +223,7 @@ class Audit:
         if open_:
             found.append(
                 f"{open_} {'action has' if open_ == 1 else 'actions have'} begun and not ended"
-                + ("; in an async test: await audit.settled() first" if _on_a_loop() else "")
+                + ("; in an async test: await audit.settled() first" if is_in_loop() else "")
             )
         if not found and not len(self.records) and not requests:
             found.append(
@@ -338,11 +339,3 @@ def _listed(records: list[AuditRecord]) -> str:
 
 def _summary(record: AuditRecord) -> str:
     return f"{record.event_name} by {record.actor.id}, {record.outcome}, {named(record)}"
-
-
-def _on_a_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True

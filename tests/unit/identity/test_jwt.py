@@ -747,6 +747,12 @@ class TestKeySetTiming:
             settle(keys)
         assert len(reads) == 1 + 5
 
+    def test_keys_are_read_again_before_they_are_too_old(self) -> None:
+        """Twice, whatever the setting says."""
+        AuditConfig(jwt_jwks_refresh=KEPT / 2)
+        with pytest.raises(ConfigurationError, match="OTEL_AUDIT_JWT_JWKS_REFRESH"):
+            AuditConfig(jwt_jwks_refresh=KEPT / 2 + 1)
+
     def test_old_keys_end(self) -> None:
         """Keys that could not be read again for a day are no longer used."""
         now = [0.0]

@@ -17,8 +17,10 @@ from otel_audit._util.aio import (
     call_after,
     in_thread,
     is_cancellation,
+    is_in_loop,
     on_any_loop,
     running_trio,
+    wait_at_most,
 )
 from otel_audit.http.exchange_record import outcome_of
 
@@ -174,3 +176,23 @@ class TestUnderTrio:
         started, completed = tapped.kept.all("closed")
         assert (started.phase, completed.phase) == ("started", "completed")
         assert started.action_id == completed.action_id
+
+
+class TestWaitAtMost:
+    async def test_an_event_ends_the_wait(self) -> None:
+        event = asyncio.Event()
+        waiting = asyncio.create_task(wait_at_most(event, 3600))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        event.set()
+        await waiting
+
+    async def test_so_does_the_time(self) -> None:
+        event = asyncio.Event()
+        await wait_at_most(event, 0.01)
+        assert not event.is_set()
+
+
+async def test_a_coroutine_is_in_a_loop_and_its_threads_are_not() -> None:
+    assert is_in_loop()
+    assert not await asyncio.to_thread(is_in_loop)

@@ -18,7 +18,7 @@ from errno import EACCES, EDQUOT, EEXIST, ELOOP, ENOLCK, ENOSPC, ENOTDIR, EOPNOT
 from pathlib import Path
 from typing import Final
 
-from otel_audit._util.durable_file import sync_directory, write_durably
+from otel_audit._util.durable_file import sync_directory
 from otel_audit._util.printable import visible
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.delivery.spool.filesystem import file_system
@@ -159,7 +159,7 @@ def create(home: OwnDirectory, label: Manifest) -> tuple[OwnDirectory, int]:
             )
         try:
             label = replace(label, device=newborn.stat().st_dev)
-            _write(newborn, LABEL, encode_label(label))
+            newborn.create(LABEL, encode_label(label))
             # its entries before its name: a spool without its lock could not be adopted
             newborn.sync()
             home.rename(name, label.producer_id)
@@ -294,7 +294,7 @@ def _claim(home: OwnDirectory, service: str) -> None:
     if _is_unclaimed(home, service):
         # renamed into place, so that it is never read half-written
         draft = f".{OWNER}-{os.getpid()}-{time.monotonic_ns()}"
-        _write(home, draft, name)
+        home.create(draft, name)
         if home.is_directory(OWNER):
             # nothing can be renamed onto it; what is in it may be somebody's
             _move_aside(home, OWNER)
@@ -392,10 +392,6 @@ def _dismantle(home: OwnDirectory, name: str, spool: OwnDirectory) -> None:
 def _read(place: OwnDirectory, name: str) -> bytes:
     with place.reading(name, at_most=_SMALL_FILE) as file:
         return file.read(_SMALL_FILE)
-
-
-def _write(place: OwnDirectory, name: str, data: bytes) -> None:
-    write_durably(place.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL), data)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from errno import ENOTDIR, EPERM
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from otel_audit._util.durable_file import sync_open_directory
+from otel_audit._util.durable_file import sync_open_directory, write_durably
 from otel_audit._util.ratelimited_log import log_limited
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -179,6 +179,10 @@ class OwnDirectory:
             os.close(opened)
             raise
         return opened
+
+    def create(self, name: str, data: bytes) -> None:
+        """Write a new file in it, durably; raises as `open` does, and FileExistsError."""
+        write_durably(self.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL), data)
 
     @contextmanager
     def reading(

@@ -32,7 +32,7 @@ brought its key doubles it, up to `UNKNOWN_KEY_INTERVAL`: invented keys have the
 more often."""
 
 RETRY_INTERVAL: Final = 5.0
-"""The same while there are no keys yet."""
+"""Seconds between two tries to read the keys while there are none yet."""
 
 _MISSED: Final = 64
 """Keys that are remembered as missing: a client can invent any number of names."""
