@@ -10,11 +10,11 @@ import socket
 # below what Linux gives to outgoing connections (32768 on): such a connection of a test beside it
 # took the port between its choice and the server's start
 _FIRST, _END = 20_000, 32_000
-# each of the processes that test side by side has ports of its own: a server is started a moment after
-# its port was chosen
+# each of the workers that test side by side has ports of its own: a server is started a moment after
+# its port was chosen; of two runs side by side nobody knows, so one without workers has all to choose
 _WORKERS = 16
-_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _WORKERS
-_own = range(_FIRST + _worker, _END, _WORKERS)
+_worker = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
+_own = range(_FIRST + int(_worker or 0) % _WORKERS, _END, _WORKERS if _worker else 1)
 _candidates = itertools.cycle(random.SystemRandom().sample(_own, len(_own)))
 
 
