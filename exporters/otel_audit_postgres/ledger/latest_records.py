@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import dataclass
 from typing import Any, Final
 
 from otel_audit_postgres.connection import Connection
@@ -15,8 +16,42 @@ _WAITING: Final = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class SealedPart:
+    """The next part of the log, for one who follows it.
+
+    Attributes:
+        ids: Of its records, in the log's order; leaves of a month that was dropped have none.
+        end: The place behind it, where the next part begins.
+        size: The log's size, in leaves.
+    """
+
+    ids: list[uuid.UUID]
+    end: int
+    size: int
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nothing is sealed behind it."""
+        return self.end >= self.size
+
+
+async def read_sealed(connection: Connection[Any], begin: int, most: int) -> SealedPart:
+    """Read on in the log.
+
+    Args:
+        connection: To the store.
+        begin: The place where to begin; where the log is shorter, its end.
+        most: How many leaves, 1 or more.
+    """
+    size = await ledger_queries.size(connection)
+    end = min(begin + most, size)
+    # by the leaves, not by their ids: behind collapsed ones it would stay, or go back
+    return SealedPart(await sealed_ids(connection, begin, end), end, size)
+
+
 async def sealed_ids(connection: Connection[Any], begin: int, end: int) -> list[uuid.UUID]:
-    """The ids of leaves ``begin`` to ``end``, in the log's order."""
+    """The ids of leaves ``begin`` to ``end``, in the log's order, without collapsed ones."""
     if begin >= end:
         return []
     first = await connection.fetchval(

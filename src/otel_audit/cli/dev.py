@@ -197,7 +197,7 @@ async def _watch(
     tail = Tail(without_own(Query(())))
     try:
         async with opened(dsn) as connection:
-            await tail.begin(connection, shows_past=False)
+            await tail.begin(connection)
             ready.set()
             is_last = False
             while not is_last or tail.is_behind:

@@ -6,10 +6,10 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from otel_audit._util.loop_thread import run_coroutine
 from otel_audit.cli.listing import Line, OutputFormat, printing
@@ -21,6 +21,8 @@ from otel_audit.errors import StoreUnavailableError
 if TYPE_CHECKING:
     from otel_audit_postgres.connection import Connection
     from otel_audit_postgres.query.grammar import Query
+
+T = TypeVar("T")
 
 _EVERY: Final = 1.0
 _AGAIN: Final = 5.0
@@ -63,7 +65,10 @@ async def _follow(
         try:
             async with opened(dsn) as connection:
                 if not is_begun:
-                    show(await tail.begin(connection, shows_past=shows_past))
+                    await tail.begin(connection)
+                    if shows_past:
+                        async for lines in tail.past(connection):
+                            show(lines)
                     is_begun = True
                 while True:
                     lines = await tail.read(connection)
@@ -91,60 +96,79 @@ class Tail:
     _recorded: float | None = None
     _seen: dict[uuid.UUID, None] = field(default_factory=dict)
 
-    async def begin(self, connection: Connection[Any], *, shows_past: bool) -> Sequence[Line]:
-        """Note the end of the log, and read the records before it if asked."""
+    async def begin(self, connection: Connection[Any]) -> None:
+        """Note the end of the log and of the queue: what is there already is not shown."""
         from otel_audit_postgres.ledger import ledger_queries
         from otel_audit_postgres.ledger.latest_records import end_of_queue, waiting_ids
+
+        self._size = await ledger_queries.size(connection)
+        self._place = await end_of_queue(connection)
+        known = await waiting_ids(connection, self._place - _BEHIND, _BEHIND)
+        self._remember([record_id for _, record_id in known])
+
+    async def past(self, connection: Connection[Any]) -> AsyncIterator[Sequence[Line]]:
+        """All matching records that are stored, the oldest first; after `begin`.
+
+        Yields:
+            Some of them at a time, as many as one question may have; each is a look of its own.
+        """
         from otel_audit_postgres.query import queries
+        from otel_audit_postgres.query.queries import Page
 
-        async def answer(connection: Connection[Any]) -> Sequence[Line]:
-            self._size = await ledger_queries.size(connection)
-            self._place = await end_of_queue(connection)
-            known = await waiting_ids(connection, self._place - _BEHIND, _BEHIND)
-            self._remember([record_id for _, record_id in known])
-            if not shows_past:
-                return ()
-            page = await queries.search(connection, self.query, limit=_MOST)
+        after: str | None = None
+
+        async def answer(connection: Connection[Any]) -> tuple[Page, Sequence[Line]]:
+            page = await queries.search(
+                connection, self.query, limit=_MOST, after=after, oldest_first=True
+            )
+            return page, await lines_of(connection, page)
+
+        while True:
+            self._recorded = None
+            page, lines = await self._ask(connection, answer, lambda answered: len(answered[1]))
+            # the newest come last, and may come again: from the queue, or sealed meanwhile
             self._remember([one.id for one in page.records])
-            return (await lines_of(connection, page))[::-1]
-
-        return await self._ask(connection, answer)
+            yield lines
+            after = page.next
+            if after is None:
+                return
 
     async def read(self, connection: Connection[Any]) -> Sequence[Line]:
         """The next matching records."""
-        from otel_audit_postgres.ledger import ledger_queries
-        from otel_audit_postgres.ledger.latest_records import sealed_ids, waiting_ids
+        from otel_audit_postgres.ledger.latest_records import read_sealed, waiting_ids
         from otel_audit_postgres.query import queries
         from otel_audit_postgres.query.queries import Page
 
         async def answer(connection: Connection[Any]) -> Sequence[Line]:
             waiting = await waiting_ids(connection, self._place - _BEHIND, 2 * _MOST)
-            end = min(await ledger_queries.size(connection), self._size + _MOST)
-            sealed = await sealed_ids(connection, self._size, end)
-            ids = [one for one in dict.fromkeys([*sealed, *(one for _, one in waiting)])
+            sealed = await read_sealed(connection, self._size, _MOST)
+            ids = [one for one in dict.fromkeys([*sealed.ids, *(one for _, one in waiting)])
                    if one not in self._seen]  # fmt: skip
             found = await queries.among(connection, self.query, ids, datetime.now(UTC))
             lines = await lines_of(connection, Page(tuple(found), None))
-            self.is_behind = len(sealed) >= _MOST or len(waiting) >= 2 * _MOST
-            self._size = end
+            self.is_behind = not sealed.is_last or len(waiting) >= 2 * _MOST
+            self._size = sealed.end
             self._place = max([self._place, *(place for place, _ in waiting)])
             self._remember(ids)
             return lines
 
-        return await self._ask(connection, answer)
+        return await self._ask(connection, answer, len)
 
     async def _ask(
-        self, connection: Connection[Any], answer: Callable[[Connection[Any]], Any]
-    ) -> Sequence[Line]:
-        """Query; the view is recorded at the start, and then once a minute."""
+        self,
+        connection: Connection[Any],
+        answer: Callable[[Connection[Any]], Awaitable[T]],
+        count: Callable[[T], int],
+    ) -> T:
+        """Query; the view is recorded at first, and then once a minute."""
         from otel_audit_postgres.query.trail import Trail
 
         is_due = self._recorded is None or time.monotonic() - self._recorded > _RECORDED_EVERY
         trail = Trail(connection, views=AuditConfig().record_views if is_due else "off")
-        lines: Sequence[Line] = await trail.ask("tail", {"query": str(self.query)}, answer, len)
+        answered = await trail.ask("tail", {"query": str(self.query)}, answer, count)
         if is_due:
             self._recorded = time.monotonic()
-        return lines
+        return answered
 
     def _remember(self, ids: Sequence[uuid.UUID]) -> None:
         self._seen.update(dict.fromkeys(ids))

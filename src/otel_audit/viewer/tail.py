@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import ledger_queries
-from otel_audit_postgres.ledger.latest_records import place_behind, sealed_ids
+from otel_audit_postgres.ledger.latest_records import SealedPart, place_behind, read_sealed
 from otel_audit_postgres.query import queries
 from otel_audit_postgres.query.grammar import Query
 from otel_audit_postgres.query.payloads import DisplayNames, RecordKey
@@ -142,22 +142,20 @@ class _Tail:
         due = time.monotonic() - self._recorded > _RECORDED_EVERY
         begin = self._place.position or 0
 
-        async def answer(connection: Connection[Any]) -> tuple[list[Found], int, int]:
-            size = await ledger_queries.size(connection)
-            ids = await sealed_ids(connection, min(begin, size), min(begin + _BATCH, size))
-            found = await queries.among(connection, self._query, ids, datetime.now(UTC))
+        async def answer(connection: Connection[Any]) -> tuple[list[Found], SealedPart]:
+            part = await read_sealed(connection, begin, _BATCH)
+            found = await queries.among(connection, self._query, part.ids, datetime.now(UTC))
             self._names = await self._site.names(connection, found)
-            return found, min(begin, size) + len(ids), size
+            return found, part
 
         async with self._site.trail(self._viewer, views=None if due else "off") as trail:
-            answered: tuple[list[Found], int, int] = await trail.ask(
-                "tail", {"query": str(self._query)}, answer, lambda found: len(found[0])
+            found, part = await trail.ask(
+                "tail", {"query": str(self._query)}, answer, lambda answered: len(answered[0])
             )
         if due:
             self._recorded = time.monotonic()
-        found, position, size = answered
-        self._place = TailPosition(position, found[-1].id if found else self._place.record)
-        return found, position < size
+        self._place = TailPosition(part.end, found[-1].id if found else self._place.record)
+        return found, not part.is_last
 
     def _event(self, kind: str, data: object) -> bytes:
         # the id behind the data: who has read it has the data, too

@@ -22,9 +22,11 @@ import pytest
 from click.testing import CliRunner, Result
 from ledger_store import Log
 from otel_audit_postgres import PostgresSink
+from otel_audit_postgres.query.grammar import parse
 
 from otel_audit._util.ids import uuid7
 from otel_audit.cli import terminal
+from otel_audit.cli.follow import Tail
 from otel_audit.cli.main import cli
 from otel_audit.record import Actor, AuditRecord, Change, Request, Response, Source
 from otel_audit.testing import make_record
@@ -315,6 +317,36 @@ def following(dsn: str, *arguments: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+class TestTail:
+    async def test_begins_with_all_of_the_past(self, log: Log, connection, monkeypatch):
+        """However many records that is, the oldest first; what comes meanwhile is shown once."""
+        monkeypatch.setattr("otel_audit.cli.follow._MOST", 4)
+        ids = [one.record_id for one in RECORDS[:5]]
+        await write(log.dsn, *RECORDS[:5])
+        tail = Tail(parse(f"time:>={PLACED} -event:audit.*"))
+        await tail.begin(connection)
+        shown = []
+        async for lines in tail.past(connection):
+            shown += [str(line.found.id) for line in lines]
+            if len(shown) == 4:
+                late = now("order.late")
+                await write(log.dsn, late)
+        assert shown == [*sorted(ids), late.record_id]
+        await log.seal()
+        newest = now("order.newest")
+        await write(log.dsn, newest)
+        shown = []
+        while not shown or tail.is_behind:
+            shown += [str(line.found.id) for line in await tail.read(connection)]
+        assert newest.record_id in shown
+        assert not {*ids, late.record_id} & {*shown}
+        looks = await connection.fetch(
+            "SELECT payload -> 'metadata' ->> 'records' AS n FROM audit.audit_logs "
+            "WHERE event_name = 'audit.viewed' ORDER BY id"
+        )
+        assert [look["n"] for look in looks] == ["4", "2"]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import hashlib
 import io
@@ -14,8 +15,10 @@ import zipfile
 import asyncpg
 import httpx
 import pytest
+from otel_audit_postgres.retention import collapse, drop, retire
 from viewer_store import ACME, AUDITOR, order_record
 
+from otel_audit._util.ids import uuid7
 from otel_audit.viewer import Viewer, create_app
 
 
@@ -160,6 +163,39 @@ class TestTail:
             written += ids
         listening.position = "6"
         assert sorted(await listening.ids(15, "event:live.made")) == sorted(written)
+
+    @pytest.mark.parametrize("batch", [3, 200])
+    async def test_passes_a_month_that_was_dropped(  # noqa: PLR0917 - each a fixture
+        self, one_day, store, connection, viewer_role, serve, monkeypatch, batch
+    ):
+        """Collapsed leaves have no ids: the tail goes on behind them, and repeats nothing."""
+        monkeypatch.setattr("otel_audit.viewer.tail._BATCH", batch)
+        month, old = await connection.fetchrow(
+            "SELECT 'audit_logs_' || to_char(t, 'YYYY_MM'), extract(epoch FROM t)::bigint FROM "
+            "(SELECT date_trunc('month', now() AT TIME ZONE 'UTC') - interval '9 days' AS t) AS ago"
+        )
+        times = [old * 10**9 + number * 10**6 for number in range(9)]
+        before = await store.add(order_record("live.made"))
+        await store.seal()
+        await store.add(
+            *(order_record("live.made", record_id=uuid7(at), occurred_at=at) for at in times)
+        )
+        await store.seal()
+        after = [*before, *await store.add(*(order_record("live.made") for _ in range(7)))]
+        await store.seal()
+        manifest = await retire(store.dsn, month)
+        await store.seal()
+        assert await drop(store.dsn, month, manifest) == len(times)
+        assert await collapse(store.dsn) == len(times)
+        viewer = create_app(dsn=viewer_role, authenticate=lambda _: AUDITOR)
+        async with serve(viewer) as address, asyncio.timeout(30):
+            listening = Listening(address)
+            listening.position = "0"
+            seen = await listening.ids(len(after), "event:live.made")
+            last = await store.add(order_record("live.made"))
+            await store.seal()
+            seen += await listening.ids(1, "event:live.made")
+        assert sorted(seen) == sorted([*after, *last])
 
     async def test_of_a_tenant_tells_no_position(self, store, viewer_role, serve):
         """Its ids are encrypted; another process goes on behind the last record that was shown."""
