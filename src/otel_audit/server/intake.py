@@ -51,7 +51,7 @@ class Stored:
     conflicts: list[Conflict] = field(default_factory=list)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Waiting:
     records: Sequence[AuditRecord]
     to_quarantine: Sequence[Refused]
@@ -83,11 +83,20 @@ class _Queue:
     def append(self, one: _Waiting) -> None:
         self._by_sender.setdefault(one.sender, deque()).append(one)
 
+    def remove(self, one: _Waiting) -> None:
+        """Take one out that nobody waits for any more, if no writer has it yet."""
+        waiting = self._by_sender.get(one.sender)
+        if waiting is None or one not in waiting:
+            return
+        waiting.remove(one)
+        if not waiting:
+            del self._by_sender[one.sender]
+
     def clear(self) -> None:
         self._by_sender.clear()
 
     def take(self, most_records: int, most_bytes: int) -> list[_Waiting]:
-        """Take whole requests to be written together, at least one."""
+        """Take whole requests to be written together; none only where all were cancelled."""
         group: list[_Waiting] = []
         ids: set[str] = set()
         records = size = 0
@@ -95,8 +104,10 @@ class _Queue:
         while len(held_up) < len(self._by_sender) and records < most_records and size < most_bytes:
             sender = next(who for who in self._by_sender if who not in held_up)
             waiting = self._by_sender.pop(sender)
+            if waiting[0].done.done():
+                waiting.popleft()  # cancelled just now: `remove` would come too late
             # two under one id apart, so that each learns what became of its own
-            if ids.isdisjoint(waiting[0].ids):
+            elif ids.isdisjoint(waiting[0].ids):
                 one = waiting.popleft()
                 group.append(one)
                 ids |= one.ids
@@ -185,6 +196,8 @@ class Intake:
     ) -> Stored:
         """Store a request's records, or a part of them; return only after they are committed.
 
+        If it is cancelled, what no writer has yet is not written.
+
         Args:
             records: The records.
             to_quarantine: What is not convertible, or undecodable.
@@ -203,7 +216,13 @@ class Intake:
         async with self._wake:
             self._waiting.append(one)
             self._wake.notify()
-        return await one.done
+        try:
+            return await one.done
+        except asyncio.CancelledError:
+            # its sender sends all of it again: left here, it would be memory that nobody counts,
+            # and be written as often as it is sent
+            self._waiting.remove(one)
+            raise
 
     async def receiving_key(self) -> bytes:
         """The key of the store, read once.
@@ -279,8 +298,12 @@ class Intake:
     async def _next_group(self) -> list[_Waiting]:
         """Wait for work; empty at the end."""
         async with self._wake:
-            await self._wake.wait_for(lambda: self._waiting or self._ending)
-            group = self._waiting.take(self._batch, _BATCH_BYTES)
+            group: list[_Waiting] = []
+            while not group:
+                await self._wake.wait_for(lambda: self._waiting or self._ending)
+                if not self._waiting:
+                    break
+                group = self._waiting.take(self._batch, _BATCH_BYTES)
             if self._waiting:
                 self._wake.notify()
             return group

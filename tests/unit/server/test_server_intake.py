@@ -92,6 +92,64 @@ async def test_two_under_one_id_are_not_written_together(store, intake):
     assert store.batches == [1, 1, 1]
 
 
+async def test_what_is_cancelled_while_it_waits_is_not_written(store, intake):
+    """A gRPC exporter's deadline ends, and it sends the same again: nothing is queued twice."""
+    store.gate = asyncio.Event()
+    written = asyncio.create_task(intake.store(records(1), []))
+    await come_to_wait()
+    again = records(3)
+    for _ in range(4):
+        late = asyncio.create_task(intake.store(again, [], sender="one"))
+        await come_to_wait()
+        late.cancel()
+        await asyncio.gather(late, return_exceptions=True)
+    kept = asyncio.create_task(intake.store(again, [], sender="one"))
+    await come_to_wait()
+    assert intake.depth == 3
+
+    store.gate.set()
+    await asyncio.gather(written, kept)
+
+    assert store.batches == [1, 3]
+
+
+async def test_what_is_cancelled_while_it_is_written_is_written(store, intake):
+    store.gate = asyncio.Event()
+    late = asyncio.create_task(intake.store(records(1), []))
+    await come_to_wait()
+    late.cancel()
+    await asyncio.gather(late, return_exceptions=True)
+    store.gate.set()
+    await intake.store(records(2), [])
+
+    assert store.batches == [1, 2]
+
+
+async def test_a_writer_goes_on_where_all_that_waited_was_cancelled_at_once(store, intake):
+    """The writer may look before the cancelled one has been told."""
+    store.gate = asyncio.Event()
+    written = asyncio.create_task(intake.store(records(1), []))
+    await come_to_wait()
+    late = asyncio.create_task(intake.store(records(5), []))
+    await come_to_wait()
+    group = intake._waiting.take
+    taken = []
+
+    def take(*bounds):
+        if not taken:
+            late.cancel()
+        taken.append(group(*bounds))
+        return taken[-1]
+
+    intake._waiting.take = take
+    store.gate.set()
+    await asyncio.gather(written, late, return_exceptions=True)
+    assert taken == [[]]
+
+    await asyncio.wait_for(intake.store(records(2), []), 5)
+    assert store.batches == [1, 2]
+
+
 @pytest.mark.allow_errors
 @pytest.mark.parametrize(
     "error", [StoreUnavailableError("gone"), StoreError("no schema"), RuntimeError("a mistake")]
