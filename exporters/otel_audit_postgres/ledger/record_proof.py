@@ -205,10 +205,8 @@ async def _proved(
     checkpoint, fault = _read(note, leaf)
     if note is None or checkpoint is None:
         return RecordProof("tampered", fault, leaf=leaf)
-    await cache.follow(connection, checkpoint.size)
-    path = await cache.proof(connection, leaf, checkpoint.size)
-    hashed = leaf_of(row).hash()
-    if not verify_inclusion(hashed, leaf, checkpoint.size, path, checkpoint.root):
+    path = await _path(connection, leaf, leaf_of(row).hash(), checkpoint, cache)
+    if path is None:
         return RecordProof("tampered", _OTHER_ROOT, leaf=leaf, checkpoint=checkpoint)
     try:
         signers = tuple(key.name for key in read_note(note).signed_by(keys))
@@ -232,3 +230,21 @@ async def _proved(
         return RecordProof("verified", detail, None, leaf, checkpoint, signers, bundle)
     detail = "in the log and unchanged; whose log it is was not checked, as no public key is set"
     return RecordProof("sealed", detail, None, leaf, checkpoint, (), bundle)
+
+
+async def _path(
+    connection: Connection[Any], leaf: int, hashed: bytes, checkpoint: Checkpoint, cache: TreeCache
+) -> list[bytes] | None:
+    """The proof of a leaf; None if none leads to the checkpoint's root, from a tree read anew."""
+    size, root = checkpoint.size, checkpoint.root
+    for is_second in (False, True):
+        await cache.follow(connection, size)
+        # nothing has its turn between here and the beginning of the proof
+        reading = cache.reading
+        path = await cache.proof(connection, leaf, size)
+        if verify_inclusion(hashed, leaf, size, path, root):
+            return path
+        # the second one is from a tree that was begun after the first had failed
+        if is_second or not cache.doubt(reading, root):
+            break
+    return None

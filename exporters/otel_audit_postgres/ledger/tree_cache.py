@@ -7,6 +7,9 @@ the blocks when a proof needs it.
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import ChainMap
+from collections.abc import Mapping
 from typing import Any, Final
 
 from otel_audit.errors import StoreError
@@ -22,6 +25,8 @@ _GROUP: Final = 1 << _LOWEST_KEPT
 _BLOCKS_AT_ONCE: Final = 8
 """Blocks that are fetched at once; fewer than elsewhere, because their leaves are hashed in
 between."""
+_DOUBT_EVERY: Final = 60.0
+"""Seconds within which the whole log is read again once, where proofs do not hold."""
 _BEGINNING: Final = (
     "SELECT greatest((SELECT max(first) FROM audit.ledger_blocks WHERE first <= $1), "
     "(SELECT max(first) FROM audit.ledger_pruned WHERE first <= $1), 0)"
@@ -29,6 +34,8 @@ _BEGINNING: Final = (
 
 _Nodes = dict[tuple[int, int], bytes]
 """Hashes of complete subtrees, by level and place in it."""
+_Known = Mapping[tuple[int, int], bytes]
+"""The same, of all that a proof is made of."""
 
 
 class DamagedLedgerError(StoreError):
@@ -44,10 +51,42 @@ class TreeCache:
 
     def __init__(self) -> None:
         """Start empty; the first proof reads all leaf hashes."""
+        self._readings = 0
+        self._doubted: bytes | None = None
+        self._next_doubt = 0.0
         self._reset()
         self._turn = asyncio.Lock()
 
+    @property
+    def reading(self) -> int:
+        """Which reading of the log the tree is from, counted from 1; see `doubt`."""
+        return self._readings
+
+    def doubt(self, reading: int, root: bytes) -> bool:
+        """Forget the tree, as a proof from it does not lead to the root that was signed.
+
+        The log may be another one than the tree was read from: the store was restored. Where that
+        does not help, the log itself is at fault; it is not read for each proof then, nor for each
+        new root.
+
+        Args:
+            reading: The reading that the proof is from.
+            root: The root that it does not lead to.
+
+        Returns:
+            Whether to prove it again.
+        """
+        if reading != self._readings:
+            return True
+        now = time.monotonic()
+        if root == self._doubted or now < self._next_doubt:
+            return False
+        self._doubted, self._next_doubt = root, now + _DOUBT_EVERY
+        self._reset()
+        return True
+
     def _reset(self) -> None:
+        self._readings += 1
         self._size = 0
         self._open: list[bytes] = []
         self._kept: _Nodes = {}
@@ -57,14 +96,13 @@ class TreeCache:
 
         Args:
             connection: To the store.
-            size: Leaves of the log now.
+            size: Leaves of the log when the caller looked; less than the tree has, where others
+                have waited for it meanwhile.
 
         Raises:
             DamagedLedgerError: A piece is missing or is none.
         """
         async with self._turn:
-            if size < self._size:
-                self._reset()
             if self._size >= size:
                 return
             async for piece in ledger_queries.pieces(
@@ -90,18 +128,21 @@ class TreeCache:
         Raises:
             DamagedLedgerError: What is needed for it is not there.
         """
+        # another one may doubt the tree meanwhile; what this one has is whole
+        kept = self._kept
         nodes = await self._group(connection, leaf // _GROUP)
         if size % _GROUP and size // _GROUP != leaf // _GROUP:
             nodes |= await self._group(connection, size // _GROUP)
+        known = ChainMap(kept, nodes)
         path: list[bytes] = []
         start, end = 0, size
         while end - start > 1:
             middle = start + (1 << (end - start - 1).bit_length() - 1)
             if leaf < middle:
-                path.append(self._range(nodes, middle, end))
+                path.append(_range(known, middle, end))
                 end = middle
             else:
-                path.append(self._range(nodes, start, middle))
+                path.append(_range(known, start, middle))
                 start = middle
         return path[::-1]
 
@@ -142,23 +183,25 @@ class TreeCache:
                 _place_leaves(nodes, piece, start, end)
         return nodes
 
-    def _range(self, nodes: _Nodes, start: int, end: int) -> bytes:
-        """The root of the leaves from ``start`` on and before ``end``."""
-        count = end - start
-        level = count.bit_length() - 1
-        if count == 1 << level:
-            return self._node(nodes, level, start >> level)
-        middle = start + (1 << (count - 1).bit_length() - 1)
-        return node_hash(self._range(nodes, start, middle), self._range(nodes, middle, end))
 
-    def _node(self, nodes: _Nodes, level: int, place: int) -> bytes:
-        found = self._kept.get((level, place)) or nodes.get((level, place))
-        if found is not None:
-            return found
-        if not level or level > _LOWEST_KEPT:
-            raise DamagedLedgerError
-        left = self._node(nodes, level - 1, place * 2)
-        return node_hash(left, self._node(nodes, level - 1, place * 2 + 1))
+def _range(known: _Known, start: int, end: int) -> bytes:
+    """The root of the leaves from ``start`` on and before ``end``."""
+    count = end - start
+    level = count.bit_length() - 1
+    if count == 1 << level:
+        return _node(known, level, start >> level)
+    middle = start + (1 << (count - 1).bit_length() - 1)
+    return node_hash(_range(known, start, middle), _range(known, middle, end))
+
+
+def _node(known: _Known, level: int, place: int) -> bytes:
+    found = known.get((level, place))
+    if found is not None:
+        return found
+    if not level or level > _LOWEST_KEPT:
+        raise DamagedLedgerError
+    left = _node(known, level - 1, place * 2)
+    return node_hash(left, _node(known, level - 1, place * 2 + 1))
 
 
 def _root_of(hashes: bytes) -> bytes:

@@ -7,6 +7,7 @@ import uuid
 import asyncpg
 import pytest
 from ledger_store import Administrator
+from otel_audit_postgres.ledger import ledger_queries
 from otel_audit_postgres.ledger.checkpoints import read_checkpoint, signed
 from otel_audit_postgres.ledger.keys import generate
 from otel_audit_postgres.ledger.record_proof import check_record
@@ -148,3 +149,39 @@ async def test_a_record_that_was_inserted_malformed_is_not_tampered_with(
         "UPDATE audit.audit_logs SET actor_id = 'another' WHERE id = $1", record_id
     )
     assert (await proof(log, record_id)).state == "tampered"
+
+
+async def test_a_tree_that_is_not_the_logs_any_more_is_read_again(log, sealed):
+    """The store was restored to another log of the same length: the record is not blamed."""
+    cache = TreeCache()
+    cache._append_leaves(b"x" * 32 * 700)
+    assert (await proof(log, sealed[5], cache)).state == "verified"
+
+
+async def test_a_shorter_log_than_the_tree_knows(log, sealed):
+    """The store was restored to an earlier log: the tree's end is of no record there."""
+    cache = TreeCache()
+    cache._append_leaves(b"x" * 32 * 900)
+    assert (await proof(log, sealed[5], cache)).state == "verified"
+
+
+async def test_a_log_with_a_changed_leaf_is_not_read_for_each_proof(
+    log, sealed, administrator, monkeypatch
+):
+    """Twice at most: a tree that is read anew for the same checkpoint is the same."""
+    await administrator.does(
+        "UPDATE audit.ledger_blocks SET hashes = overlay(hashes PLACING $1 FROM 1) WHERE first = 300",
+        b"x" * 32,
+    )
+    cache, begun = TreeCache(), 0
+    pieces = ledger_queries.pieces
+
+    def counted(connection, since=0, *rest, **options):
+        nonlocal begun
+        begun += since == 0 and not rest
+        return pieces(connection, since, *rest, **options)
+
+    monkeypatch.setattr(ledger_queries, "pieces", counted)
+    for place in (5, 6, 7, 8):
+        assert (await proof(log, sealed[place], cache)).state == "tampered"
+    assert begun == 2
