@@ -36,7 +36,8 @@ _FEW: Final = 10
 """The most frequent values that a page lists of a field."""
 _ERASED: Final = "[ERASED"
 _MOST_STATES: Final = 2_000
-"""Records of a history from which states are computed."""
+"""Records from which a state is computed: the newest ones up to it."""
+_LAST_ID: Final = uuid.UUID(int=2**128 - 1)
 _AROUND: Final = timedelta(minutes=5)
 """Before and after a record: what else its actor did."""
 _STATE_PAGE: Final = 500
@@ -97,6 +98,19 @@ class EntityRecord:
 
     found: Found
     changes: tuple[display.EntityChange, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EntityState:
+    """An entity's state as of a record.
+
+    Attributes:
+        columns: What is known of each; None if it is deleted, or nothing is known.
+        bound: How many records were read, if those before were not; None: all were read.
+    """
+
+    columns: Mapping[str, display.Cell] | None
+    bound: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +249,7 @@ async def entity(site: Site, request: Request, viewer: Viewer) -> Response:
         Page,
         Mapping[payloads.RecordKey, str],
         Mapping[payloads.RecordKey, payloads.DisplayNames],
-        Mapping[str, display.Cell] | None,
+        EntityState | None,
     ]:
         page = await queries.search(
             connection, narrowed, limit=ROWS, after=after, oldest_first=oldest_first
@@ -508,26 +522,29 @@ async def _state(  # noqa: PLR0913, PLR0917 - of whom, of what, until when
     entity_name: str,
     until: uuid.UUID,
     tenant: str,
-) -> Mapping[str, display.Cell] | None:
-    """An entity's state after one of its records, computed from all records before."""
-    query = viewer.narrowed(Query((term("entity", entity_name),)))
-    records: list[AuditRecord] = []
-    after: str | None = None
-    while len(records) < _MOST_STATES:
+) -> EntityState:
+    """An entity's state after one of its records, computed from the newest ones up to it."""
+    of = term("tenant", *dict.fromkeys((tenant, "")))
+    query = viewer.narrowed(Query((term("entity", entity_name), of)))
+    newest_first: list[AuditRecord] = []
+    read = 0
+    # before the next id there is this one, of whatever tenant
+    after = None if until.int == _LAST_ID.int else f"{uuid.UUID(int=until.int + 1)}/"
+    while True:
         page = await queries.search(
-            connection, query, limit=_STATE_PAGE, after=after, oldest_first=True
+            connection, query, limit=min(_STATE_PAGE, _MOST_STATES - read), after=after
         )
+        read += len(page.records)
         texts = await _readable(site, await payloads.payload_texts(connection, page.records))
         for one in page.records:
-            if one.id > until:
-                return display.state_after(records, entity_name)
             record = display.read_record(texts.get((one.id, one.tenant_id), ""), bodies=False)
-            if record is not None and one.tenant_id in (tenant, ""):
-                records.append(record)
-        if page.next is None:
-            break
+            if record is not None:
+                newest_first.append(record)
         after = page.next
-    return display.state_after(records, entity_name)
+        if after is None or read >= _MOST_STATES:
+            break
+    columns = display.state_after(reversed(newest_first), entity_name)
+    return EntityState(columns, None if after is None else read)
 
 
 def _changes_in(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import re
 import uuid
 from datetime import UTC, datetime, timedelta
@@ -287,6 +288,35 @@ class TestEntity:
         assert "paid" in shown
         assert "129.00" in shown
         assert "refunded" not in shown
+
+    async def test_a_state_of_many_records_is_of_the_newest(self, store, clients, monkeypatch):
+        """Never of the oldest alone; and the page says that those before were not read."""
+        monkeypatch.setattr("otel_audit.viewer.pages._MOST_STATES", 3)
+        monkeypatch.setattr("otel_audit.viewer.pages._STATE_PAGE", 2)
+        states = ["refunded", *(f"state-{number}" for number in range(5))]
+        ids = [
+            (await store.add(order_record("order.moved", changes=(change("1", status=[old, new]),))))[0]
+            for old, new in itertools.pairwise(states)
+        ]  # fmt: skip
+        # what another tenant does with a thing of this name takes no place
+        await store.add(*(order_record("secret.seen", tenant="globex") for _ in range(4)))
+        client = await clients(AUDITOR)
+
+        async def state(record_id):
+            page = await get(client, "/entity", e="order:1", at=record_id, of="acme")
+            return page.partition('class="state"')[2].partition("</section>")[0]
+
+        for record_id, status in zip(ids, states[1:], strict=True):
+            shown = await state(record_id)
+            assert status in shown
+            assert "The newest 3 records" in shown
+            assert "129.00" not in shown
+        first = await state(store.ids["refunded"])
+        assert "129.00" in first
+        assert "The newest" not in first
+        # nothing of it in the newest records is not "nothing was recorded"
+        seen = (await store.add(*(order_record("order.seen") for _ in range(3))))[-1]
+        assert "the newest 3 records until then say nothing" in await state(seen)
 
     async def test_only_who_has_the_thing_has_a_state_of_it(self, store, clients):
         """What another tenant tried with a thing of this name is told, without a state."""
