@@ -8,11 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import secrets
+import stat
+import time
 from errno import EINVAL, ENOSYS, EOPNOTSUPP
 from pathlib import Path
 from typing import Final
 
 _NO_SUCH_CALL: Final = {EINVAL, ENOSYS, EOPNOTSUPP}
+_DRAFT: Final = re.compile(r"\..+\.[0-9a-f]{16}\.draft")
+_LEFT_SECONDS: Final = 3600.0
+"""Age at which a draft belongs to nobody who is still at it."""
+_MOST_SWEPT: Final = 1000
+"""Directories that are remembered as swept; beyond these none is swept."""
+_swept: set[Path] = set()
 
 
 def write_durably(opened: int, data: bytes) -> None:
@@ -30,6 +40,8 @@ def write_durably(opened: int, data: bytes) -> None:
 def replace_durably(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Replace a file atomically: a reader gets the old content or the new one.
 
+    Any number of threads, processes and containers may replace it at once; the last one wins.
+
     Args:
         path: The file; its directory exists.
         data: Its content.
@@ -38,9 +50,9 @@ def replace_durably(path: Path, data: bytes, mode: int = 0o600) -> None:
     Raises:
         OSError: The file system refuses; what was there is there still.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with contextlib.suppress(FileNotFoundError):
-        draft.unlink()
+    _sweep(path.parent)
+    # random: threads have one process id, and containers that share a volume may have equal ones
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}.draft")
     try:
         # synced before the rename: else a power cut may leave the name without its content
         write_durably(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), data)
@@ -63,6 +75,21 @@ def create_durably(path: Path, data: bytes, mode: int = 0o600) -> None:
     """
     write_durably(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), data)
     sync_directory(path.parent)
+
+
+def _sweep(directory: Path) -> None:
+    """Remove drafts that processes left that died while they wrote; once in a process's life."""
+    if directory in _swept or len(_swept) >= _MOST_SWEPT:
+        return
+    _swept.add(directory)
+    with contextlib.suppress(OSError), os.scandir(directory) as entries:
+        for entry in entries:
+            if not _DRAFT.fullmatch(entry.name):
+                continue
+            with contextlib.suppress(OSError):
+                found = entry.stat(follow_symlinks=False)
+                if stat.S_ISREG(found.st_mode) and time.time() - found.st_mtime > _LEFT_SECONDS:
+                    os.unlink(entry.path)  # noqa: PTH108 - as the scan gives it
 
 
 def sync_directory(path: Path) -> None:
