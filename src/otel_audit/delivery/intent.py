@@ -104,12 +104,14 @@ class Intents(OwnsWriter):
 
     def _take(self, *, everything: bool = False) -> list[_Intent]:
         with self._lock:
-            size = len(self._waiting) if everything else _LARGEST_BATCH
+            # no caller waits any more for those that are done: their time was up. Before the slice:
+            # a batch without any would let the thread sleep, with others behind it
+            waiting = [intent for intent in self._waiting if not intent.future.done()]
+            size = len(waiting) if everything else _LARGEST_BATCH
             # an intent is always in one of the two, if in both for a moment
-            self._taken = batch = self._waiting[:size]
-            self._waiting = self._waiting[size:]
-        # no caller waits any more for those that are done: their time was up
-        return [intent for intent in batch if not intent.future.done()]
+            self._taken = batch = waiting[:size]
+            self._waiting = waiting[size:]
+        return batch
 
     async def _write(self, sink: Sink, batch: list[_Intent]) -> None:
         stored, postponed = False, frozenset[str]()

@@ -97,6 +97,24 @@ class TestIntents:
         while not await intents.store(a_record()):
             assert time.monotonic() - began < 60
 
+    async def test_none_waits_behind_those_that_gave_up(self, intents_to, shelf):
+        """More than a batch of clients went away while the store hung: the next one is stored."""
+        shelf.held = True
+        intents = intents_to()
+        first = asyncio.ensure_future(intents.store(a_record()))
+        await until(lambda: shelf.asked)
+        gone = [asyncio.ensure_future(intents.store(a_record())) for _ in range(3 * 512)]
+        await until(lambda: len(intents._waiting) == len(gone))
+        for one in gone:
+            one.cancel()
+        await asyncio.gather(*gone, return_exceptions=True)
+        last = asyncio.ensure_future(intents.store(a_record()))
+        await until(lambda: len(intents._waiting) > len(gone))
+        shelf.held = False
+        async with asyncio.timeout(30):  # an intent has a minute
+            assert await asyncio.gather(first, last) == [True, True]
+        assert len(shelf.stored) == 2
+
     async def test_after_the_end_the_answer_is_no(self, intents_to, shelf):
         """What waits at the end is told no, and so is whoever comes later."""
         shelf.held = True
