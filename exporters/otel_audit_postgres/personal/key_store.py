@@ -24,7 +24,6 @@ from typing import Any, Final, NamedTuple, Protocol
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_audit._util.cache import BoundedCache
-from otel_audit._util.durable_file import create_durably
 from otel_audit._util.private_file import is_private
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.errors import (
@@ -42,6 +41,7 @@ from otel_audit_postgres.connection import (
 )
 from otel_audit_postgres.errors import as_store_error, sqlstate
 from otel_audit_postgres.personal.encryption import KEY_BYTES, SubjectKey, aead
+from otel_audit_postgres.personal.pending_keys import PendingKey, PendingKeys
 from otel_audit_postgres.pseudonyms import KEY_ID_BYTES
 
 _logger = logging.getLogger(__name__)
@@ -245,7 +245,8 @@ class KeyStore:
             statement_timeout: Seconds that one question may take. After that the database counts
                 as one that cannot be reached.
         """
-        self._dsn, self._wrapper, self._pending, self._timeout = dsn, wrapper, pending, timeout
+        self._dsn, self._wrapper, self._timeout = dsn, wrapper, timeout
+        self._pending = None if pending is None else PendingKeys(pending)
         self._patience = statement_timeout
         self._connection: Connection[Any] | None = None
         self._known: BoundedCache[bytes, _CachedKey] = BoundedCache(_MOST_REMEMBERED // 2)
@@ -373,16 +374,9 @@ class KeyStore:
         """Make a key that the database has not seen yet; it is on disk before it is used."""
         assert self._pending is not None  # noqa: S101 - asked before
         key_id, key = secrets.token_bytes(KEY_ID_BYTES), secrets.token_bytes(KEY_BYTES)
-        pending = {
-            "key_id": key_id.hex(), "subject": subject.hex(),
-            "wrapped": self._wrapper.wrap(key, key_id).hex(),
-            "created_at": datetime.now(UTC).isoformat(),
-        }  # fmt: skip
+        wrapped = self._wrapper.wrap(key, key_id)
         try:
-            self._pending.mkdir(parents=True, exist_ok=True, mode=0o700)
-            create_durably(
-                self._pending / f"{key_id.hex()}.key", json.dumps(pending).encode(), 0o600
-            )
+            self._pending.add(PendingKey(key_id, subject, wrapped, datetime.now(UTC)))
         except OSError as error:
             raise StoreUnavailableError(
                 f"the database of keys cannot be reached, and no key can be kept in {self._pending}"
@@ -392,24 +386,21 @@ class KeyStore:
 
     async def _hand_in(self, connection: Connection[Any]) -> None:
         """Give the database the keys that were made while it was away."""
-        if self._pending is None or not self._pending.is_dir():
+        if self._pending is None:
             return
-        for file in sorted(self._pending.glob("*.key")):
-            pending = json.loads(file.read_text("utf-8"))
-            subject, key_id = bytes.fromhex(pending["subject"]), bytes.fromhex(pending["key_id"])
-            created = datetime.fromisoformat(pending["created_at"])
+        for pending in self._pending.waiting():
             # a limit for each: there may be thousands
             async with asyncio.timeout(self._patience):
-                erased = await connection.fetchval(_LATEST, subject)
+                erased = await connection.fetchval(_LATEST, pending.subject)
                 await connection.execute(
                     # an integer that no other key of the subject has: 0 is the current one's
-                    _MAKE, [key_id], [subject], [1 + secrets.randbelow(2**31 - 2)],
-                    [bytes.fromhex(pending["wrapped"])],
+                    _MAKE, [pending.key_id], [pending.subject],
+                    [1 + secrets.randbelow(2**31 - 2)], [pending.wrapped],
                 )  # fmt: skip
-                if erased is not None and erased >= created:
+                if erased is not None and erased >= pending.created_at:
                     # the subject was erased meanwhile
-                    await connection.execute(_REPLAY, [key_id])
-            file.unlink(missing_ok=True)
+                    await connection.execute(_REPLAY, [pending.key_id])
+            self._pending.discard(pending)
 
     async def known(self, subject: Subject) -> list[SubjectKey]:
         """The existing keys of a subject; none is made."""

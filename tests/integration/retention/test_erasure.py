@@ -470,6 +470,19 @@ class TestKeyStore:
         assert CANARY not in str((await export(trail, back))[0]["record"]["actor"])
         await back.close()
 
+    @pytest.mark.allow_errors
+    async def test_a_file_that_holds_no_key_stops_nothing(self, keys, kek, tmp_path, caplog):
+        """A kill left it empty: the log names it, and the keys that are whole are handed in."""
+        away = KeyStore(
+            "postgresql://nobody@127.0.0.1:1/nowhere", kek, pending=tmp_path / "pending", timeout=1
+        )
+        made = (await away.keys_for({ANN: 1}))[ANN]
+        empty = tmp_path / "pending" / f"{'00' * 8}.key"
+        empty.touch()
+        assert await keys.present([made.key_id]) == {made.key_id}
+        assert str(empty) in caplog.text
+        assert [file.name for file in empty.parent.iterdir()] == [f"{empty.name}.damaged"]
+
     async def test_standing_still_is_being_away(self, keys, keys_dsn, kek, tmp_path, monkeypatch):
         """Keys are made here in time, and the next batch does not wait at all."""
         silent = asyncio.Event()
