@@ -1,9 +1,16 @@
-"""OTLP over gRPC: the same service behind ``TraceService/Export``."""
+"""OTLP over gRPC: the same service behind ``TraceService/Export``.
+
+``Export`` is unary. It is handled as a stream of requests all the same, because then its message is
+not read before it is asked for: who sends it is known first, as for HTTP.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,26 +21,34 @@ from google.rpc.error_details_pb2 import RetryInfo
 
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.errors import ConfigurationError, MissingExtraError
-from otel_audit.server import decode_protobuf, partial_success
+from otel_audit.server import decode_protobuf, grpc_message, partial_success
 from otel_audit.server.access_log import logger, write
 from otel_audit.server.authentication import CERTIFICATE
+from otel_audit.server.backpressure import MOST_REQUESTS
 from otel_audit.server.credentials import Certificate, Sender
 from otel_audit.server.errors import (
     PROTOBUF,
     REFUSAL_HEADER,
     RETRY_AFTER,
+    Code,
     RequestError,
     as_asked,
     status_message,
     unavailable,
+    undecodable,
 )
 from otel_audit.server.request_budget import LARGEST_HEADERS, RequestBudget
 from otel_audit.server.service import Service
 
 _TRACES: Final = "opentelemetry.proto.collector.trace.v1.TraceService"
 _PATH: Final = f"/{_TRACES}/Export"
-_CALLS: Final = 256
-"""Calls at once; gRPC itself answers more with RESOURCE_EXHAUSTED."""
+_CALLS: Final = 16 * MOST_REQUESTS
+"""Calls at once; gRPC itself answers more with RESOURCE_EXHAUSTED, whoever calls. So it is far more
+than one sender may have, and who is nobody has none: such a call is answered at once."""
+
+_READ_AT_ONCE: Final = 16
+"""Messages of one sender that are read at once, each of which may be as large as the limit before
+its size is known. What is not read yet stays with its sender, but for 64 KiB."""
 
 _STATUSES: Final = {status.value[0]: status for status in grpc.StatusCode}
 
@@ -72,6 +87,7 @@ class GrpcServer:
         self._listening = listening
         self._credentials = _credentials(listening)
         self._server: grpc.aio.Server | None = None
+        self._readers = _Readers()
 
     async def start(self) -> None:
         """Listen.
@@ -84,11 +100,12 @@ class GrpcServer:
             maximum_concurrent_rpcs=_CALLS,
             options=[
                 ("grpc.max_receive_message_length", limit),
+                ("grpc.per_message_decompression", 0),  # see grpc_message
                 ("grpc.max_metadata_size", LARGEST_HEADERS),
                 ("grpc.so_reuseport", 1 if self._listening.shared else 0),
             ],
         )
-        handler = grpc.unary_unary_rpc_method_handler(self._export)
+        handler = grpc.stream_unary_rpc_method_handler(self._export)
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(_TRACES, {"Export": handler}),)
         )
@@ -111,14 +128,14 @@ class GrpcServer:
             await self._server.stop(patience)
 
     async def _export(
-        self, message: bytes, context: grpc.aio.ServicerContext[bytes, bytes]
+        self, messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]
     ) -> bytes:
         began = time.perf_counter()
-        entry: dict[str, Any] = {"bytes": len(message)}
+        entry: dict[str, Any] = {"bytes": 0}
         problem: RequestError | None = None
         answer = b""
         try:
-            answer = await self._exported(message, context, entry)
+            answer = await self._exported(messages, context, entry)
         except RequestError as found:
             problem = found
         except Exception as error:  # noqa: BLE001 - INTERNAL would make exporters drop their batch
@@ -137,16 +154,23 @@ class GrpcServer:
 
     async def _exported(
         self,
-        message: bytes,
+        messages: AsyncIterator[bytes],
         context: grpc.aio.ServicerContext[bytes, bytes],
         entry: dict[str, Any],
     ) -> bytes:
         sender = self._sender(context)
         entry["sender"] = sender.identity
         self._service.intake.refuse_if_unavailable()
+        config = self._service.config
         with self._service.budget.lease(sender.identity) as lease:
-            lease.grow_to(len(message))
-            # gRPC has decompressed it
+            sent = await self._message(messages, sender)
+            entry["bytes"] = len(sent)
+            lease.grow_to(len(sent))
+            turn = self._service.turns.of(sender.identity)
+            message = await grpc_message.decompressed(
+                sent, config.serve_max_message_bytes, lease, turn
+            )
+            del sent
             allowance = RequestBudget.of_message(len(message))
             batches = decode_protobuf.spans(message, allowance)
             outcome = await self._service.take(batches, sender, allowance)
@@ -155,6 +179,20 @@ class GrpcServer:
             conflicts=len(outcome.conflicts),
         )  # fmt: skip
         return partial_success.answer(partial_success.of(outcome), PROTOBUF)
+
+    async def _message(self, messages: AsyncIterator[bytes], sender: Sender) -> bytes:
+        """Read the call's message; what a stream sends after it is not read, as in a unary call."""
+        patience = self._service.config.serve_body_timeout
+        try:
+            async with asyncio.timeout(patience), self._readers.one_of(sender.identity):
+                return await anext(messages)
+        except TimeoutError:
+            raise RequestError(
+                503, Code.UNAVAILABLE, "slow",
+                f"the message did not come within {patience:g} seconds", retry_after=1,
+            ) from None  # fmt: skip
+        except StopAsyncIteration:
+            raise undecodable("the call has no message") from None
 
     def _sender(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> Sender:
         found = dict(context.invocation_metadata() or ())
@@ -167,6 +205,25 @@ class GrpcServer:
             asked = found.get(REFUSAL_HEADER)
             again = self._service.config.serve_retry_after
             raise as_asked(refused, asked if isinstance(asked, str) else None, again) from None
+
+
+class _Readers:
+    """Bounds the messages of one sender that are read at once; others wait, of that sender only."""
+
+    def __init__(self) -> None:
+        self._slots: dict[str, asyncio.Semaphore] = {}
+        self._calls: Counter[str] = Counter()
+
+    @contextlib.asynccontextmanager
+    async def one_of(self, sender: str) -> AsyncIterator[None]:
+        self._calls[sender] += 1
+        try:
+            async with self._slots.setdefault(sender, asyncio.Semaphore(_READ_AT_ONCE)):
+                yield
+        finally:
+            self._calls[sender] -= 1
+            if not self._calls[sender]:
+                del self._calls[sender], self._slots[sender]
 
 
 def _state(context: grpc.aio.ServicerContext[bytes, bytes]) -> Mapping[str, Any]:

@@ -109,7 +109,28 @@ async def decompressed(
         if len(body) > limit:
             raise _too_long(limit)
         return body
-    undo = _gunzip if coding == "gzip" else _unzstd
+    return await inflated(body, gunzipped if coding == "gzip" else _unzstd, limit, lease, pause)
+
+
+async def inflated(
+    body: bytes,
+    undo: Callable[[bytes], Iterator[bytes]],
+    limit: int,
+    lease: MemoryLease,
+    pause: Callable[[], Awaitable[None]] = _let_others,
+) -> bytes:
+    """Decompress in small steps, each accounted for before the next one.
+
+    Args:
+        body: As it came.
+        undo: Decompresses it, part by part.
+        limit: Bytes after decompression, at most.
+        lease: Where they are accounted for.
+        pause: Lets others have their turn.
+
+    Raises:
+        RequestError: As for `decompressed`.
+    """
     found = bytearray()
     turn = 0
     for part in undo(body):
@@ -126,7 +147,12 @@ async def decompressed(
     return bytes(found)
 
 
-def _gunzip(body: bytes) -> Iterator[bytes]:
+def gunzipped(body: bytes) -> Iterator[bytes]:
+    """Decompress gzip (RFC 1952), part by part.
+
+    Raises:
+        RequestError: 400, it is not gzip.
+    """
     try:
         yield from gunzip(body, _STEP, _MOST_MEMBERS)
     except zlib.error:
@@ -135,6 +161,24 @@ def _gunzip(body: bytes) -> Iterator[bytes]:
         raise undecodable("the body is gzip that ends too early") from None
     except TooManyMembersError:
         raise undecodable(f"the body has more than {_MOST_MEMBERS} members of gzip") from None
+
+
+def undeflated(body: bytes) -> Iterator[bytes]:
+    """Decompress zlib's format (RFC 1950), which HTTP and gRPC call deflate, part by part.
+
+    Raises:
+        RequestError: 400, it is not in that format.
+    """
+    stream, rest = zlib.decompressobj(), body
+    try:
+        while not stream.eof:
+            part = stream.decompress(rest, _STEP)
+            rest = stream.unconsumed_tail
+            if not part and not rest and not stream.eof:
+                raise undecodable("the body is deflate that ends too early")
+            yield part
+    except zlib.error:
+        raise undecodable("the body is not valid deflate") from None
 
 
 def _unzstd(body: bytes) -> Iterator[bytes]:
