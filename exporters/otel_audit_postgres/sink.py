@@ -5,10 +5,19 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
+from functools import partial
 from itertools import chain, repeat
 from operator import attrgetter, is_not
 from typing import TYPE_CHECKING, Any, Final
@@ -19,7 +28,7 @@ from opentelemetry.instrumentation.utils import (
 )
 
 from otel_audit._util.gil_pauses import with_pauses
-from otel_audit._util.ids import conflict_id, derived_uuid7
+from otel_audit._util.ids import conflict_id
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit._util.text import storable
 from otel_audit.action.compose import process_record, stored_as, without_conflict, without_receiver
@@ -50,6 +59,7 @@ from otel_audit_postgres.errors import (
     is_refusal,
     refusal_reason,
 )
+from otel_audit_postgres.future_ids import at_present, is_of_future, now, split_future
 from otel_audit_postgres.row_feed import RowFeed, can_be_fed, split, to_rows, to_rows_by_turns
 from otel_audit_postgres.rows import Row, record_from_payload, to_row
 from otel_audit_postgres.schema import pg_catalog
@@ -94,9 +104,6 @@ _TRIED: Final = 8
 CONFLICT: Final = "another record with this id is in the store"
 """Why a record is in quarantine whose id is taken, and every id that it could have instead."""
 
-_ID_CHECK: Final = "well_formed_id"
-"""The store's check of a record's id. Of an id of ours, it refuses only a time over a day ahead."""
-_TODAY: Final = "SELECT extract(epoch FROM date_trunc('day', now() AT TIME ZONE 'UTC'))::bigint"
 _MOST_CLAIMS: Final = 4
 """Ids that a record is tried under, its own included. Each follows from its content, so the next
 one is needed only where somebody knew all of it beforehand."""
@@ -547,40 +554,19 @@ class PostgresSink:
     async def _put(
         self, connection: Connection[Any], rows: Sequence[Row], became: _BatchResult
     ) -> tuple[Sequence[Row], int]:
-        """Insert rows, and find refused ones by halving.
+        """Insert rows, and find refused ones by halving; those of the future are moved together.
 
         Returns:
             The rows that it takes, and how many of them are new.
         """
-        sound: list[Row] = []
-        new = 0
-
-        async def insert(some: Sequence[Row]) -> Exception | None:
-            nonlocal new
-            if became.is_hopeless:
-                became.postponed.update(dict.fromkeys(map(_came_as, some), became.last_reason))
-                return None
-            try:
-                new += await self._insert(connection, some)
-            except Exception as error:
-                if not is_refusal(error):
-                    raise
-                return error
-            became.has_taken_any = True
-            sound.extend(some)
-            return None
-
-        async def refuse(row: Row, error: Exception) -> None:
-            nonlocal new
-            if getattr(error, "constraint_name", None) != _ID_CHECK:
-                await self._judge(connection, row, error, became)
-                return
-            moved, more = await self._put_at_present(connection, row, became)
-            sound.extend(moved)
-            new += more
-
-        await write_by_halves(rows, insert, refuse)
-        return sound, new
+        putting = _Putting(
+            became,
+            partial(self._insert, connection),
+            lambda row, error: self._judge(connection, row, error, became),
+            partial(now, connection, self._statement_timeout),
+        )
+        await write_by_halves(rows, putting.insert_or_move, putting.refuse)
+        return putting.sound, putting.new
 
     async def _judge(
         self, connection: Connection[Any], row: Row, error: Exception, became: _BatchResult
@@ -620,27 +606,6 @@ class PostgresSink:
             await trial.rollback()
         became.has_taken_any = True
         return True
-
-    async def _put_at_present(
-        self, connection: Connection[Any], row: Row, became: _BatchResult
-    ) -> tuple[Sequence[Row], int]:
-        """Insert a row whose id is of the future under one of today: its producer's clock is wrong.
-
-        The id is the same all day by the server's clock, so that a retry stores nothing twice.
-        """
-        today = await connection.fetchval(_TODAY, timeout=self._statement_timeout)
-        content = row.content_hash if row.received_hash is None else row.received_hash
-        record_id = derived_uuid7(int(today) * 10**9, str(row.id), content.hex())
-        moved = to_row(stored_as(row.record, record_id, str(row.id)))
-        try:
-            new = await self._insert(connection, [moved])
-        except Exception as error:
-            if not is_refusal(error):
-                raise
-            await self._judge(connection, row, error, became)
-            return [], 0
-        became.conflicts.append(Conflict(row.record_id, moved.record_id))
-        return [moved], new
 
     async def _insert(self, connection: Connection[Any], rows: Sequence[Row]) -> int:
         """Insert rows, all or none, the quicker way for so many; how many are new."""
@@ -782,6 +747,78 @@ class _BatchResult:
     def last_reason(self) -> str:
         """The reason why the last of them is postponed."""
         return next(reversed(self.postponed.values()), "")
+
+
+class _Putting:
+    """Inserts rows of one part of a batch, as many at once as the store takes.
+
+    Attributes:
+        sound: The rows that it takes.
+        new: How many of them are new.
+    """
+
+    def __init__(
+        self,
+        became: _BatchResult,
+        insert: Callable[[Sequence[Row]], Awaitable[int]],
+        judge: Callable[[Row, Exception], Awaitable[None]],
+        now: Callable[[], Awaitable[int]],
+    ) -> None:
+        self._became, self._insert_all, self._judge, self._now = became, insert, judge, now
+        self.sound: list[Row] = []
+        self.new = 0
+
+    async def insert_or_move(self, rows: Sequence[Row]) -> Exception | None:
+        """Insert rows, those of the future under ids of today; return why all are refused."""
+        error = await self._insert(rows)
+        if not is_of_future(error):
+            return error
+        # many of them cost as much as one: a host whose clock is wrong sends no others
+        at = await self._now()
+        ahead, others = split_future(rows, at)
+        if not ahead:
+            return error
+        await self._move(ahead, at)
+        if others:
+            await write_by_halves(others, self.insert_or_move, self.refuse)
+        return None
+
+    async def refuse(self, row: Row, error: Exception) -> None:
+        """Decide what becomes of a row that is refused alone."""
+        if is_of_future(error):
+            await self._move([row], await self._now())
+        else:
+            await self._judge(row, error)
+
+    async def _insert(self, rows: Sequence[Row]) -> Exception | None:
+        became = self._became
+        if became.is_hopeless:
+            became.postponed.update(dict.fromkeys(map(_came_as, rows), became.last_reason))
+            return None
+        try:
+            self.new += await self._insert_all(rows)
+        except Exception as error:
+            if not is_refusal(error):
+                raise
+            return error
+        became.has_taken_any = True
+        self.sound.extend(rows)
+        return None
+
+    async def _move(self, rows: Sequence[Row], at: int) -> None:
+        """Insert rows under ids of today; the time is the database's."""
+        moved = await at_present(rows, at)
+        came = {new.row_id: row for row, new in zip(rows, moved, strict=True)}
+
+        async def judge(row: Row, error: Exception) -> None:
+            await self._judge(came.pop(row.row_id), error)
+
+        await write_by_halves(moved, self._insert, judge)
+        self._became.conflicts.extend(
+            Conflict(came[row.row_id].record_id, row.record_id)
+            for row in moved
+            if row.row_id in came and _came_as(row) not in self._became.postponed
+        )
 
 
 def _sound_record() -> AuditRecord:

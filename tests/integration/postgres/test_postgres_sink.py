@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import time
+import uuid
 from datetime import timedelta
 
 import asyncpg
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from otel_audit_postgres import PostgresSink, record_from_payload
 from otel_audit_postgres import sink as sink_module
+from otel_audit_postgres.connection import OwnConnection
 from otel_audit_postgres.rows import LONGEST_KEY, bounded_key, projections
 from postgres_servers import in_time
 from strategies import a_record, records
@@ -191,6 +194,74 @@ class TestHostileContent:
         assert await sink.write([first, new_record()]) == Written(stored=2)
         assert await sink.write([first, other]) == Written(stored=2, conflicts=1)
         assert await admin.fetchval("SELECT count(*) FROM audit.quarantine") == 0
+
+
+class TestFutureIds:
+    """Records of a host whose clock is wrong."""
+
+    @pytest.fixture
+    def asked(self, monkeypatch):
+        """What was sent to the server."""
+        asked = []
+
+        def spied(name):
+            original = getattr(OwnConnection, name)
+
+            def spying(self, query, *args, **options):
+                asked.append(query)
+                return original(self, query, *args, **options)
+
+            monkeypatch.setattr(OwnConnection, name, spying)
+
+        for name in ("execute", "fetch", "fetchval", "copy_then"):
+            spied(name)
+        return asked
+
+    @staticmethod
+    def ahead(days=400, **fields):
+        return a_record(record_id=uuid7(time.time_ns() + days * 86_400 * 10**9), **fields)
+
+    @pytest.mark.parametrize("count", [1, 5, 400])
+    async def test_cost_as_many_statements_as_one(self, sink, admin, asked, count):
+        """They are moved together, and none is lost or stored twice."""
+        await sink.check()
+        batch = [record for _ in range(count) for record in (self.ahead(), new_record())]
+        asked.clear()
+        written = await sink.write(batch)
+        assert (written.stored, written.conflicts) == (2 * count, count)
+        assert len(asked) <= 6
+        assert (await sink.write(batch)).stored == 2 * count
+
+        rows = await admin.fetch("SELECT id, payload FROM audit.audit_logs")
+        assert len(rows) == 2 * count
+        stored = [record_from_payload(row["payload"]) for row in rows]
+        assert {record.conflict_of or record.record_id for record in stored} == {
+            record.record_id for record in batch
+        }
+        assert max(row["id"] for row in rows) < uuid.UUID(self.ahead(days=1).record_id)
+
+    async def test_do_not_hide_what_is_wrong_beside_them(self, sink, admin):
+        """A record that no row can hold is refused, whichever of both kinds it is of."""
+        fields = {"duration": float("inf")}
+        batch = [self.ahead(), self.ahead(**fields), new_record(**fields), new_record()]
+        row_of = {record.record_id: record for record in batch}
+        written = await sink.write(batch)
+        kept = await admin.fetch("SELECT record_id FROM audit.quarantine")
+        stored = await admin.fetchval("SELECT count(*) FROM audit.audit_logs")
+        assert (written.stored, written.quarantined) == (stored, len(kept))
+        assert stored + len(kept) == len(batch)
+        assert {row["record_id"] for row in kept} <= set(row_of)
+
+    async def test_go_by_the_databases_clock(self, sink, admin, monkeypatch):
+        """This host's own may be the wrong one."""
+        batch = [self.ahead(days=3), new_record()]
+        monkeypatch.setattr("time.time_ns", lambda: 10**9 * 86_400 * 365 * 80)
+        monkeypatch.setattr("time.time", lambda: 86_400.0 * 365 * 80)
+        assert (await sink.write(batch)).stored == 2
+        assert await admin.fetchval(
+            "SELECT bool_and(id < audit.uuid_at(now() + interval '1 day')) AND count(*) = 2 "
+            "FROM audit.audit_logs"
+        )
 
 
 class TestConnection:
