@@ -137,7 +137,9 @@ class GrpcServer:
         try:
             answer = await self._exported(messages, context, entry)
         except RequestError as found:
-            problem = found
+            # its frames hold what was decompressed, and it is in this one: a cycle
+            problem = found.with_traceback(None)
+            problem.__context__ = None
         except Exception as error:  # noqa: BLE001 - INTERNAL would make exporters drop their batch
             log_limited(logger, "call", "A call failed and is to be sent again", error=error)
             problem = unavailable("an unexpected error; nothing is known to be stored", RETRY_AFTER)
