@@ -83,6 +83,8 @@ def _objection_in_success(answer: HttpResponse) -> str | None:
 
 def _in_its_words(answer: HttpResponse) -> str:
     """The message of the ``google.rpc.Status`` in the body, if there is one."""
+    if _is_packed(answer):
+        return ""
     if _media_type(answer) == _JSON:
         try:
             message = msgspec.json.decode(answer.body, type=dict[str, Any]).get("message")
@@ -96,6 +98,8 @@ def _in_its_words(answer: HttpResponse) -> str:
 
 def _read_into(message: Message, answer: HttpResponse) -> bool:
     """Read the body, in the encoding that the answer names; False if it is not such a message."""
+    if _is_packed(answer):
+        return False
     kind = _media_type(answer)
     try:
         if kind == _JSON:
@@ -108,6 +112,11 @@ def _read_into(message: Message, answer: HttpResponse) -> bool:
     except (DecodeError, ParseError, msgspec.MsgspecError, RecursionError):
         return False
     return True
+
+
+def _is_packed(answer: HttpResponse) -> bool:
+    """Whether the body has a content coding that was not asked for, and cannot be read."""
+    return answer.headers.get("content-encoding", "").strip().lower() not in ("", "identity")
 
 
 def _quoted(message: str) -> str:

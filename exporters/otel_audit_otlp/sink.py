@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import logging
 import ssl
+import zlib
 from collections.abc import AsyncIterable, Callable, Sequence
 from typing import Final
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
+from otel_audit._util.gunzip import TooManyMembersError, gunzip
 from otel_audit._util.http_response import HttpResponse
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.delivery.halving import write_by_halves
@@ -29,9 +32,14 @@ except ImportError as missing:
 _logger = logging.getLogger(__name__)
 
 _LONGEST_ANSWER: Final = 1_000_000
-"""Bytes of an answer: a receiver's has some hundred."""
+"""Bytes of an answer, as it comes and unpacked: a receiver's has some hundred."""
+_STEP: Final = 65_536
+"""Bytes that are unpacked before the bound is looked at again."""
+_MOST_MEMBERS: Final = 16
+"""Members of a gzip stream; a receiver's has one."""
 _COMPRESSION_LEVEL: Final = 3
 """A low level: it is CPU of the application's process."""
+_GZIP: Final = frozenset({"gzip", "x-gzip"})
 _TO: Final = "could not send to OTEL_AUDIT_OTLP_ENDPOINT"
 
 
@@ -65,6 +73,7 @@ class OtlpSink:
         self._headers = {
             "content-type": "application/x-protobuf",
             "user-agent": "otel-audit",
+            "accept-encoding": "identity",
             **endpoint.headers,
         }
         if endpoint.compression == "gzip":
@@ -145,7 +154,13 @@ class OtlpSink:
         response = await self._transport.handle_async_request(request)
         try:
             headers = {name.lower(): value for name, value in response.headers.items()}
-            body = await _bounded(response.aiter_bytes())
+            # raw: httpx unpacks a piece as a whole, and that may become any size
+            body = await _bounded(response.aiter_raw())
+            if headers.get("content-encoding", "").strip().lower() in _GZIP:
+                # not asked for, but a proxy in between may do so
+                with contextlib.suppress(zlib.error, EOFError, TooManyMembersError):
+                    body = _unpacked(body)
+                    del headers["content-encoding"]
             return HttpResponse(response.status_code, headers, body)
         finally:
             await response.aclose()
@@ -155,9 +170,21 @@ async def _bounded(chunks: AsyncIterable[bytes]) -> bytes:
     read = bytearray()
     async for chunk in chunks:
         read += chunk
-        if len(read) > _LONGEST_ANSWER:
-            raise StoreError(f"{_TO}: its answer is too long for an OTLP/HTTP receiver's")
+        _refuse_long(read)
     return bytes(read)
+
+
+def _unpacked(body: bytes) -> bytes:
+    read = bytearray()
+    for part in gunzip(body, _STEP, _MOST_MEMBERS):
+        read += part
+        _refuse_long(read)
+    return bytes(read)
+
+
+def _refuse_long(read: bytearray) -> None:
+    if len(read) > _LONGEST_ANSWER:
+        raise StoreError(f"{_TO}: its answer is too long for an OTLP/HTTP receiver's")
 
 
 def _as_store_error(error: httpx.HTTPError | OSError) -> StoreError:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
+import gzip
 import ipaddress
 import json
 import socket
 import ssl
 import threading
 import time
+import tracemalloc
+import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from email.utils import format_datetime
 from pathlib import Path
 
@@ -38,6 +43,16 @@ def receiver() -> Iterator[Receiver]:
 
 def some(count: int) -> list:
     return [a_record(record_id=uuid7()) for _ in range(count)]
+
+
+def _zeros_in_zstd(zeros: bytes) -> bytes:
+    """A frame of blocks of 4 bytes, each of which becomes 128 KiB (RFC 8878, 3.1.1.2)."""
+    blocks = len(zeros) >> 17
+    headers = ((1 << 20 | 1 << 1 | (number == blocks - 1)) for number in range(blocks))
+    # magic number; no content size; a window of 2 MiB
+    return b"\x28\xb5\x2f\xfd\x00\x58" + b"".join(
+        header.to_bytes(3, "little") + b"\0" for header in headers
+    )
 
 
 class Sent:
@@ -92,10 +107,16 @@ class TestTaken:
             Answer(body=b'{"partialSuccess": {}}', content_type="application/json; charset=utf-8"),
             Answer(content_type=""),
             partial_success(0, "your clock is wrong"),
+            Answer(headers={"Content-Encoding": "identity"}),
+            replace(
+                partial_success(0, "packed"),
+                headers={"Content-Encoding": "gzip"},
+                body=gzip.compress(partial_success(0, "packed").body),
+            ),
         ],
     )
     async def test_other_forms_of_success(self, receiver, answer):
-        """JSON, an empty answer, and a warning without a rejection are success."""
+        """JSON, an empty answer, a warning without a rejection, and a gzipped one are success."""
         receiver.next = [answer]
         assert await Sent(receiver.url).write(some(2)) == Written(2)
 
@@ -193,6 +214,10 @@ class TestSomebodyMustAct:
             Answer(body=b"[]", content_type="application/json"),
             Answer(body=b"x" * 2_000_000),
             Answer(content_type="text/html"),
+            Answer(headers={"Content-Encoding": "br"}),
+            Answer(headers={"Content-Encoding": "zstd"}),
+            Answer(headers={"Content-Encoding": "gzip"}, body=b"no gzip"),
+            Answer(headers={"Content-Encoding": "gzip"}, body=b"\0" * 100),
         ],
     )
     async def test_a_success_that_is_not_otlps_is_none(self, receiver, answer):
@@ -202,6 +227,26 @@ class TestSomebodyMustAct:
         with pytest.raises(StoreError, match="OTLP/HTTP receiver"):
             await sent.write(some(1))
         assert sent.aside == []
+
+    @pytest.mark.parametrize("coding", ["zstd", "gzip", "deflate"])
+    @pytest.mark.parametrize("status", [200, 400])
+    async def test_an_answer_cannot_fill_the_memory(self, receiver, coding, status):
+        """What is small on its way and huge when it is unpacked is not unpacked."""
+        pack = {"zstd": _zeros_in_zstd, "gzip": gzip.compress, "deflate": zlib.compress}[coding]
+        bomb = pack(bytes(64 << 20))
+        assert len(bomb) < 100_000
+        receiver.next = [Answer(status, body=bomb, headers={"Content-Encoding": coding})]
+        sink = Sent(receiver.url).sink
+        tracemalloc.start()
+        try:
+            with contextlib.suppress(StoreError):
+                await sink.check()
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+            await sink.close()
+        assert peak < 8 << 20
+        assert receiver.asked[0].headers["accept-encoding"] == "identity"
 
 
 class TestRefused:
