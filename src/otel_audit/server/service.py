@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -192,7 +193,7 @@ class _Taking:
             self.ignored += batch.ignored
             for decode in batch.large:
                 # it may take longer than a turn: others run meanwhile
-                await asyncio.to_thread(self._read_large, decode)
+                await _to_its_end(functools.partial(self._read_large, decode))
                 await turn.pause()
             for item, why in batch.undecodable:
                 self._quarantine(item, why)
@@ -242,6 +243,25 @@ class _Taking:
             self.broken_chains += 1
             self._records.append(chain_broken(found, break_id(found.occurred_at, found.record_id)))
         self.notes += [f"{item.spelled_place()}: {note}" for note in item.notes]
+
+
+async def _to_its_end(work: Callable[[], None]) -> None:
+    """Run it in a thread, and return only after that has ended, even if this is cancelled.
+
+    Nothing stops a thread: if the turn and the memory of its request were given back before,
+    another request would be read with the same `Converter` at the same time.
+    """
+    running = asyncio.ensure_future(asyncio.to_thread(work))
+    is_cancelled = False
+    while not running.done():
+        try:
+            await asyncio.wait([running])
+        except asyncio.CancelledError:
+            is_cancelled = True
+    if is_cancelled and not running.cancelled():
+        running.exception()  # looked at, as nobody waits for it any more
+        raise asyncio.CancelledError
+    running.result()
 
 
 def _signers(config: AuditConfig) -> TrustedSigners | None:

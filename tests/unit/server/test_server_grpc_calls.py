@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 import weakref
 import zlib
 from collections.abc import AsyncIterator, Iterator
@@ -17,6 +18,7 @@ from sinks import request, span
 
 from otel_audit.config import AuditConfig
 from otel_audit.server import grpc_message, grpc_server
+from otel_audit.server import service as service_module
 from otel_audit.server.authentication import Authentication
 from otel_audit.server.backpressure import MemoryBudget, MemoryLease
 from otel_audit.server.credentials import CredentialsFile, new_token
@@ -233,3 +235,30 @@ async def test_what_is_compressed_wrongly_is_refused_for_good(tmp_path, damage, 
     async with calls_to(tmp_path, MemoryStore()) as calls:
         call = calls.unary(damage(sent), metadata=calls.own)
         assert await calls.status(call) == "INVALID_ARGUMENT"
+
+
+async def test_a_cancelled_calls_thread_is_the_only_one_that_reads(tmp_path, monkeypatch):
+    """Its turn and its memory are given back after the thread has ended, not before."""
+    go_on, reading = threading.Event(), []
+
+    def slow(self: service_module._Taking, decode) -> None:
+        reading.append(threading.get_ident())
+        go_on.wait(20)
+        reading.pop()
+
+    monkeypatch.setattr(service_module._Taking, "_read_large", slow)
+    large = request(span(1, **{f"x{n}": "k=v " * 20_000 for n in range(20)}))
+    async with calls_to(tmp_path, MemoryStore()) as calls:
+        late = calls.unary(large, metadata=calls.own)
+        await until(lambda: reading)
+        late.cancel()
+        small = asyncio.ensure_future(
+            calls.status(calls.unary(request(span(2)), metadata=calls.own))
+        )
+        await asyncio.sleep(0.2)
+        assert calls.service.budget.taken >= len(large)
+        assert not small.done()
+        go_on.set()
+        assert await small == "OK"
+        await until(lambda: not calls.service.budget.taken)
+    assert not reading
