@@ -18,6 +18,7 @@ from otel_audit_postgres.query.payloads import DisplayNames, RecordKey
 from otel_audit_postgres.query.queries import Found
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from otel_audit._util.printable import visible
 from otel_audit.errors import OtelAuditError
@@ -70,10 +71,16 @@ async def events(site: Site, request: Request, viewer: Viewer) -> Response:
         )
     given = request.headers.get("last-event-id") or request.query_params.get("from")
     tailing = _Tail(site, request, viewer, query)
-    await tailing.begin(given)
+    # before the store is asked: others come meanwhile
+    tailing.count()
+    try:
+        await tailing.begin(given)
+    except BaseException:
+        tailing.leave()
+        raise
     # a proxy that buffers would hold back every event
     headers = {"x-accel-buffering": "no"}
-    return StreamingResponse(tailing.stream(), media_type="text/event-stream", headers=headers)
+    return _TailResponse(tailing, media_type="text/event-stream", headers=headers)
 
 
 class _Tail:
@@ -86,6 +93,18 @@ class _Tail:
         self._is_behind = False
         self._recorded = self._asked = time.monotonic()
         self._names: dict[RecordKey, DisplayNames] = {}
+        self._is_counted = False
+
+    def count(self) -> None:
+        """Count it among those that run, until it is left."""
+        self._is_counted = True
+        self._site.tails += 1
+
+    def leave(self) -> None:
+        """Count it no more; a second call does nothing."""
+        if self._is_counted:
+            self._is_counted = False
+            self._site.tails -= 1
 
     async def begin(self, given: str | None) -> None:
         """Find the start, and record the view."""
@@ -105,7 +124,6 @@ class _Tail:
 
     async def stream(self) -> AsyncIterator[bytes]:
         """The events, until the connection or the user's right ends."""
-        self._site.tails += 1
         try:
             yield b"retry: 2000\n" + self._event(
                 "begin", {"problem": _GAP} if self._is_behind else {}
@@ -128,7 +146,7 @@ class _Tail:
                     last_sent = time.monotonic()
                 await asyncio.sleep(0 if is_more else _EVERY)
         finally:
-            self._site.tails -= 1
+            self.leave()
 
     async def _is_allowed(self) -> bool:
         """Check the user's right again from time to time: sessions and tokens end."""
@@ -177,3 +195,18 @@ class _Tail:
         }
         shown = {name: visible(text) for name, text in row.items()}
         return shown | {"href": self._link(f"/record/{one.id}")}
+
+
+class _TailResponse(StreamingResponse):
+    """The answer with a tail's events; it leaves the tail also where no event was asked for."""
+
+    def __init__(self, tailing: _Tail, **options: Any) -> None:
+        super().__init__(tailing.stream(), **options)
+        self._tailing = tailing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events until the client goes."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._tailing.leave()
