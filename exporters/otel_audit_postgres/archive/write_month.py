@@ -10,6 +10,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
+from otel_audit._util.aio import begin_in_thread, has_ended
 from otel_audit._util.ids import lowest_id
 from otel_audit._util.months import next_month
 from otel_audit_postgres.archive.arrow_tables import (
@@ -109,8 +110,10 @@ async def write_month(
             await pipeline.add(_stretch(piece, lowest.bytes, above.bytes))
         await pipeline.end()
     finally:
-        await pipeline.stop()
-        writer.close()
+        try:
+            await pipeline.stop()
+        finally:
+            writer.close()
     await connection.execute(_BY_INDEX.format("on"))
     there = await connection.fetchval(_COUNT, lowest, above)
     if there != writer.seen:
@@ -170,7 +173,7 @@ class _Pipeline:
         self._waiting: list[_Stretch] = []
         self._rows = 0
         self._rows_at_once = ROWS_AT_ONCE
-        self._under_way: asyncio.Task[None] | None = None
+        self._under_way: asyncio.Future[None] | None = None
 
     async def add(self, stretch: _Stretch) -> None:
         """Take the next piece of the ledger."""
@@ -185,9 +188,9 @@ class _Pipeline:
         await self._wait_for_writer()
 
     async def stop(self) -> None:
-        """Wait for the thread to end; its files are closed next."""
+        """Wait for the thread to end, whoever is cancelled; its files are closed next."""
         if self._under_way is not None:
-            await asyncio.wait([self._under_way])
+            await has_ended(self._under_way)
 
     async def _pass_on(self) -> None:
         stretches, self._waiting, self._rows = self._waiting, [], 0
@@ -231,13 +234,14 @@ class _Pipeline:
         return len(places)
 
     def _begin(self, work: Callable[..., None], *values: Any) -> None:
-        self._under_way = asyncio.create_task(asyncio.to_thread(work, *values))
+        self._under_way = begin_in_thread(work, *values)
 
     async def _wait_for_writer(self) -> None:
         """Wait for what is under way; what it raises is raised here."""
-        under_way, self._under_way = self._under_way, None
-        if under_way is not None:
-            await under_way
+        if self._under_way is not None:
+            await asyncio.shield(self._under_way)
+            # not before: where this is cancelled, the thread still writes
+            self._under_way = None
             if self._progress is not None:
                 self._progress(self._writer.seen)
 

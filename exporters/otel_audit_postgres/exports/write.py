@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
+from otel_audit._util.aio import begin_in_thread, has_ended
 from otel_audit._util.durable_file import sync_directory
 from otel_audit.errors import ConfigurationError, StoreError
 from otel_audit_postgres.archive.parquet_files import NAMES, RowFile, parquet, row_schema
@@ -374,8 +375,8 @@ async def _write(  # noqa: PLR0913, PLR0917 - one export
         reading = _Reading(connection, query, data_format, complement)
         async for rows, upto in reading.batches(sealed.size):
             if writing is not None:
-                await writing
-            writing = asyncio.ensure_future(asyncio.to_thread(put, rows)) if rows else None
+                await asyncio.shield(writing)
+            writing = begin_in_thread(put, rows) if rows else None
             if rows:
                 done.first = rows[0].leaf if done.first is None else done.first
                 done.last = rows[-1].leaf
@@ -383,14 +384,15 @@ async def _write(  # noqa: PLR0913, PLR0917 - one export
             done.changed += sum(not one.is_as_sealed for one in rows)
             progress(upto, sealed.size)
         if writing is not None:
-            await writing
+            await asyncio.shield(writing)
         target.close()
         await flawed.write_notes(connection, proof)
         proof.close(SparseTree(sealed.checkpoint, tuple(complement.finished())))
     except BaseException:
         if writing is not None:
-            with contextlib.suppress(BaseException):
-                await asyncio.shield(writing)
+            # the thread writes on: its files are not closed under it, whoever is cancelled
+            with contextlib.suppress(asyncio.CancelledError):
+                await has_ended(writing)
         # what ends this says what went wrong; a full disk may not even take the rest
         for one in (target.abandon, proof.abandon):
             with contextlib.suppress(Exception):

@@ -134,3 +134,30 @@ async def wait_at_most(event: asyncio.Event, seconds: float) -> None:
             await event.wait()
     except TimeoutError:
         return
+
+
+def begin_in_thread(act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
+    """Begin something that blocks, in a thread of the event loop's.
+
+    Wait for it through `asyncio.shield`, and at last by `has_ended`: a thread cannot be cancelled,
+    and what it uses must not be closed under it. It is no task, as a loop that ends cancels those.
+    """
+    call = functools.partial(contextvars.copy_context().run, act, *args, **kwargs)
+    return asyncio.get_running_loop().run_in_executor(None, call)
+
+
+async def has_ended(doing: asyncio.Future[Any]) -> None:
+    """Wait until something is done, also where the waiting task is cancelled, which comes after.
+
+    What it raised is left for whoever asks it.
+    """
+    cancellation: asyncio.CancelledError | None = None
+    while not doing.done():
+        try:
+            await asyncio.wait([doing])
+        except asyncio.CancelledError as error:
+            cancellation = error
+    if not doing.cancelled():
+        doing.exception()
+    if cancellation is not None:
+        raise cancellation
