@@ -7,7 +7,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, TypeVar
 
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.action.compose import chain_broken
@@ -22,12 +22,14 @@ from otel_audit.server.convert import Converter, NotConvertible, with_own_place
 from otel_audit.server.credentials import Sender
 from otel_audit.server.fair_scheduling import FairTurns, Turn
 from otel_audit.server.intake import Intake, Stored
-from otel_audit.server.items import Batch, ReceivedItem
+from otel_audit.server.items import LARGE, Batch, ReceivedItem
 from otel_audit.server.metrics import ServerMetrics
 from otel_audit.server.received_signal import Chains, break_id, stored_hash
 from otel_audit.server.request_budget import RequestBudget
 from otel_audit.server.signatures import TrustedSigners, read_trust_file
 from otel_audit.setting_values import PREFIX
+
+T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
 
@@ -120,12 +122,14 @@ class Service:
         while is_left:
             async with turn:
                 is_left = await taking.read(batches, turn)
-            await self._store(taking, outcome, receipts=receipts)
+            await self._store(taking, outcome, turn, receipts=receipts)
         self.meters.counts["ignored"] += outcome.ignored
         self.meters.counts["chains.broken"] += taking.broken_chains
         return outcome
 
-    async def _store(self, taking: _Taking, outcome: RequestResult, *, receipts: bool) -> None:
+    async def _store(
+        self, taking: _Taking, outcome: RequestResult, turn: Turn, *, receipts: bool
+    ) -> None:
         records, quarantined, size = taking.give()
         sender = taking.sender
         stored = await self.intake.store(
@@ -137,7 +141,10 @@ class Service:
         outcome.quarantined += [*quarantined, *stored.quarantined]
         outcome.conflicts += stored.conflicts
         if receipts:
-            outcome.receipts.update(_with_integrity(records, stored.receipts, taking.reader.chains))
+            # a turn, as it takes about as long as reading the records did
+            async with turn:
+                found = await _with_integrity(records, stored.receipts, taking.reader.chains, turn)
+            outcome.receipts.update(found)
         outcome.notes = taking.notes
 
     async def _ready(self) -> Converter:
@@ -245,7 +252,7 @@ class _Taking:
         self.notes += [f"{item.spelled_place()}: {note}" for note in item.notes]
 
 
-async def _to_its_end(work: Callable[[], None]) -> None:
+async def _to_its_end(work: Callable[[], T]) -> T:
     """Run it in a thread, and return only after that has ended, even if this is cancelled.
 
     Nothing stops a thread: if the turn and the memory of its request were given back before,
@@ -261,7 +268,7 @@ async def _to_its_end(work: Callable[[], None]) -> None:
     if is_cancelled and not running.cancelled():
         running.exception()  # looked at, as nobody waits for it any more
         raise asyncio.CancelledError
-    running.result()
+    return running.result()
 
 
 def _signers(config: AuditConfig) -> TrustedSigners | None:
@@ -275,24 +282,29 @@ def _signers(config: AuditConfig) -> TrustedSigners | None:
     return read_trust_file(config.serve_trust_file)
 
 
-def _with_integrity(
-    records: Sequence[AuditRecord], receipts: Mapping[str, Receipt], chains: Chains
+async def _with_integrity(
+    records: Sequence[AuditRecord], receipts: Mapping[str, Receipt], chains: Chains, turn: Turn
 ) -> dict[str, Receipt]:
     """Give receipts the draft's hash, where the text that is stored is the one made here."""
     from otel_audit_postgres.rows import UnstorableRecordError, to_row
 
     found = dict(receipts)
     for record in records:
+        await turn.pause()
         receipt = found.get(record.record_id)
         if receipt is None:
             continue
         try:
-            row = to_row(record)
+            row = to_row(record, to_copy=False)
         except UnstorableRecordError:
             continue  # it is in quarantine, and has no receipt of its own
         if row.content_hash.hex() != receipt.content_hash:
             continue  # it was there before, from another delivery
-        hashed = stored_hash(row.payload)
+        if len(row.payload) > LARGE:
+            # it may take longer than a turn, as when it was read
+            hashed = await _to_its_end(functools.partial(stored_hash, row.payload))
+        else:
+            hashed = stored_hash(row.payload)
         if hashed is not None:
             found[record.record_id] = replace(receipt, integrity_hash=hashed)
             chains.note_stored(record.record_id, hashed)
