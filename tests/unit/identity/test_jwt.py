@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import http.server
 import json
+import socket
 import threading
 import time
 import types
@@ -605,6 +606,29 @@ def serving() -> Iterator[Endpoint]:
         endpoint.server.server_close()
 
 
+@contextmanager
+def dripping(begun: bytes) -> Iterator[str]:
+    """A server that begins an answer, and then sends a byte every 50 ms, without end."""
+    ended = threading.Event()
+
+    def drip() -> None:
+        connection, _ = server.accept()
+        with connection, suppress(OSError):
+            connection.recv(65_536)
+            connection.sendall(begun)
+            while not ended.wait(0.05):
+                connection.sendall(b" ")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=drip, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.getsockname()[1]}/jwks"
+        finally:
+            ended.set()
+            thread.join()
+
+
 @pytest.fixture
 def endpoint() -> Iterator[Endpoint]:
     with serving() as found:
@@ -687,6 +711,28 @@ class TestFetchedKeySets:
         url = endpoint.url.replace("/jwks", "/jwks?canary=1")
         have_keys(verifier(jwt_jwks_url=url, jwt_algorithms="RS256"))
         assert "canary" not in caplog.text
+
+    @pytest.mark.allow_errors
+    @pytest.mark.parametrize(
+        "begun",
+        [b"", b"HTTP/1.1 200 OK\r\nx: ", b"HTTP/1.1 200 OK\r\ncontent-length: 99999\r\n\r\n",
+         b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nffff\r\n"],
+    )  # fmt: skip
+    def test_an_answer_that_never_ends_is_left(
+        self, begun: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A byte now and then keeps each read short; the next read of the keys must begin."""
+        monkeypatch.setattr(jwks, "TIMEOUT", 0.5)
+        with dripping(begun) as url:
+            checks = verifier(jwt_jwks_url=url, jwt_algorithms="RS256")
+            (issuer,) = checks._issuers.values()
+            assert isinstance(issuer.keys, FetchedKeys)
+            with pytest.raises(TokenError, match="keys_not_loaded"):
+                issuer.keys.keys.current()
+            thread = issuer.keys.keys._thread
+            assert thread is not None
+            thread.join(30)
+            assert not thread.is_alive()
 
 
 class TestKeySetTiming:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
+from otel_audit._util.http_deadline import opener_until
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.identity.jwt.token import TokenError
 
@@ -192,11 +193,12 @@ def fetch(url: str) -> bytes:
         url: ``https``, or ``http`` where that was allowed.
 
     Raises:
-        OSError: It cannot be had within 10 seconds, answers other than 200, redirects, or is
-            larger than 1 MiB.
+        OSError: It cannot be had within 10 seconds, headers and body, answers other than 200,
+            redirects, or is larger than 1 MiB.
     """
     request = urllib.request.Request(url, headers={"Accept": "application/json"})  # noqa: S310 - the scheme was checked
-    with urllib.request.build_opener(_NoRedirect).open(request, timeout=TIMEOUT) as response:
+    opener = opener_until(time.monotonic() + TIMEOUT, _NoRedirect())
+    with opener.open(request, timeout=TIMEOUT) as response:
         text: bytes = response.read(LARGEST + 1)
         if response.status != HTTPStatus.OK:
             raise OSError("the answer is not 200")
