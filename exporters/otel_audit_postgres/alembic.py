@@ -6,7 +6,7 @@ A revision of yours calls `upgrade`; see docs/migrations.md::
     from otel_audit_postgres import alembic as audit
 
     def upgrade():
-        audit.upgrade(op, to=17)
+        audit.upgrade(op, to=18)
 
     def downgrade():
         audit.downgrade(op)

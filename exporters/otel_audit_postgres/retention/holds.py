@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -83,6 +83,13 @@ class Hold:
             # a time that cannot be read could be any
             and (row["occurred_at"] is None or self._covers(row["occurred_at"]))
         )
+
+    def may_apply_to_others(self, tenant: str, subject: str) -> bool:
+        """Whether records of a person may be among those of somebody or something else."""
+        if self.tenant not in {None, tenant} or subject in {self.actor, self.entity}:
+            return False
+        # somebody else's record is about the person only if that is the name of an entity
+        return self.entity is not None or (self.actor is not None and ":" in subject)
 
     def _covers(self, moment: datetime) -> bool:
         return (self.since is None or moment >= self.since) and (
@@ -302,6 +309,77 @@ async def hold_on_object(
         ):
             return one, seen
     return None, seen
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveLook:
+    """The result of a look for archived records of a person that a hold applies to.
+
+    Attributes:
+        held: What forbids to erase the person, in words; None: nothing in the archives.
+        holds_seen: The number of the last hold that was looked for; 0 if nobody looked.
+        archives_seen: The number of the last manifest; 0 if nobody looked.
+    """
+
+    held: str | None
+    holds_seen: int = 0
+    archives_seen: int = 0
+
+
+async def look_into_archives(
+    connection: Connection[Any], archive: ArchiveStore | None, tenant: str, subject: str
+) -> ArchiveLook:
+    """Look for archived records of a person that somebody else's hold applies to.
+
+    A hold that names the person, or nobody and nothing, forbids an erasure by its name alone; for
+    such a hold the database needs no archive.
+
+    Args:
+        connection: To the store, as its retention role.
+        archive: Where archives are; None: nobody can look.
+        tenant: The person's tenant.
+        subject: An actor's id, or an entity.
+
+    Raises:
+        ArchiveError: An object cannot be read.
+    """
+    # before the objects: a hold or a manifest that comes meanwhile was not looked for
+    holds = await active_holds(connection)
+    manifests = await recorded_archives(connection)
+    objects = await _objects(connection)
+    wanted = [
+        one
+        for one in holds
+        if one.may_apply_to_others(tenant, subject)
+        and not await is_overridden(connection, one, f"subject:{subject}")
+    ]
+    if wanted and objects and archive is None:
+        return ArchiveLook(
+            f"{wanted[0]} may apply to archived records of this subject, and no archive is named: "
+            "--archive, or OTEL_AUDIT_ARCHIVE"
+        )
+    if wanted and archive is not None:
+        # all months: a record may tell another time than that of its id
+        for _, _, entry in objects:
+            with archive.fetch(entry.key) as file:
+                for row in read_rows(file, _LOOKED_AT):
+                    if row["tenant_id"] == tenant and is_about(row, (subject,)):
+                        for one in wanted:
+                            if one.applies_to(row):
+                                return ArchiveLook(
+                                    f"{one} applies to archived records of this subject "
+                                    f"({entry.key})"
+                                )
+    return ArchiveLook(
+        None,
+        max((one.number for one in holds), default=0),
+        max((one.sequence_number for one in manifests), default=0),
+    )
+
+
+def is_about(row: Mapping[str, Any], names: Sequence[str]) -> bool:
+    """Whether an archived row is by one of these actors, or about one of these entities."""
+    return row["actor_id"] in names or any(name in (row["entities"] or ()) for name in names)
 
 
 async def _apply(

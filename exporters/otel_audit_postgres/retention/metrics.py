@@ -33,7 +33,7 @@ class RetentionState:
     Attributes:
         lag: Seconds that the month longest due is overdue, if no hold keeps it; 0 if none is.
         blocked: Months and objects that were due at the last run, and stayed.
-        waiting: Months that wait for the next run.
+        waiting: Months that the last run began with and left for the next one.
         last_run: When retention ran last; None: never.
         holds: Legal holds that are not released.
         archived_rows: Rows of archived months.

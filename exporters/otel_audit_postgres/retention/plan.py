@@ -92,6 +92,7 @@ class PlannedMonth:
         is_archived: Whether there is a manifest of it.
         first_day: The first day on which it may leave the database; None: never.
         blocked_by: What keeps it there, in words.
+        is_held: Whether a legal hold does.
     """
 
     month: date
@@ -101,6 +102,7 @@ class PlannedMonth:
     is_archived: bool
     first_day: date | None
     blocked_by: tuple[str, ...]
+    is_held: bool = False
 
     @property
     def rows(self) -> int:
@@ -183,7 +185,7 @@ async def planned(
         months.append(
             PlannedMonth(
                 month, name, size, classes, month in archived,
-                _first_day(month, classes, policy), tuple(blocked),
+                _first_day(month, classes, policy), tuple(blocked), held is not None,
             )
         )  # fmt: skip
     return RetentionPlan(day, tuple(months), tuple(archives))

@@ -22,7 +22,7 @@ from typing import Any, Final
 import msgspec
 
 from otel_audit._util.months import next_month
-from otel_audit.errors import OtelAuditError, StoreError, StoreUnavailableError
+from otel_audit.errors import OtelAuditError, StoreUnavailableError
 from otel_audit_postgres.archive.catalog import (
     RecordedArchive,
     latest,
@@ -66,6 +66,7 @@ _RETIRED: Final = (
     "SELECT record_id, rows FROM audit.retirements WHERE partition = $1 "
     "AND NOT audit.grew_since(lowest, above, size) ORDER BY recorded_at DESC LIMIT 1"
 )
+_HELD: Final = "SELECT audit.hold_on($1, 0)"
 _IS_SEALED: Final = "SELECT audit.is_sealed($1)"
 _DROP: Final = "SELECT audit.drop_partition($1, $2)"
 _APPLIED_UP_TO: Final = (
@@ -76,6 +77,8 @@ _RECORD_RUN: Final = "SELECT audit.record_retention_run($1::text::jsonb, $2::tex
 _END_RESTORED: Final = "SELECT audit.end_restorations(NULL)"
 _LOCKED: Final = "55P03"
 _REFUSED: Final = "OA001"
+_GREW: Final = "OA003"
+"""Rows came since the month was archived."""
 _POLL: Final = 0.2
 """Seconds between two looks whether the sealer has sealed a record."""
 _TRIES: Final = 30
@@ -127,7 +130,8 @@ class RunReport:
         dropped: Months that were dropped, with their rows.
         removed: Objects of the archive that were due to go, and went.
         waiting: Months that go with the next run, and why not with this one.
-        blocked: Months that were due and stayed, and what keeps them.
+        blocked: Months and objects of the archive that were due and stayed, and what keeps them.
+        held_months: Those months of them that a legal hold keeps: they are not overdue.
         held: Objects of the archive on which a legal hold was put.
         collapsed: Leaves that were collapsed.
     """
@@ -137,6 +141,7 @@ class RunReport:
     removed: list[str] = field(default_factory=list)
     waiting: dict[str, str] = field(default_factory=dict)
     blocked: dict[str, str] = field(default_factory=dict)
+    held_months: list[str] = field(default_factory=list)
     held: list[str] = field(default_factory=list)
     collapsed: int = 0
 
@@ -144,8 +149,8 @@ class RunReport:
         """The values for JSON."""
         return {
             "archived": self.archived, "dropped": self.dropped, "removed": self.removed,
-            "waiting": self.waiting, "blocked": self.blocked, "held": self.held,
-            "collapsed": self.collapsed,
+            "waiting": self.waiting, "blocked": self.blocked,
+            "held_months": self.held_months, "held": self.held, "collapsed": self.collapsed,
         }  # fmt: skip
 
 
@@ -230,6 +235,8 @@ class _Run:
             name = f"{month.month:%Y-%m}"
             if month.first_day is not None and month.first_day <= plan.today and month.blocked_by:
                 self._report.blocked[name] = "; ".join(month.blocked_by)
+                if month.is_held:
+                    self._report.held_months.append(name)
         for month in plan.due:
             await self._month(month)
         if self._report.dropped:
@@ -280,13 +287,16 @@ class _Run:
                 return
             try:
                 self._report.dropped[name] = await self._drop(month, retired, name)
-            except StoreError as error:
-                if "rows came since" not in str(error):
-                    self._report.blocked[name] = str(error)
-                    return
-                # rows came late: they are archived, too
-                await self._archive(month)
-                continue
+            except Exception as error:
+                if sqlstate(error) == _GREW:
+                    # rows came late: they are archived, too
+                    await self._archive(month)
+                    continue
+                if sqlstate(error) != _REFUSED:
+                    raise
+                self._report.blocked[name] = str(error)
+                if await self._connection.fetchval(_HELD, month.partition) is not None:
+                    self._report.held_months.append(name)
             return
         self._report.waiting[name] = "rows of it still come in"
 
@@ -462,8 +472,6 @@ class _Run:
             try:
                 rows: int = await self._connection.fetchval(_DROP, month.partition, retired)
             except Exception as error:
-                if sqlstate(error) == _REFUSED:
-                    raise StoreError(str(error)) from None
                 if sqlstate(error) != _LOCKED or number == _TRIES - 1:
                     raise
                 # those who waited behind us go first

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from otel_audit.errors import ConfigurationError
+from otel_audit.errors import ConfigurationError, StoreError
 from otel_audit_postgres.archive.catalog import archived_objects
 from otel_audit_postgres.archive.objects import ArchiveStore
 from otel_audit_postgres.archive.parquet_files import read_rows
@@ -16,10 +16,11 @@ from otel_audit_postgres.connection import Connection
 from otel_audit_postgres.ledger import ledger_queries
 from otel_audit_postgres.personal.key_store import Destroyed, KeyStore, Subject
 from otel_audit_postgres.personal.reveal import erased_paths, revealed
+from otel_audit_postgres.retention.holds import ArchiveLook, is_about, look_into_archives
 
 _COUNT: Final = "SELECT rows, first, last FROM audit.subject_rows($1, $2::text[])"
 _HELD: Final = "SELECT audit.hold_on_subject($1, $2)"
-_RECORD: Final = "SELECT audit.record_erasure($1, $2, $3::text[], $4, $5)"
+_RECORD: Final = "SELECT audit.record_checked_erasure($1, $2, $3::text[], $4, $5, $6, $7)"
 _ERASED: Final = "SELECT keys FROM audit.erasures"
 _RECORDED: Final = (
     "SELECT coalesce(array_agg(key), '{}') FROM audit.erasures, unnest(keys) AS key "
@@ -61,19 +62,29 @@ class ErasurePlan:
     quarantined: int | None = 0
 
 
-async def plan_erasure(dsn: str, keys: KeyStore, subject: Subject) -> ErasurePlan:
+async def plan_erasure(
+    dsn: str, keys: KeyStore, subject: Subject, archive: ArchiveStore | None = None
+) -> ErasurePlan:
     """Return what an erasure would do, without a change.
 
     Args:
         dsn: The audit store, as its retention role.
         keys: The key store.
         subject: Whose.
+        archive: As for `erase_all`.
+
+    Raises:
+        ArchiveError: An object of the archive cannot be read.
+        StoreError: One of the databases cannot be asked.
     """
     known = await keys.known(subject)
     erased = await keys.destroyed(subject)
     async with ledger_queries.opened(dsn, "plan an erasure", asks=True) as connection:
         row = await connection.fetchrow(_COUNT, subject.tenant, [subject.name])
         held = await connection.fetchval(_HELD, subject.tenant, subject.name)
+        if held is None:
+            look = await look_into_archives(connection, archive, subject.tenant, subject.name)
+            held = look.held
         quarantined = None
         if await connection.fetchval(_MAY_READ_QUARANTINE):
             quarantined = await connection.fetchval(_QUARANTINED, json.dumps(subject.name))
@@ -92,8 +103,13 @@ async def erase(dsn: str, keys: KeyStore, subject: Subject, basis: str, reason: 
     return bool(await erase_all(dsn, keys, [subject], basis, reason))
 
 
-async def erase_all(
-    dsn: str, keys: KeyStore, subjects: Sequence[Subject], basis: str, reason: str
+async def erase_all(  # noqa: PLR0913, PLR0917 - where, whom, and why
+    dsn: str,
+    keys: KeyStore,
+    subjects: Sequence[Subject],
+    basis: str,
+    reason: str,
+    archive: ArchiveStore | None = None,
 ) -> list[Subject]:
     """Erase a person under all names, or under none if one of them cannot be erased.
 
@@ -105,15 +121,56 @@ async def erase_all(
         subjects: Whom: each an actor's id or an entity, such as two logins of one person.
         basis: By which law or demand.
         reason: Why; it stays, so it must not contain the name.
+        archive: Where archives are. They are looked into where a hold may apply to archived records
+            of the person; without an archive it then forbids the erasure.
 
     Returns:
         Those that were erased now; the others were erased before.
 
     Raises:
         ConfigurationError: One of the names has no keys, or the reason contains it.
+        ArchiveError: An object of the archive cannot be read; nothing was erased.
         StoreError: A hold forbids it, or one of the databases cannot be reached. A second try
             finishes what the first one began.
     """
+    _refuse_unfit(subjects, basis, reason)
+    done: list[Subject] = []
+    # reading archives takes long: outside the lock, and the database refuses what came since
+    looks = await _looks(dsn, archive, subjects)
+    async with (
+        ledger_queries.opened(dsn, "erase a subject") as connection,
+        connection.transaction(),
+    ):
+
+        async def record(subject: Subject, ids: Sequence[str]) -> None:
+            look = looks[subject]
+            if look.held is not None:
+                raise StoreError(f"erasing is refused: {look.held}")
+            await connection.fetchval(
+                _RECORD, subject.tenant, subject.name, ids, basis, reason,
+                look.holds_seen, look.archives_seen,
+            )  # fmt: skip
+
+        # two erasures at once would both record it
+        await connection.execute(_PATIENCE)
+        await connection.execute(_LOCK)
+        open_keys = {one: await _open_keys(connection, keys, one) for one in subjects}
+        for subject, ids in open_keys.items():
+            if ids:
+                await record(subject, ids)
+                done.append(subject)
+        # between the check for holds and the commit, so that none comes between
+        for subject in done:
+            await keys.destroy(subject)
+            more = await _unrecorded(connection, keys, subject, open_keys[subject])
+            if more:  # made while the keys could not be reached, and handed in since
+                await record(subject, more)
+    for subject in open_keys:
+        await keys.mark_recorded(subject)
+    return done
+
+
+def _refuse_unfit(subjects: Sequence[Subject], basis: str, reason: str) -> None:
     if not basis.strip() or not reason.strip():
         raise ConfigurationError("an erasure needs a basis and a reason")
     for subject in subjects:
@@ -121,30 +178,17 @@ async def erase_all(
             subject.name.lower() in text.lower() for text in (basis, reason)
         ):
             raise ConfigurationError("basis and reason stay: they must not contain the name")
-    done: list[Subject] = []
-    async with (
-        ledger_queries.opened(dsn, "erase a subject") as connection,
-        connection.transaction(),
-    ):
-        # two erasures at once would both record it
-        await connection.execute(_PATIENCE)
-        await connection.execute(_LOCK)
-        open_keys = {one: await _open_keys(connection, keys, one) for one in subjects}
-        for subject, ids in open_keys.items():
-            if ids:
-                await connection.fetchval(_RECORD, subject.tenant, subject.name, ids, basis, reason)
-                done.append(subject)
-        # between the check for holds and the commit, so that none comes between
-        for subject in done:
-            await keys.destroy(subject)
-            more = await _unrecorded(connection, keys, subject, open_keys[subject])
-            if more:  # made while the keys could not be reached, and handed in since
-                await connection.fetchval(
-                    _RECORD, subject.tenant, subject.name, more, basis, reason
-                )
-    for subject in open_keys:
-        await keys.mark_recorded(subject)
-    return done
+
+
+async def _looks(
+    dsn: str, archive: ArchiveStore | None, subjects: Sequence[Subject]
+) -> dict[Subject, ArchiveLook]:
+    """What the archives say of each of them; what the database says by itself comes later."""
+    async with ledger_queries.opened(dsn, "erase a subject") as connection:
+        return {
+            one: await look_into_archives(connection, archive, one.tenant, one.name)
+            for one in subjects
+        }
 
 
 async def _open_keys(connection: Connection[Any], keys: KeyStore, subject: Subject) -> list[str]:
@@ -240,7 +284,7 @@ async def export_subject(
             continue
         with archive.fetch(one.entry.key) as file:
             for row in read_rows(file, _SEARCHED):
-                if row["tenant_id"] == subject.tenant and _is_about(row, names):
+                if row["tenant_id"] == subject.tenant and is_about(row, names):
                     yield await _as_document(
                         row["payload"], one.entry.key, row["received_by"], keys
                     )
@@ -260,7 +304,3 @@ async def _as_document(
         "personal": {path: "erased" if gone else "readable" for path, gone in erased.items()},
         "place": place, "received_by": received_by,
     }  # fmt: skip
-
-
-def _is_about(row: Any, names: Sequence[str]) -> bool:
-    return row["actor_id"] in names or any(name in (row["entities"] or ()) for name in names)

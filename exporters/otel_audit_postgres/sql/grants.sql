@@ -89,7 +89,8 @@ GRANT SELECT ON audit.archives, audit.archive_removals, audit.retirements, audit
     TO otel_audit_retention, otel_audit_reader;
 GRANT EXECUTE ON FUNCTION audit.retention_policy() TO otel_audit_reader;
 GRANT EXECUTE ON FUNCTION audit.hold_on_subject(text, text), audit.subject_rows(text, text[]),
-    audit.record_erasure(text, text, text[], text, text), audit.lock_erasures()
+    audit.record_erasure(text, text, text[], text, text), audit.lock_erasures(),
+    audit.record_checked_erasure(text, text, text[], text, text, bigint, integer)
     TO otel_audit_retention;
 GRANT SELECT ON audit.erasures TO otel_audit_retention, otel_audit_reader;
 GRANT INSERT ON audit.restored_logs TO otel_audit_retention;

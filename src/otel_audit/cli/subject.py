@@ -133,6 +133,7 @@ def pseudonym(name: str, field: str, file: BinaryIO, tenant: str, as_json: bool)
 @_names_argument
 @_tenant_option
 @dsn_option
+@archive_option
 @click.option("--basis", required=True, help="The law or the request; no names.")
 @click.option("--reason", required=True, help="Why; no names.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done.")
@@ -142,6 +143,7 @@ def erase(  # noqa: PLR0913, PLR0917 - one for each option
     names: tuple[str, ...],
     tenant: str,
     dsn: str | None,
+    archive: str | None,
     basis: str,
     reason: str,
     dry_run: bool,
@@ -154,15 +156,17 @@ def erase(  # noqa: PLR0913, PLR0917 - one for each option
     or none.
 
     The personal values are then unreadable everywhere; proofs still hold. The command first prints
-    what it will erase, and what it cannot reach, and asks. A legal hold forbids the erasure.
+    what it will erase, and what it cannot reach, and asks. A legal hold forbids the erasure;
+    archives are looked into where it may apply to archived records.
     """
     from otel_audit_postgres.personal.key_store import Subject
     from otel_audit_postgres.retention.subject import erase_all, plan_erasure
 
     store_dsn, whom = chosen_dsn(dsn), [Subject(tenant, name) for name in dict.fromkeys(names)]
+    place = chosen_archive(archive)
 
     async def planned(keys: KeyStore) -> list[ErasurePlan]:
-        return [await plan_erasure(store_dsn, keys, one) for one in whom]
+        return [await plan_erasure(store_dsn, keys, one, place) for one in whom]
 
     plans = _run(_keys(), planned)
     left = _not_reached(plans, tenant, [one.name for one in whom])
@@ -185,7 +189,7 @@ def erase(  # noqa: PLR0913, PLR0917 - one for each option
         return
     if any(found.keys for found in plans):
         asked("These values cannot be brought back. Go on?", yes=yes, as_json=as_json)
-    done = _run(_keys(), lambda keys: erase_all(store_dsn, keys, whom, basis, reason))
+    done = _run(_keys(), lambda keys: erase_all(store_dsn, keys, whom, basis, reason, place))
     if as_json:
         echo_json({"erased": [one.name for one in done], **shown})
         return

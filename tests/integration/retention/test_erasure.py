@@ -8,6 +8,7 @@ import secrets
 import subprocess
 import time
 import uuid
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,7 +17,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 from otel_audit_postgres import maintain
-from otel_audit_postgres.archive.objects import digest_of
+from otel_audit_postgres.archive.objects import ArchiveError, FolderArchive, digest_of
 from otel_audit_postgres.archive.parquet_files import read_rows
 from otel_audit_postgres.personal.key_store import FileWrapper, KeyStore, Subject, read_wrapper
 from otel_audit_postgres.personal.protect import Protector, key_store_from, read_fields
@@ -29,6 +30,7 @@ from otel_audit_postgres.retention.holds import (
 )
 from otel_audit_postgres.retention.subject import (
     erase,
+    erase_all,
     export_subject,
     plan_erasure,
     replay_erasures,
@@ -264,6 +266,57 @@ class TestErasing:
             assert await erase(written.dsn, keys, ANN, "law", "demand")
         finally:
             await postgres.execute("DROP ROLE third_person")
+
+    async def test_is_refused_by_a_hold_on_archived_records(
+        self, written, keys, connection, tmp_path
+    ):
+        """A hold that names something else, in a month that has left the database, or may have."""
+        await written.retain()
+        await written.seal()
+        assert await connection.fetchval("SELECT count(*) FROM audit.ledger_prunings") == 1
+        hold, _ = await place_hold(written.dsn, "m", "r", HoldConditions(entity="customer:17"))
+        for archive, said in (
+            (written.archive, f"hold {hold} .* applies to archived records .*2025-01/"),
+            (None, f"hold {hold} .* may apply to archived records .*OTEL_AUDIT_ARCHIVE"),
+        ):
+            with pytest.raises(StoreError, match=said):
+                await erase_all(written.dsn, keys, [ANN], "law", "demand", archive)
+            plan = await plan_erasure(written.dsn, keys, ANN, archive)
+            assert str(hold) in plan.held
+        assert (await export(written, keys, archive=written.archive))[0]["record"]["source"][
+            "address"
+        ] == ADDRESS
+        # what an earlier version asks, and who says what he did not do
+        for statement in (
+            "SELECT audit.record_erasure('acme', 'ann', '{k}', 'law', 'demand')",
+            "SELECT audit.record_checked_erasure('acme', 'ann', '{k}', 'law', 'demand', 0, 1000)",
+            "SELECT audit.record_checked_erasure('acme', 'ann', '{k}', 'law', 'demand', 1000, 0)",
+        ):
+            with pytest.raises(asyncpg.PostgresError, match=f"hold {hold} .* may apply") as raised:
+                await connection.fetchval(statement)
+            assert raised.value.sqlstate == "OA001"
+        elsewhere = FolderArchive(tmp_path / "elsewhere")
+        with pytest.raises(ArchiveError):
+            await erase_all(written.dsn, keys, [ANN], "law", "demand", elsewhere)
+
+    async def test_is_not_refused_by_a_hold_on_others(self, written, keys):
+        """Archives are looked into, and have nothing to which it applies."""
+        await written.retain()
+        await written.seal()
+        await place_hold(written.dsn, "m", "r", HoldConditions(entity="customer:18"))
+        await place_hold(written.dsn, "m", "r", HoldConditions(entity="customer:17", tenant="b"))
+        await place_hold(
+            written.dsn, "m", "r",
+            HoldConditions(entity="customer:17", until=datetime(2000, 1, 1, tzinfo=UTC)),
+        )  # fmt: skip
+        assert await erase_all(written.dsn, keys, [ANN], "law", "demand", written.archive) == [ANN]
+
+    async def test_needs_no_archive_for_a_hold_on_somebody_else(self, written, keys):
+        """An actor's id that is no entity's name is in nobody else's records."""
+        await written.retain()
+        await written.seal()
+        await place_hold(written.dsn, "m", "r", HoldConditions(actor="bob"))
+        assert await erase_all(written.dsn, keys, [ANN], "law", "demand") == [ANN]
 
     async def test_goes_on_where_it_was_cut_off(self, written, keys, keys_dsn):
         """Keys destroyed, and the record of it lost with its transaction: the next try tells it."""

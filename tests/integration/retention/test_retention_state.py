@@ -17,7 +17,7 @@ from otel_audit_postgres.retention.holds import HoldConditions, place_hold
 from otel_audit_postgres.retention.metrics import RetentionWatch, publish, retention_state
 from otel_audit_postgres.retention.policy import PolicyError, read_policy
 from otel_audit_postgres.retention.run import approve, run
-from retention_trail import POLICY
+from retention_trail import APRIL, POLICY
 
 from otel_audit.cli.main import cli
 from otel_audit.errors import StoreError
@@ -86,6 +86,23 @@ class TestState:
         assert sum(ran["dropped"].values()) == 67
         assert verified == {"deep": True, "months": 4, "problems": 0, "rows": 67}
 
+    async def test_a_month_is_late_if_it_is_no_hold_that_keeps_it(self, months):
+        """A sealer that is dead keeps each month, and nobody may overlook that."""
+        await months.write_in(APRIL, 2, tenant="late")
+        report = await months.retain()
+        assert (set(report.dropped), report.held_months) == ({"2025-01", "2025-03"}, [])
+        assert report.blocked == {"2025-04": "2 rows wait to be sealed"}
+        state = await retention_state(months.dsn)
+        assert (state.blocked, state.waiting) == (1, 0)
+        assert state.lag > 86_400
+        # a hold keeps it as well, so it is not late whatever the sealer does
+        await months.write_in(APRIL, 2, tenant="later")
+        await place_hold(months.dsn, "case 7", "letter", HoldConditions(tenant="other"))
+        report = await months.retain(seal=None, wait=0)
+        assert report.held_months == ["2025-04"]
+        assert "wait to be sealed; hold" in report.blocked["2025-04"]
+        assert (await retention_state(months.dsn)).lag == 0
+
     async def test_keeps_what_it_knew_where_it_cannot_ask(self, months):
         """Reading metrics never fails, and a store that is away tells nothing new."""
         watch = RetentionWatch("postgresql://nobody@127.0.0.1:1/nowhere")
@@ -144,6 +161,7 @@ class TestTwoPersons:
             ("two_persons = true", ""),
             ('match = { event = "auth.*" }', 'match = { event = "auth.x*" }'),
             ("min = 90\n", ""),
+            ("archive = 40", "archive = 40\nmax = 200"),
         ],
     )
     async def test_must_want_what_may_keep_less(self, months, postgres, old, new):
@@ -175,6 +193,14 @@ class TestTwoPersons:
                 await connection.fetchval(
                     "SELECT audit.set_retention_policy($1::text::jsonb)", json.dumps(changed)
                 )
+
+    async def test_must_want_an_earlier_end(self, months):
+        """`max` is a number like the others: raising it needs nobody, lowering it a second role."""
+        limited = TWO_PERSONS.replace("archive = 40", "archive = 40\nmax = 300")
+        await months.retain(policy=read_policy(limited))
+        await months.retain(policy=read_policy(limited.replace("max = 300", "max = 310")))
+        with pytest.raises(PolicyError, match="two_persons"):
+            await months.retain(policy=read_policy(limited))
 
     async def test_are_not_needed_to_keep_more(self, months, connection):
         """Numbers that grow alone; and a policy that does not say so needs nobody."""
