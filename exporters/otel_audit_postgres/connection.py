@@ -12,8 +12,8 @@ import errno
 import select
 import socket
 import ssl
-from collections.abc import AsyncIterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
@@ -67,6 +67,7 @@ else:
     _Connection = asyncpg.Connection
 
 __all__ = [
+    "ANSWER",
     "APPLICATION_NAME",
     "BROKEN",
     "Connection",
@@ -100,6 +101,10 @@ _KEEPALIVES: Final = {
 }  # fmt: skip
 """Socket options where the DSN does not say otherwise: a server that is gone is known in a minute,
 and not after two hours."""
+
+ANSWER: Final = 60.0
+"""Seconds after which a store that does not answer one statement counts as away, for what runs for
+ever. Ten times what the largest of its statements takes, and longer than the wait for a lock."""
 
 _PATIENCE: Final = 2.0
 """Seconds for cancelling the running statement in the server and closing the connection."""
@@ -136,6 +141,8 @@ class TimeLimits:
         lock: For waiting for one lock.
         idle: For a transaction without a statement.
         settings: More that is set, such as ``jit = off``.
+        answer: Not in the server but here: for one answer, after which the connection is closed;
+            0: any. For what runs for ever and must notice where the store stands still.
     """
 
     statement: float = 0.0
@@ -144,6 +151,7 @@ class TimeLimits:
     # between two statements a file may be written or a person asked, but not for ten minutes
     idle: float = 600.0
     settings: tuple[str, ...] = ()
+    answer: float = 0.0
 
     @classmethod
     def of_statements(cls, seconds: float) -> TimeLimits:
@@ -160,11 +168,14 @@ class OwnConnection(_Connection):
         is_pooled: A pooler stands between here and the server.
         settings: What follows each BEGIN there.
         is_unreplicated: A COMMIT did not wait for the synchronous standby to have it.
+        patience: Seconds that an answer may take, 0: any. Then the connection is closed here: the
+            server's own limits do not help where nothing arrives from it any more.
     """
 
     is_pooled: bool = False
     settings: str = ""
     is_unreplicated: bool = False
+    patience: float = 0.0
 
     async def execute(
         self,
@@ -176,6 +187,35 @@ class OwnConnection(_Connection):
 
         A connection whose BEGIN fails or is cancelled is closed.
         """
+        if not self.patience:  # delivery's has limits of its own, and many statements
+            return await self._executed(query, *args, timeout=timeout)
+        async with self._answer():
+            return await self._executed(query, *args, timeout=timeout)
+
+    @asynccontextmanager
+    async def _answer(self) -> AsyncIterator[None]:
+        """Limit the wait for one answer."""
+        if not self.patience:
+            yield
+            return
+        try:
+            async with asyncio.timeout(self.patience) as limit:
+                yield
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            # else its transaction would wait for the answer to a ROLLBACK, too
+            self.terminate()
+            raise StoreUnavailableError(
+                f"the audit store (OTEL_AUDIT_DSN) has not answered for {self.patience:g} s"
+            ) from None
+
+    async def _executed(
+        self,
+        query: str,
+        *args: Any,
+        timeout: float | None = None,  # noqa: ASYNC109 - asyncpg's own
+    ) -> str:
         if not query.startswith("BEGIN"):
             if self.is_pooled and not self.is_in_transaction():
                 async with self.transaction():
@@ -192,24 +232,27 @@ class OwnConnection(_Connection):
 
     async def fetch(self, *args: Any, **options: Any) -> list[Any]:
         """Fetch rows; as `execute`."""
-        if self.is_pooled and not self.is_in_transaction():
-            async with self.transaction():
-                return await super().fetch(*args, **options)
-        return await super().fetch(*args, **options)
+        async with self._answer():
+            if self.is_pooled and not self.is_in_transaction():
+                async with self.transaction():
+                    return await super().fetch(*args, **options)
+            return await super().fetch(*args, **options)
 
     async def fetchrow(self, *args: Any, **options: Any) -> Any:
         """Fetch a row; as `execute`."""
-        if self.is_pooled and not self.is_in_transaction():
-            async with self.transaction():
-                return await super().fetchrow(*args, **options)
-        return await super().fetchrow(*args, **options)
+        async with self._answer():
+            if self.is_pooled and not self.is_in_transaction():
+                async with self.transaction():
+                    return await super().fetchrow(*args, **options)
+            return await super().fetchrow(*args, **options)
 
     async def fetchval(self, *args: Any, **options: Any) -> Any:
         """Fetch a value; as `execute`."""
-        if self.is_pooled and not self.is_in_transaction():
-            async with self.transaction():
-                return await super().fetchval(*args, **options)
-        return await super().fetchval(*args, **options)
+        async with self._answer():
+            if self.is_pooled and not self.is_in_transaction():
+                async with self.transaction():
+                    return await super().fetchval(*args, **options)
+            return await super().fetchval(*args, **options)
 
     @classmethod
     def can_copy_then(cls) -> bool:
@@ -380,6 +423,7 @@ async def _connected(target: PostgresDsn, limits: TimeLimits) -> OwnConnection:
         connection.terminate()
         raise
     connection.add_log_listener(_on_log_message)
+    connection.patience = limits.answer
     return connection
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,12 +16,14 @@ from typing import Any, Final
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
-from otel_audit._util.aio import wait_at_most
+from otel_audit._util.aio import unless_stopped, wait_at_most
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.delivery.batch_size import BatchSize
 from otel_audit.errors import OtelAuditError, StoreError, StoreUnavailableError
 from otel_audit_postgres.connection import (
+    ANSWER,
     Connection,
+    TimeLimits,
     connect,
     disconnect_later,
     disconnected,
@@ -47,6 +50,12 @@ BLOCK_BYTES: Final = 64_000_000
 
 _SECOND_LOOKS: Final = (0.2, 1.0)
 """Seconds after which an empty anchor is read again, before that counts."""
+
+_BLOCKS_AT_ONCE: Final = 8
+"""Blocks that are read in one statement; a slow link shall carry them within its time."""
+
+_TIME_TO_STOP: Final = 5.0
+"""Seconds to finish a round after it was stopped; a service manager kills after 10 s or more."""
 
 _DOING: Final = "seal the audit store"
 _DURABLE: Final = "SET LOCAL synchronous_commit = on"
@@ -126,7 +135,8 @@ class Sealer:
     Attributes:
         sealed_rows: Rows that this sealer has sealed.
         faulty_rows: Of these, how many had been changed or deleted.
-        lag: Seconds that the oldest row has waited, when last measured.
+        lag: Seconds that the oldest row has waited, when last measured; while rounds fail, at least
+            those since then.
         failure: Why the last round failed; None if it did not.
     """
 
@@ -163,6 +173,7 @@ class Sealer:
         self.sealed_rows = 0
         self.faulty_rows = 0
         self.lag = 0.0
+        self._measured = time.monotonic()
         self.failure: str | None = None
 
     @property
@@ -219,10 +230,13 @@ class Sealer:
                     self._size.failed(self._tried)
                 if not isinstance(error, Exception):
                     raise
-                ours = error if isinstance(error, OtelAuditError) else as_store_error(error, _DOING)
+                ours = _as_ours(error)
                 self.failure = str(ours)
+                # by our own clock: the store does not say how long its rows wait
+                self.lag = max(self.lag, time.monotonic() - self._measured)
                 raise ours from None
             self.failure = None
+            self._measured = time.monotonic()
             if done.rows:
                 self._size.succeeded()
             self.sealed_rows += done.rows
@@ -240,7 +254,7 @@ class Sealer:
         """Seal until stopped.
 
         Args:
-            stop: Set it to end; what is under way is finished.
+            stop: Set it to end; what is under way is finished, unless it takes over 5 s.
             interval: Seconds between two rounds where little waits.
 
         Raises:
@@ -250,8 +264,8 @@ class Sealer:
         while True:
             more = False
             try:
-                done = await self.seal()
-                more = done.more
+                done = await unless_stopped(self.seal(), stop, _TIME_TO_STOP)
+                more = done is not None and done.more
             except StoreUnavailableError as error:
                 log_limited(_logger, "seal", "Sealing waits: %s", error)
             if stop.is_set():
@@ -262,6 +276,7 @@ class Sealer:
     async def _followed(self, connection: Connection[Any]) -> Sealed:
         """Measure how long rows wait while another sealer leads; log it if that is too long."""
         self.lag = await ledger_queries.waiting_for(connection)
+        self._measured = time.monotonic()
         holders = tuple(await ledger_queries.holders(connection)) if self.lag > OVERDUE else ()
         done = Sealed(0, self._tree.size, leads=False, waits=self.lag, holders=holders)
         if done.is_held_up:
@@ -276,7 +291,9 @@ class Sealer:
 
     async def _connected(self) -> Connection[Any]:
         if self._connection is None or self._connection.is_closed():
-            self._connection = await connect(self._dsn, self._connect_timeout)
+            self._connection = await connect(
+                self._dsn, self._connect_timeout, TimeLimits(answer=ANSWER)
+            )
             await ledger_queries.refuse_without_ledger(self._connection)
         return self._connection
 
@@ -383,7 +400,7 @@ class Sealer:
     async def _caught_up(self, connection: Connection[Any]) -> Frontier:
         """Read what others have sealed since, and see that it fits what was seen before."""
         tree = self._tree
-        async for piece in ledger_queries.pieces(connection, tree.size):
+        async for piece in ledger_queries.pieces(connection, tree.size, at_once=_BLOCKS_AT_ONCE):
             if piece.first != tree.size or not piece.is_whole():
                 raise LedgerError(
                     f"the ledger is damaged at leaf {tree.size}: run `otel-audit verify`"
@@ -413,6 +430,14 @@ class Sealer:
             # an anchor that never got the log's beginning from this sealer has not forgotten it
             if why is not None and (not self._began or self._publishing.has_published(anchor)):
                 raise LedgerError(why)
+
+
+def _as_ours(error: Exception) -> OtelAuditError:
+    if isinstance(error, OtelAuditError):
+        return error
+    # what went wrong first says more than that a transaction could not be undone after it
+    first = error.__context__
+    return first if isinstance(first, StoreUnavailableError) else as_store_error(error, _DOING)
 
 
 def _log_faults(judged: QueuedRows) -> None:

@@ -263,18 +263,19 @@ class Size:
 
 
 @asynccontextmanager
-async def opened(dsn: str) -> AsyncIterator[Connection[Any]]:
+async def opened(dsn: str, answer: float = 0.0) -> AsyncIterator[Connection[Any]]:
     """Open a connection for questions.
 
     Args:
         dsn: The audit store, as a role that may read it.
+        answer: Seconds that one answer may take; 0: any.
 
     Raises:
         StoreUnavailableError: The store cannot be reached now.
         StoreError: The schema is missing, or the role lacks a right.
     """
     with suppress_instrumentation():
-        connection = await connect(dsn, _CONNECT_TIMEOUT, TimeLimits(settings=PLANS))
+        connection = await connect(dsn, _CONNECT_TIMEOUT, TimeLimits(settings=PLANS, answer=answer))
         try:
             with translated_errors("read the audit store", asks=True):
                 yield connection

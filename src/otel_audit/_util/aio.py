@@ -12,6 +12,11 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, ParamSpec, Protocol, TypeVar
 
+_MOST_CANCELLATIONS = 3
+"""Times that work is cancelled which goes on after it."""
+_TIME_TO_END = 1.0
+"""Seconds that it has each time."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -161,3 +166,30 @@ async def has_ended(doing: asyncio.Future[Any]) -> None:
         doing.exception()
     if cancellation is not None:
         raise cancellation
+
+
+async def unless_stopped(
+    work: Coroutine[Any, Any, T], stop: asyncio.Event, seconds: float
+) -> T | None:
+    """Run a coroutine; once an event is set, it has so many seconds left, and is cancelled then.
+
+    Returns:
+        What it returns; None where it was cancelled.
+    """
+    task = asyncio.ensure_future(work)
+    stopping = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait([task, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            await asyncio.wait([task], timeout=seconds)
+        return task.result() if task.done() else None
+    finally:
+        stopping.cancel()
+        # what it does to end may wait again: for the answer to a ROLLBACK, or for a last message
+        for _ in range(_MOST_CANCELLATIONS):
+            if task.done():
+                break
+            task.cancel()
+            await asyncio.wait([task], timeout=_TIME_TO_END)
+        if task.done() and not task.cancelled():
+            task.exception()

@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from otel_audit_postgres import stream_positions
-from otel_audit_postgres.connection import Connection
+from otel_audit_postgres.connection import ANSWER, Connection
 from otel_audit_postgres.ledger.sealed_rows import (
     SealedPage,
     SealedRow,
@@ -22,7 +22,7 @@ from otel_audit_postgres.pseudonyms import MARK, without_ciphertexts
 from otel_audit_postgres.query.grammar import Query
 from otel_audit_postgres.query.queries import opened
 
-from otel_audit._util.aio import wait_at_most
+from otel_audit._util.aio import unless_stopped, wait_at_most
 from otel_audit._util.backoff import Backoff
 from otel_audit._util.printable import visible
 from otel_audit._util.ratelimited_log import log_limited
@@ -44,6 +44,10 @@ _BACKOFF: Final = Backoff(first=0.2, longest=30.0)
 soon."""
 _RECORD_EVERY: Final = 60.0
 """Seconds between two records by one process that it sends with settings of its own."""
+
+_TIME_TO_STOP: Final = 5.0
+"""Seconds to finish a page after it was stopped; what is cut off then is sent again. A service
+manager kills after 10 s or more."""
 
 _AT_A_TIME: Final = 32
 """Events that are made ready before the event loop has a turn."""
@@ -104,7 +108,8 @@ class StreamProgress:
         failures: Times that the destination or the store did not take or give anything.
         next_leaf: The position.
         size: Leaves in the log.
-        lag: Seconds since the oldest leaf that is not sent was sealed.
+        lag: Seconds since the oldest leaf that is not sent was sealed; while it fails, at least
+            those since it last did not.
         altered: Rows that were not what was sealed.
         state: ``starting``, ``sending``, ``waiting``, ``standby``, ``paused``, ``failing``,
             ``refused``.
@@ -152,6 +157,8 @@ class Stream:
         self._interval = interval
         self._ahead: _Batch | None = None
         self._next_record = 0.0
+        self._pauses = _BACKOFF.pauses()
+        self._answered = time.monotonic()
         self.progress = StreamProgress()
 
     @property
@@ -165,29 +172,34 @@ class Stream:
         Raises:
             StoreError: The position does not fit the log, or the role lacks a right.
         """
-        pauses = _BACKOFF.pauses()
+        self._pauses = _BACKOFF.pauses()
         while not stop.is_set():
             try:
                 with suppress_instrumentation():
-                    async with opened(self._dsn) as connection:
-                        await stream_positions.refuse_others(connection)
-                        await stream_positions.open_stream(
-                            connection, self.name, self._plan.settings, self._plan.start
-                        )
-                        while not stop.is_set():
-                            is_more = await self._step_or_stand_by(connection)
-                            pauses = _BACKOFF.pauses()
-                            if not is_more:
-                                await wait_at_most(stop, self._interval)
+                    await unless_stopped(self._steps(stop), stop, _TIME_TO_STOP)
             except (StoreUnavailableError, DestinationError) as error:
                 self._note_failure(error)
-                await wait_at_most(stop, max(next(pauses), error.retry_after or 0.0))
+                await wait_at_most(stop, max(next(self._pauses), error.retry_after or 0.0))
             except StoreError as error:
                 self._is("refused", str(error))
                 raise
             except Exception as error:  # noqa: BLE001 - it holds up no other stream; nothing moved
                 self._note_failure(error, is_ours=True)
-                await wait_at_most(stop, next(pauses))
+                await wait_at_most(stop, next(self._pauses))
+
+    async def _steps(self, stop: asyncio.Event) -> None:
+        """Send over one connection until stopped."""
+        async with opened(self._dsn, ANSWER) as connection:
+            await stream_positions.refuse_others(connection)
+            await stream_positions.open_stream(
+                connection, self.name, self._plan.settings, self._plan.start
+            )
+            while not stop.is_set():
+                is_more = await self._step_or_stand_by(connection)
+                self._pauses = _BACKOFF.pauses()
+                self._answered = time.monotonic()
+                if not is_more:
+                    await wait_at_most(stop, self._interval)
 
     async def run_once(self) -> None:
         """Send the records that are sealed now, and return.
@@ -198,7 +210,7 @@ class Stream:
             StoreError: As for `run`.
         """
         with suppress_instrumentation():
-            async with opened(self._dsn) as connection:
+            async with opened(self._dsn, ANSWER) as connection:
                 await stream_positions.refuse_others(connection)
                 await stream_positions.open_stream(
                     connection, self.name, self._plan.settings, self._plan.start
@@ -265,7 +277,7 @@ class Stream:
             return
         # on a connection of its own: the record stands before the first event goes out, and the
         # stream's row is not locked for as long as the destination takes
-        async with opened(self._dsn) as connection:
+        async with opened(self._dsn, ANSWER) as connection:
             await stream_positions.open_stream(
                 connection, self.name, self._plan.settings, self._plan.start
             )
@@ -424,6 +436,8 @@ class Stream:
     def _note_failure(self, error: Exception, *, is_ours: bool = False) -> None:
         reason = f"a fault of otel-audit ({type(error).__name__})" if is_ours else str(error)
         self.progress.failures += 1
+        # the store may not say how long its leaves wait: then it is as long as nothing is sent
+        self.progress.lag = max(self.progress.lag, time.monotonic() - self._answered)
         self._is("failing", reason)
         log_limited(
             _logger, f"failing {self.name}", "Stream %s: %s; nothing is lost, it is tried again "

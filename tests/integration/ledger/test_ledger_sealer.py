@@ -15,6 +15,7 @@ import asyncpg
 import pytest
 from otel_audit_postgres import PostgresSink, init
 from otel_audit_postgres.ledger import ledger_queries
+from otel_audit_postgres.ledger import sealer as sealer_module
 from otel_audit_postgres.ledger.anchors import (
     FileAnchor,
     HttpAnchor,
@@ -27,6 +28,7 @@ from otel_audit_postgres.ledger.merkle import Frontier
 from otel_audit_postgres.ledger.sealer import LedgerError, Sealer
 from otel_audit_postgres.ledger.verify.findings import ProblemKind
 from otel_audit_postgres.schema.migrations import migrations
+from slow_link import behind, slow_link, socket_of
 from strategies import a_record
 
 from otel_audit._util.ids import uuid7
@@ -602,3 +604,64 @@ class TestMany:
         assert report.ok
         assert report.signed_size == 5
         assert not (await log.verify()).ok
+
+
+class TestStoreThatStandsStill:
+    """It accepts connections and statements, and answers nothing: a stopped server, a cut link."""
+
+    async def test_is_a_failure(self, log, monkeypatch):
+        """In time, with a lag by our own clock; and a new connection seals on."""
+        silent = asyncio.Event()
+        await log.write(3)
+        async with slow_link(socket_of(log.dsn), silent=silent) as port:
+            monkeypatch.setattr(sealer_module, "ANSWER", 2.0)
+            sealer = Sealer(behind(log.dsn, port), signer=log.key, anchors=[log.anchor])
+            await sealer.seal()
+            silent.set()
+            async with asyncio.timeout(60):
+                with pytest.raises(StoreUnavailableError, match="has not answered for 2 s"):
+                    await sealer.seal()
+            assert "has not answered" in sealer.failure
+            assert sealer.lag >= 2.0
+            sealer._dsn = log.dsn
+            await log.write(2)
+            assert (await sealer.seal()).rows == 2
+            assert sealer.failure is None
+            assert sealer.lag < 2.0
+            await sealer.close()
+
+    async def test_within_a_transaction_as_well(self, log, monkeypatch):
+        """The answer to its ROLLBACK is not waited for, and the first error is told."""
+        silent = asyncio.Event()
+        await log.write(3)
+        async with slow_link(socket_of(log.dsn), silent=silent) as port:
+            monkeypatch.setattr(sealer_module, "ANSWER", 2.0)
+            sealer = Sealer(behind(log.dsn, port), signer=log.key, anchors=[log.anchor])
+            queued = sealer_module.ledger_queries.queued
+
+            async def falls_silent(*args):
+                silent.set()
+                return await queued(*args)
+
+            monkeypatch.setattr(sealer_module.ledger_queries, "queued", falls_silent)
+            async with asyncio.timeout(30):
+                with pytest.raises(StoreUnavailableError, match="has not answered for 2 s"):
+                    await sealer.seal()
+            await sealer.close()
+
+    async def test_does_not_hold_up_who_stops(self, log):
+        """The round under way has some seconds, and is cut off then."""
+        silent, stop = asyncio.Event(), asyncio.Event()
+        async with slow_link(socket_of(log.dsn), silent=silent) as port:
+            sealer = Sealer(behind(log.dsn, port), signer=log.key, anchors=[log.anchor])
+            running = asyncio.create_task(sealer.run(stop, interval=0.01))
+            async with asyncio.timeout(60):
+                while not sealer.size:
+                    await log.write(1)
+                    await asyncio.sleep(0.02)
+            silent.set()
+            await asyncio.sleep(0.2)
+            stop.set()
+            async with asyncio.timeout(30):
+                await running
+            await sealer.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -27,6 +28,7 @@ from otel_audit_postgres.schema.install import init
 from otel_audit_postgres.sink import PostgresSink
 from otlp_receiver import Answer
 from ports import free_port
+from slow_link import behind, slow_link, socket_of
 from strategies import a_record
 from stream_receiver import receiving
 
@@ -36,6 +38,7 @@ from otel_audit.config import AuditConfig
 from otel_audit.errors import StoreError
 from otel_audit.record import Actor, Tenant
 from otel_audit.streams import otlp as otlp_module
+from otel_audit.streams import stream as stream_module
 from otel_audit.streams import webhook as webhook_module
 from otel_audit.streams.destination import DestinationError
 from otel_audit.streams.metrics import publish
@@ -843,3 +846,39 @@ async def test_a_restored_copy_of_the_database(log, stream_to, receiver, postgre
         await stream_positions.rewind(connection, "siem", 5, "restored from the backup")
     await stream.run_once()
     assert stream.progress.next_leaf == 5
+
+
+async def test_a_store_that_stands_still_is_a_failure(log, stream_to, receiver, monkeypatch):
+    """It accepts and answers nothing: that is seen in time, with a lag by our own clock."""
+    monkeypatch.setattr(stream_module, "ANSWER", 1.0)
+    silent, stop = asyncio.Event(), asyncio.Event()
+    async with slow_link(socket_of(log.dsn), silent=silent) as port:
+        stream = stream_to(*to(receiver), dsn=behind(log.dsn, port))
+        task = asyncio.create_task(stream.run(stop))
+        async with asyncio.timeout(60):
+            while stream.progress.state == "starting":  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+            silent.set()
+            while not stream.progress.failures:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        assert "has not answered for 1 s" in stream.progress.failure
+        assert stream.progress.lag >= 1.0
+        stop.set()
+        async with asyncio.timeout(30):
+            await task
+
+
+async def test_a_store_that_stands_still_holds_up_nobody_who_stops(log, stream_to, receiver):
+    """The page under way has some seconds, and is cut off then."""
+    silent, stop = asyncio.Event(), asyncio.Event()
+    async with slow_link(socket_of(log.dsn), silent=silent) as port:
+        stream = stream_to(*to(receiver), dsn=behind(log.dsn, port))
+        task = asyncio.create_task(stream.run(stop))
+        async with asyncio.timeout(60):
+            while stream.progress.state == "starting":  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        silent.set()
+        await asyncio.sleep(0.2)
+        stop.set()
+        async with asyncio.timeout(30):
+            await task

@@ -20,6 +20,7 @@ from otel_audit._util.aio import (
     is_in_loop,
     on_any_loop,
     running_trio,
+    unless_stopped,
     wait_at_most,
 )
 from otel_audit.http.exchange_record import outcome_of
@@ -196,3 +197,53 @@ class TestWaitAtMost:
 async def test_a_coroutine_is_in_a_loop_and_its_threads_are_not() -> None:
     assert is_in_loop()
     assert not await asyncio.to_thread(is_in_loop)
+
+
+class TestUnlessStopped:
+    async def test_returns_and_raises_what_the_work_does(self):
+        """Also where it is stopped, and ends within its time."""
+        stop = asyncio.Event()
+
+        async def fails():
+            raise ValueError("of the work")
+
+        assert await unless_stopped(asyncio.sleep(0, 7), stop, 60) == 7
+        stop.set()
+        assert await unless_stopped(asyncio.sleep(SOON, 8), stop, 60) == 8
+        with pytest.raises(ValueError, match="of the work"):
+            await unless_stopped(fails(), stop, 60)
+
+    async def test_cuts_off_what_goes_on(self):
+        """Where it waits again as it ends, it is cut off there, too."""
+        stop, ends = asyncio.Event(), []
+
+        async def works():
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ends.append("first")
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    ends.append("second")
+
+        stop.set()
+        assert await unless_stopped(works(), stop, SOON) is None
+        assert ends == ["first", "second"]
+
+    async def test_is_cancelled_with_its_work(self):
+        """Nothing is left behind."""
+        ended = asyncio.Event()
+
+        async def works():
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+        running = asyncio.create_task(unless_stopped(works(), asyncio.Event(), 60))
+        await asyncio.sleep(SOON)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert ended.is_set()
