@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from otel_audit._util.durable_file import sync_directory
 from otel_audit._util.private_file import others_may_write
 from otel_audit.errors import ConfigurationError, MissingExtraError, OtelAuditError
 
@@ -140,19 +141,13 @@ class FolderArchive:
         target = self._folder / key
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            if target.exists():
-                return _refuse_other(key, digest_of(target), sha256)
-            with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".part-") as part:
-                with file.open("rb") as source:
-                    while chunk := source.read(CHUNK):
-                        part.write(chunk)
-                part.flush()
-                os.fsync(part.fileno())
-                Path(part.name).chmod(0o444)
-                # a link fails where somebody was quicker; a rename would replace what he wrote
-                with contextlib.suppress(FileExistsError):
-                    os.link(part.name, target)
-            _bring_to_disk(target.parent)
+            if not target.exists():
+                _link_copy(file, target)
+            # also where it was there: whoever linked it may have died before this
+            for folder in (target.parent, *target.parent.parents):
+                sync_directory(folder)
+                if folder == self._folder:
+                    break
         except OSError as error:
             raise ArchiveError(
                 f"{self.name}: {key} cannot be written ({_reason_of(error)})"
@@ -445,12 +440,17 @@ def _refuse_other(key: str, found: str, expected: str) -> None:
         )
 
 
-def _bring_to_disk(folder: Path) -> None:
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
+def _link_copy(file: Path, target: Path) -> None:
+    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".part-") as part:
+        with file.open("rb") as source:
+            while chunk := source.read(CHUNK):
+                part.write(chunk)
+        part.flush()
+        os.fsync(part.fileno())
+        Path(part.name).chmod(0o444)
+        # a link fails where somebody was quicker; a rename would replace what he wrote
+        with contextlib.suppress(FileExistsError):
+            os.link(part.name, target)
 
 
 def _reason_of(error: OSError) -> str:
