@@ -7,6 +7,8 @@ from typing import Final
 from otel_audit_postgres.query.grammar import Query, QueryValue, Term
 
 OWN: Final = "audit."
+_BEGINNINGS: Final = (OWN, "audit_")
+"""Of our own events and of what they are about; an application may have an `auditor`."""
 _NAMING: Final = ("event", "target", "entity")
 """Fields whose values say that our own events are asked for."""
 
@@ -14,9 +16,16 @@ _NAMING: Final = ("event", "target", "entity")
 def asks_for_own(query: Query) -> bool:
     """Whether a query names our own events, so that nobody wants them left out."""
     return any(
-        one.field in _NAMING and not one.negated and value.text.startswith("audit")
+        one.field in _NAMING and not one.negated and _is_own(value)
         for one in query.terms
         for value in one.values
+    )
+
+
+def _is_own(value: QueryValue) -> bool:
+    # event:audit* has them among others
+    return value.text.startswith(_BEGINNINGS) or (
+        value.operator == "prefix" and value.text == OWN.rstrip(".")
     )
 
 

@@ -139,7 +139,6 @@ class TrailPool:
             looks: list[tuple[object, ...]] = []
 
             def is_repeated(look: tuple[object, ...]) -> bool:
-                looks.append(look)
                 return time.monotonic() - self._looks.get(look, -_REPEATED_WITHIN) < (
                     _REPEATED_WITHIN
                 )
@@ -151,16 +150,17 @@ class TrailPool:
                     viewer=viewer,
                     scope=scope,
                     is_repeated=is_repeated,
+                    on_recorded=looks.append,
                 )
             self._remember(looks)
 
     def _remember(self, looks: list[tuple[object, ...]]) -> None:
-        """Remember what was recorded, from the first time on."""
+        """Remember what was recorded, from now on."""
         now = time.monotonic()
         for look in looks:
-            if now - self._looks.get(look, -_REPEATED_WITHIN) >= _REPEATED_WITHIN:
-                self._looks.pop(look, None)
-                self._looks[look] = now
+            # at the end: the first one is forgotten first
+            self._looks.pop(look, None)
+            self._looks[look] = now
         while len(self._looks) > _MOST_REMEMBERED:
             del self._looks[next(iter(self._looks))]
 

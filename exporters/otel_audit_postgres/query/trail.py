@@ -71,7 +71,7 @@ class Trail:
             print([(one.event_name, one.actor_id) for one in page.records])
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each a choice of its own
         self,
         connection: Connection[Any],
         *,
@@ -79,6 +79,7 @@ class Trail:
         viewer: str | None = None,
         scope: ReaderScope | None = None,
         is_repeated: Callable[[tuple[object, ...]], bool] = lambda _: False,
+        on_recorded: Callable[[tuple[object, ...]], None] = lambda _: None,
     ) -> None:
         """Remember the connection; see `open_trail`.
 
@@ -88,12 +89,14 @@ class Trail:
             viewer: See `open_trail`.
             scope: What the database shows at most.
             is_repeated: Returns whether a look only repeats the last one, and is recorded already.
+            on_recorded: Called with each look that is recorded, before its transaction ends.
         """
         self._connection = connection
         self._views: Views = views
         self._viewer = viewer
         self._scope = scope
         self._is_repeated = is_repeated
+        self._on_recorded = on_recorded
 
     async def search(
         self,
@@ -252,13 +255,15 @@ class Trail:
             await look_as(self._connection, self._scope)
             found = await answer(self._connection)
             look = (self._viewer, self._scope, question, str(given), count(found))
-            if self._views != "off" and not self._is_repeated(look):
-                await self._record(question, given, count(found), target)
+            is_new = self._views != "off" and not self._is_repeated(look)
+            if is_new and await self._record(question, given, count(found), target):
+                self._on_recorded(look)
         return found
 
     async def _record(
         self, question: str, asked: dict[str, Any], records: int, target: tuple[str, str] | None
-    ) -> None:
+    ) -> bool:
+        """Record a look; False: it could not be done, and need not be."""
         kind, thing = target or (None, None)
         text = msgspec.json.encode(asked, enc_hook=str).decode()
         try:
@@ -278,6 +283,8 @@ class Trail:
                 _logger, "viewed", "A look into the trail is not recorded", error=error,
                 level=logging.WARNING,
             )  # fmt: skip
+            return False
+        return True
 
 
 async def look_as(connection: Connection[Any], scope: ReaderScope | None) -> None:

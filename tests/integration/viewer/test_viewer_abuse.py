@@ -13,7 +13,9 @@ import asyncpg
 import jwt
 import msgspec
 import pytest
+from otel_audit_postgres.query.grammar import parse
 from otel_audit_postgres.query.pool import TrailPool
+from otel_audit_postgres.query.trail import ReaderScope
 from test_viewer_security import ORIGIN, PUBLIC, token
 from viewer_store import ACME, AUDITOR, GLOBEX, order_record
 
@@ -228,6 +230,31 @@ class TestParameters:
         record = store.ids["paid"]
         assert (await client.get(f"/record/{record}?tenant=%00")).status_code == 400
         assert (await client.get("/record/%00")).status_code == 404
+
+
+class TestLooks:
+    @pytest.mark.allow_errors
+    async def test_one_that_is_not_recorded_is_tried_again(self, viewer_role, store, connection):
+        """With `tried` a page is shown all the same, but loading it again is no repetition."""
+        pool = TrailPool(viewer_role, views="tried")
+        record = "audit.record_view(text, jsonb, bigint, text, text, text)"
+        groups = "otel_audit_reader"
+
+        async def looks() -> int:
+            async with pool.trail("ada", ReaderScope(None)) as trail:
+                await trail.search(parse("event:order.paid"))
+            return await connection.fetchval(
+                "SELECT count(*) FROM audit.audit_logs WHERE event_name = 'audit.viewed'"
+            )
+
+        try:
+            await connection.execute(f"REVOKE EXECUTE ON FUNCTION {record} FROM {groups}")
+            assert await looks() == 0
+            await connection.execute(f"GRANT EXECUTE ON FUNCTION {record} TO {groups}")
+            assert await looks() == 1
+            assert await looks() == 1
+        finally:
+            await pool.close()
 
 
 class TestLongWork:
