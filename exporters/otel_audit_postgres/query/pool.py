@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
@@ -86,14 +87,21 @@ class TrailPool:
         self._turns = asyncio.Semaphore(size)
         # who takes a file slowly, or several, leaves some for those who look
         self._long_turns = asyncio.Semaphore(max(1, size // 2))
+        # whoever opens many pages at once waits for his own, and not others for him
+        self._most = {False: max(1, size // 2), True: max(1, size // 4)}
+        self._shares: dict[tuple[str, bool], _Share] = {}
         self._idle: list[Connection[Any]] = []
         self._looks: dict[tuple[object, ...], float] = {}
 
     @asynccontextmanager
-    async def connection(self, *, is_long: bool = False) -> AsyncIterator[Connection[Any]]:
+    async def connection(
+        self, *, viewer: str | None = None, is_long: bool = False
+    ) -> AsyncIterator[Connection[Any]]:
         """Lend a connection.
 
         Args:
+            viewer: Who looks, and has half of the connections at most, and of those for exports;
+                None: the process itself.
             is_long: For an export or a report, which have half of the connections at most.
 
         Raises:
@@ -101,6 +109,8 @@ class TrailPool:
             StoreError: The query cannot be answered.
         """
         async with AsyncExitStack() as turns:
+            if viewer is not None:
+                await turns.enter_async_context(self._share(viewer, is_long=is_long))
             for turn in (self._long_turns, self._turns) if is_long else (self._turns,):
                 await self._wait_for(turn)
                 turns.callback(turn.release)
@@ -116,6 +126,22 @@ class TrailPool:
                 raise await _older_schema(connection, error) or failed from None
             finally:
                 await self._given_back(connection)
+
+    @asynccontextmanager
+    async def _share(self, viewer: str, *, is_long: bool) -> AsyncIterator[None]:
+        key = viewer, is_long
+        share = self._shares.setdefault(key, _Share(asyncio.Semaphore(self._most[is_long])))
+        share.users += 1
+        try:
+            await self._wait_for(share.turns)
+            try:
+                yield
+            finally:
+                share.turns.release()
+        finally:
+            share.users -= 1
+            if not share.users:
+                del self._shares[key]
 
     async def _wait_for(self, turn: asyncio.Semaphore) -> None:
         try:
@@ -135,7 +161,7 @@ class TrailPool:
             scope: What this person may see.
             views: Other than the pool's.
         """
-        async with self.connection() as connection:
+        async with self.connection(viewer=viewer) as connection:
             looks: list[tuple[object, ...]] = []
 
             def is_repeated(look: tuple[object, ...]) -> bool:
@@ -191,6 +217,14 @@ class TrailPool:
             await disconnect(connection)
         else:
             self._idle.append(connection)
+
+
+@dataclass(slots=True)
+class _Share:
+    """One person's share of the connections, and how many of his requests use or await it."""
+
+    turns: asyncio.Semaphore
+    users: int = 0
 
 
 async def _older_schema(connection: Connection[Any], error: BaseException) -> StoreError | None:

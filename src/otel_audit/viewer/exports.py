@@ -95,7 +95,7 @@ async def _chunks(site: Site, viewer: Viewer, under_way: _Export) -> AsyncIterat
     """The bytes of the file, read in one snapshot of the store."""
     write = _WRITERS[under_way.form]
     narrowed = viewer.narrowed(under_way.query)
-    async with site.pool.connection(is_long=True) as connection:
+    async with site.pool.connection(viewer=viewer.name, is_long=True) as connection:
         await _record(connection, site, viewer, under_way)
         async with connection.transaction(isolation="repeatable_read"):
             await look_as(connection, viewer.scope)

@@ -70,7 +70,7 @@ async def show(site: Site, request: Request, viewer: Viewer) -> Response:
 async def _made(site: Site, viewer: Viewer, definition: Definition, options: Options) -> Report:
     witnesses = Witnesses(tuple(site.settings.keys), tuple(site.settings.anchors))
     try:
-        async with site.pool.connection(is_long=True) as connection:
+        async with site.pool.connection(viewer=viewer.name, is_long=True) as connection:
             report = await make_report(
                 connection, definition, options, viewer.scope, witnesses=witnesses
             )

@@ -273,6 +273,46 @@ class TestLongWork:
         finally:
             await pool.close()
 
+    async def test_one_person_has_half_of_the_connections(self, viewer_role):
+        """Whoever opens many pages, or takes exports slowly, waits for his own."""
+        pool = TrailPool(viewer_role, size=4, statement_timeout=1.0)
+        async with pool.connection(viewer="a"), pool.connection(viewer="a"):
+            with pytest.raises(StoreUnavailableError, match="in use"):
+                async with pool.connection(viewer="a"):
+                    pass
+            async with pool.connection(viewer="b"), pool.connection(viewer="b"):
+                pass
+        async with pool.connection(viewer="a", is_long=True):
+            with pytest.raises(StoreUnavailableError, match="in use"):
+                async with pool.connection(viewer="a", is_long=True):
+                    pass
+            async with pool.connection(viewer="b", is_long=True):
+                pass
+        async with pool.connection(viewer="a"), pool.connection(viewer="a"):
+            pass
+        assert not pool._shares
+        await pool.close()
+
+    async def test_many_pages_of_one_person_starve_nobody(self, viewer_role):
+        """They are more than there are connections, and all of them wait."""
+        pool = TrailPool(viewer_role, size=4, statement_timeout=5.0)
+        stop = asyncio.Event()
+
+        async def greedy():
+            async with pool.connection(viewer="a"):
+                await stop.wait()
+
+        pages = [asyncio.create_task(greedy()) for _ in range(16)]
+        try:
+            await asyncio.sleep(0.1)
+            for _ in range(3):
+                async with pool.connection(viewer="b"):
+                    pass
+        finally:
+            stop.set()
+            await asyncio.gather(*pages, return_exceptions=True)
+        await pool.close()
+
     async def test_that_is_given_up_leaves_no_connection_open(self, viewer_role, store, postgres):
         """Whoever goes away while a connection is looked after, or in the middle of a query."""
         pool = TrailPool(viewer_role, size=2)
