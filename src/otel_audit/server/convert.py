@@ -35,7 +35,13 @@ from otel_audit.redaction.budget import SpanBudget
 from otel_audit.redaction.spans import SpanRedactor
 from otel_audit.server.credentials import Sender
 from otel_audit.server.items import TOO_LARGE, ReceivedItem, Resource
-from otel_audit.server.received_signal import Chains, exact_values, with_stream_id
+from otel_audit.server.received_signal import (
+    Chains,
+    Link,
+    Positions,
+    exact_values,
+    with_stream_id,
+)
 from otel_audit.server.request_budget import RequestBudget
 from otel_audit.server.signatures import Checked, TrustedSigners
 
@@ -120,7 +126,11 @@ class Converter:
         )
 
     def read(
-        self, item: ReceivedItem, sender: Sender, allowance: RequestBudget | None = None
+        self,
+        item: ReceivedItem,
+        sender: Sender,
+        allowance: RequestBudget | None = None,
+        unstored: Positions | None = None,
     ) -> AuditRecord | NotConvertible:
         """Make the record, or say why there is none. Never raises.
 
@@ -128,8 +138,10 @@ class Converter:
             item: What came.
             sender: Who sent it.
             allowance: What its request may still cost; by default as much as any.
+            unstored: How far chained streams have come in its request; see `Chains.follow`.
         """
         allowance = _ample() if allowance is None else allowance
+        unstored = {} if unstored is None else unstored
         try:
             checked = self._checked(item)
             if self._requires_signature and (checked is None or checked.verdict != "valid"):
@@ -137,7 +149,7 @@ class Converter:
                 why = "a span has none" if checked is None else f"it is not: {checked.verdict}"
                 reason = f"a valid signature is required, and {why}"
                 return self._not_convertible(item, sender, "unverified", reason, allowance)
-            return self._read(item, sender, allowance, checked)
+            return self._read(item, sender, allowance, checked, unstored)
         except InvalidAuditSpanError:
             what = "audit log record" if item.is_log else "audit span"
             reason = names.what_is_wrong(item.attributes, what)
@@ -166,6 +178,7 @@ class Converter:
         sender: Sender,
         allowance: RequestBudget,
         checked: Checked | None,
+        unstored: Positions,
     ) -> AuditRecord | NotConvertible:
         if not 0 < item.start_time < _LATEST or item.end_time >= _LATEST:
             reason = "its time is missing, or beyond the year 2262"
@@ -200,9 +213,10 @@ class Converter:
             slug = None if tenant is None else tenant.slug
             tenant = Tenant(id=sender.tenant, slug=slug)
         digest = hmac.digest(self._key, text, "sha256").hex()
+        link = self.chains.follow(item, sender.identity, came.record_id, unstored)
         return as_received(
             redacted,
-            self._received(item, sender, came.record_id, digest, checked),
+            self._received(item, sender, digest, checked, link),
             tenant,
             self._resource(item.origin, allowance),
         )
@@ -216,9 +230,9 @@ class Converter:
         self,
         item: ReceivedItem,
         sender: Sender,
-        record_id: str,
         digest: str,
         checked: Checked | None,
+        link: Link | None,
     ) -> Received:
         return Received(
             by=sender.identity,
@@ -226,7 +240,7 @@ class Converter:
             signal=dict(item.signal),
             signature=None if checked is None else checked.verdict,
             signed_by=None if checked is None else checked.signer,
-            link=self.chains.follow(item, sender.identity, record_id),
+            link=link,
         )
 
     def _as_it_came(self, item: ReceivedItem) -> AuditRecord:

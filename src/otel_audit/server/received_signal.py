@@ -122,21 +122,36 @@ class _Last(NamedTuple):
     value: str | None
 
 
+Positions = dict[tuple[str, str], _Last]
+"""The latest record of each stream, by its sender and its name."""
+
+
 class Chains:
-    """Compares each record with the previous one, if this process has received both."""
+    """Compares each record with the previous one, if this process has received both.
+
+    A stream moves on when its record is stored. If it moved when the record is read, a break would
+    be lost with the request in which it was found: sent again, it would be a record that this
+    process has seen.
+    """
 
     def __init__(self) -> None:
         """Start with no stream known."""
         self._streams: BoundedCache[tuple[str, str], _Last] = BoundedCache(_STREAMS)
+        # what was read, stored or not: the next request may come before this one is stored
+        self._read: BoundedCache[tuple[str, str], _Last] = BoundedCache(_STREAMS)
         self._stored: BoundedCache[str, str] = BoundedCache(_STREAMS)
 
-    def follow(self, item: ReceivedItem, sender: str, record_id: str) -> Link | None:
+    def follow(
+        self, item: ReceivedItem, sender: str, record_id: str, unstored: Positions
+    ) -> Link | None:
         """Say whether a record follows the one before it.
 
         Args:
             item: The record as it came.
             sender: By which credential.
             record_id: Its id.
+            unstored: How far the streams have come in its own request, to be given to
+                `note_positions` once that is stored; this record is added.
 
         Returns:
             None: it names no record before it, or this process has not seen that one.
@@ -146,16 +161,28 @@ class Chains:
         if not isinstance(stream, str) or type(number) is not int:
             return None
         place = (sender, stream[:256])
-        last = self._streams.get(place)
-        if last is None or number > last.number:
-            kept = item.raw if len(item.raw) <= _LONGEST_KEPT else b""
-            value = attributes.get(names.VALUE)
-            self._streams.put(
-                place,
-                _Last(number, record_id, kept, value if isinstance(value, str) else None),
-            )
-        if last is None or number != last.number + 1:
-            return None
+        own, stored, read = unstored.get(place), self._streams.get(place), self._read.get(place)
+        known = own or stored
+        if known is not None and number <= known.number:
+            return None  # sent again, and judged before
+        kept = item.raw if len(item.raw) <= _LONGEST_KEPT else b""
+        value = attributes.get(names.VALUE)
+        new = _Last(number, record_id, kept, value if isinstance(value, str) else None)
+        unstored[place] = new
+        if read is None or number > read.number:
+            self._read.put(place, new)
+        before = (one for one in (own, stored, read) if one is not None)
+        last = next((one for one in before if one.number == number - 1), None)
+        return None if last is None else self._link(attributes, last)
+
+    def note_positions(self, stored: Positions) -> None:
+        """Remember how far streams have come with what is stored now."""
+        for place, new in stored.items():
+            last = self._streams.get(place)
+            if last is None or new.number > last.number:
+                self._streams.put(place, new)
+
+    def _link(self, attributes: Mapping[str, Any], last: _Last) -> Link | None:
         hashed = names.attribute_by_any_name(attributes, names.PREVIOUS_HASH)
         previous = attributes.get(names.PREVIOUS_RECORD_ID)
         if hashed is None and previous is None:

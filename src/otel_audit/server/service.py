@@ -24,7 +24,7 @@ from otel_audit.server.fair_scheduling import FairTurns, Turn
 from otel_audit.server.intake import Intake, Stored
 from otel_audit.server.items import LARGE, Batch, ReceivedItem
 from otel_audit.server.metrics import ServerMetrics
-from otel_audit.server.received_signal import Chains, break_id, stored_hash
+from otel_audit.server.received_signal import Chains, Positions, break_id, stored_hash
 from otel_audit.server.request_budget import RequestBudget
 from otel_audit.server.signatures import TrustedSigners, read_trust_file
 from otel_audit.setting_values import PREFIX
@@ -130,11 +130,12 @@ class Service:
     async def _store(
         self, taking: _Taking, outcome: RequestResult, turn: Turn, *, receipts: bool
     ) -> None:
-        records, quarantined, size = taking.give()
+        records, quarantined, size, positions = taking.give()
         sender = taking.sender
         stored = await self.intake.store(
             records, quarantined, receipts=receipts, sender=sender.identity, size=size
         )
+        taking.reader.chains.note_positions(positions)
         self._count(len(records), quarantined, stored, sender)
         outcome.stored += len(records) - len(stored.quarantined)
         outcome.ignored = taking.ignored
@@ -193,6 +194,7 @@ class _Taking:
         self._records: list[AuditRecord] = []
         self._quarantined: list[NotConvertible] = []
         self._size = 0
+        self._positions: Positions = {}
 
     async def read(self, batches: Iterator[Batch], turn: Turn) -> bool:
         """Read on until enough is there to be stored; return whether anything is left."""
@@ -216,10 +218,10 @@ class _Taking:
                 return True
         return False
 
-    def give(self) -> tuple[list[AuditRecord], list[NotConvertible], int]:
-        """Return the records to store, and their approximate size in bytes."""
-        found = self._records, self._quarantined, self._size
-        self._records, self._quarantined, self._size = [], [], 0
+    def give(self) -> tuple[list[AuditRecord], list[NotConvertible], int, Positions]:
+        """Return what is to be stored, its approximate size in bytes, and how far streams come."""
+        found = self._records, self._quarantined, self._size, self._positions
+        self._records, self._quarantined, self._size, self._positions = [], [], 0, {}
         return found
 
     def _read_large(self, decode: Callable[[Batch], None]) -> None:
@@ -239,7 +241,7 @@ class _Taking:
     def _take(self, item: ReceivedItem) -> None:
         item = with_own_place(item)
         before = self._allowance.came
-        found = self.reader.read(item, self.sender, self._allowance)
+        found = self.reader.read(item, self.sender, self._allowance, self._positions)
         self._size += self._allowance.came - before
         if isinstance(found, NotConvertible):
             self._quarantined.append(found)

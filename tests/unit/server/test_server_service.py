@@ -1,4 +1,4 @@
-"""The common service: the work for receipts."""
+"""The common service: the work for receipts, and chains over several requests."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from sinks import START, attributes, pairs
 
 from otel_audit.config import AuditConfig
 from otel_audit.delivery.sink import Receipt
+from otel_audit.errors import StoreUnavailableError
 from otel_audit.server import decode_protobuf
 from otel_audit.server import service as service_module
 from otel_audit.server.authentication import Authentication
 from otel_audit.server.credentials import NOBODY
+from otel_audit.server.errors import RequestError
 from otel_audit.server.metrics import ServerMetrics
 from otel_audit.server.service import Service
 
@@ -118,3 +120,61 @@ async def test_a_large_records_receipt_is_made_beside_the_loop(service, monkeypa
 
     assert all(one.integrity_hash for one in outcome.receipts.values())
     assert sorted(ran_on) == ["loop", "thread"]
+
+
+def chained(number: int, previous: str | None = None) -> LogRecord:
+    more = {} if previous is None else {"audit__sequence__previous_hash": previous}
+    record = log(number, audit__sequence__stream_id="s-1", **more)
+    record.attributes.extend(pairs({"audit.sequence.number": number}))
+    return record
+
+
+def links(store: MemoryStore) -> list[tuple[str, str | None]]:
+    return [
+        (one.event_name, None if one.received is None else one.received.link)
+        for one in store.records.values()
+    ]
+
+
+BROKEN = [
+    ("invoice.approved", None), ("invoice.approved", "broken"), ("audit.chain.broken", None),
+    ("invoice.approved", "broken"), ("audit.chain.broken", None),
+]  # fmt: skip
+
+
+async def send(service: Service, *records: LogRecord) -> None:
+    await service.take(decode_protobuf.logs(logs(*records)), NOBODY)
+
+
+@pytest.mark.allow_errors
+async def test_a_broken_chain_is_found_again_in_what_is_sent_again(service, store):
+    """503 tells the sender to send the same again: the break must not be lost with the first."""
+    await send(service, chained(1))
+    again = [chained(2, "0" * 64), chained(3, "1" * 64)]
+    for _ in range(2):
+        store.error = StoreUnavailableError("gone")
+        with pytest.raises(RequestError):
+            await send(service, *again)
+        store.error = None
+        service.intake._away_until = 0.0
+    await send(service, *again)
+
+    assert links(store) == BROKEN
+    assert service.meters.counts["chains.broken"] == 2
+
+    await send(service, *again)
+    assert service.meters.counts["chains.broken"] == 2
+
+
+async def test_a_chain_is_followed_into_a_request_that_comes_before_the_other_is_stored(
+    service, store
+):
+    store.gate = asyncio.Event()
+    parts = []
+    for part in ([chained(1)], [chained(2, "0" * 64)], [chained(3, "1" * 64)]):
+        parts.append(asyncio.create_task(send(service, *part)))
+        await asyncio.sleep(0.1)
+    store.gate.set()
+    await asyncio.gather(*parts)
+
+    assert sorted(links(store), key=str) == sorted(BROKEN, key=str)
