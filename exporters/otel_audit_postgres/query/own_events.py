@@ -8,7 +8,7 @@ from otel_audit_postgres.query.grammar import Query, QueryValue, Term
 
 OWN: Final = "audit."
 _BEGINNINGS: Final = (OWN, "audit_")
-"""Of our own events and of what they are about; an application may have an `auditor`."""
+"""Of our own events and of what they are about; an application may have auditors."""
 _NAMING: Final = ("event", "target", "entity")
 """Fields whose values say that our own events are asked for."""
 
