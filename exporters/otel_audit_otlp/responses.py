@@ -31,7 +31,7 @@ _REMEDIES: Final = {
     405: "this path takes no POST: is it an OTLP/HTTP receiver?",
     407: "there is a proxy in between: name the receiver itself",
     410: "it is gone for good: correct the URL",
-    411: "it wants what HTTP/1.1 always has: is it an OTLP/HTTP receiver?",
+    411: "it asks for a Content-Length, which is sent: is it an OTLP/HTTP receiver?",
     415: "it takes no protobuf, or no gzip: set OTEL_AUDIT_OTLP_COMPRESSION=none, or look whether "
     "it is an OTLP/HTTP receiver",
     421: "it is not responsible for this host: correct the URL",

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import gzip
 import json
 import os
 import random
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +51,7 @@ from otel_audit.record import (
     to_json,
 )
 from otel_audit.server.app import create_app
+from otel_audit.server.backpressure import MemoryBudget, MemoryLease
 from otel_audit.server.credentials import new_token
 from otel_audit.server.fair_scheduling import FairTurns
 from otel_audit.server.uvicorn_server import _collect_seldom
@@ -225,6 +228,28 @@ class TestBombs:
                             break
                     assert (await sink.post(request(span(1)))).status_code == 200, told
         assert not faults, "\n".join(faults)
+
+
+async def test_a_refused_request_keeps_nothing_until_the_garbage_collector_runs(
+    tmp_path, monkeypatch
+):
+    """What was decompressed would stay: the server collects seldom."""
+    leases: list[weakref.ref[MemoryLease]] = []
+
+    class Noted(MemoryLease):
+        def __init__(self, budget: MemoryBudget, sender: str) -> None:
+            super().__init__(budget, sender)
+            leases.append(weakref.ref(self))
+
+    monkeypatch.setattr("otel_audit.server.backpressure.MemoryLease", Noted)
+    async with sink_with(tmp_path, Counting(), serve_max_message_bytes=100_000) as sink:
+        gc.disable()
+        try:
+            answer = await sink.post(gzip.compress(bytes(100_001)), Content_Encoding="gzip")
+            assert answer.status_code == 413
+            assert leases[0]() is None
+        finally:
+            gc.enable()
 
 
 class TestFlood:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
+from otel_audit._util.http_deadline import opener_until
 from otel_audit._util.loop_thread import run_in_thread
 from otel_audit.errors import ConfigurationError, OtelAuditError
 from otel_audit_postgres.ledger.anchor_files import add_to, newest_in, read_file, write_file
@@ -163,7 +165,8 @@ class HttpAnchor:
             self._url, body, {"Content-Type": "text/plain; charset=utf-8"}, method=method
         )
         try:
-            with urllib.request.urlopen(request, timeout=_HTTP_TIMEOUT) as answer:  # noqa: S310
+            opener = opener_until(time.monotonic() + _HTTP_TIMEOUT)
+            with opener.open(request, timeout=_HTTP_TIMEOUT) as answer:
                 raw: bytes = answer.read(_LARGEST_ANSWER)
                 return raw.decode()
         except urllib.error.HTTPError as error:

@@ -44,6 +44,7 @@ from otel_audit.server.errors import (
     as_status,
     forbidden,
     unavailable,
+    without_frames,
 )
 from otel_audit.server.items import Batch
 from otel_audit.server.metrics import ServerMetrics
@@ -270,7 +271,7 @@ async def _export(service: Service, request: Request) -> Response:
     try:
         response = await _exported(service, request, logged)
     except RequestError as found:
-        problem = found
+        problem = without_frames(found)
     except ClientDisconnect:
         problem = RequestError(499, Code.UNAVAILABLE, "disconnected", "the client went away")
     except Exception as error:  # noqa: BLE001 - a 500 would make exporters drop their batch

@@ -110,6 +110,16 @@ def unauthenticated(message: str) -> RequestError:
     return RequestError(401, Code.UNAUTHENTICATED, "unauthenticated", message)
 
 
+def without_frames(error: RequestError) -> RequestError:
+    """Let go what it came through: those frames hold what was decompressed.
+
+    The frame that keeps the error is one of them, so only the garbage collector would end it all,
+    long after the memory has been given back to other requests.
+    """
+    error.__context__ = None
+    return error.with_traceback(None)
+
+
 def as_asked(refused: RequestError, asked: str | None, retry_after: int) -> RequestError:
     """The refusal of a sender, in the form that it asks for.
 

@@ -35,7 +35,7 @@ from otel_audit.server.errors import (
     as_asked,
     status_message,
     unavailable,
-    undecodable,
+    without_frames,
 )
 from otel_audit.server.request_budget import LARGEST_HEADERS, RequestBudget
 from otel_audit.server.service import Service
@@ -137,9 +137,7 @@ class GrpcServer:
         try:
             answer = await self._exported(messages, context, entry)
         except RequestError as found:
-            # its frames hold what was decompressed, and it is in this one: a cycle
-            problem = found.with_traceback(None)
-            problem.__context__ = None
+            problem = without_frames(found)
         except Exception as error:  # noqa: BLE001 - INTERNAL would make exporters drop their batch
             log_limited(logger, "call", "A call failed and is to be sent again", error=error)
             problem = unavailable("an unexpected error; nothing is known to be stored", RETRY_AFTER)
@@ -173,7 +171,7 @@ class GrpcServer:
                 sent, config.serve_max_message_bytes, lease, turn
             )
             del sent
-            allowance = RequestBudget.of_message(len(message))
+            allowance = RequestBudget(entry["bytes"], len(message))
             batches = decode_protobuf.spans(message, allowance)
             outcome = await self._service.take(batches, sender, allowance)
         entry.update(
@@ -194,7 +192,12 @@ class GrpcServer:
                 f"the message did not come within {patience:g} seconds", retry_after=1,
             ) from None  # fmt: skip
         except StopAsyncIteration:
-            raise undecodable("the call has no message") from None
+            # gRPC has answered RESOURCE_EXHAUSTED itself to one that is larger than its bound
+            most = self._service.config.serve_max_message_bytes
+            raise RequestError(
+                400, Code.INVALID_ARGUMENT, "no_message",
+                f"the call has no message, or one of more than {most} bytes",
+            ) from None  # fmt: skip
 
     def _sender(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> Sender:
         found = dict(context.invocation_metadata() or ())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
+from otel_audit._util.aio import begin_in_thread, has_ended
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit.action.compose import chain_broken
 from otel_audit.config import AuditConfig
@@ -260,17 +260,9 @@ async def _to_its_end(work: Callable[[], T]) -> T:
     Nothing stops a thread: if the turn and the memory of its request were given back before,
     another request would be read with the same `Converter` at the same time.
     """
-    running = asyncio.ensure_future(asyncio.to_thread(work))
-    is_cancelled = False
-    while not running.done():
-        try:
-            await asyncio.wait([running])
-        except asyncio.CancelledError:
-            is_cancelled = True
-    if is_cancelled and not running.cancelled():
-        running.exception()  # looked at, as nobody waits for it any more
-        raise asyncio.CancelledError
-    return running.result()
+    doing = begin_in_thread(work)
+    await has_ended(doing)
+    return doing.result()
 
 
 def _signers(config: AuditConfig) -> TrustedSigners | None:

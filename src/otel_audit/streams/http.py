@@ -30,7 +30,7 @@ _ABOUT_US: Final = {
     405: "this path takes no POST",
     407: "a proxy stands in between",
     410: "it is gone for good",
-    411: "it wants what HTTP/1.1 always has",
+    411: "it asks for a Content-Length",
     415: "it does not take this kind of content",
     421: "it is not responsible for this host",
     426: "it wants another protocol",

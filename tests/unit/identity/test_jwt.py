@@ -8,7 +8,6 @@ import hashlib
 import hmac
 import http.server
 import json
-import socket
 import threading
 import time
 import types
@@ -21,6 +20,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
+from dripping_server import dripping
 from hypothesis import given
 from hypothesis import strategies as st
 from jose import jwe, jwk, jwt
@@ -604,29 +604,6 @@ def serving() -> Iterator[Endpoint]:
         endpoint.server.shutdown()
         thread.join()
         endpoint.server.server_close()
-
-
-@contextmanager
-def dripping(begun: bytes) -> Iterator[str]:
-    """A server that begins an answer, and then sends a byte every 50 ms, without end."""
-    ended = threading.Event()
-
-    def drip() -> None:
-        connection, _ = server.accept()
-        with connection, suppress(OSError):
-            connection.recv(65_536)
-            connection.sendall(begun)
-            while not ended.wait(0.05):
-                connection.sendall(b" ")
-
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        thread = threading.Thread(target=drip, daemon=True)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.getsockname()[1]}/jwks"
-        finally:
-            ended.set()
-            thread.join()
 
 
 @pytest.fixture
