@@ -633,6 +633,12 @@ class PostgresSink:
         self, connection: Connection[Any], rows: Sequence[Row], became: _BatchResult
     ) -> None:
         """Insert rows with ids that no other row has, of any tenant."""
+        # none of the future is in the store, so there they cannot be told apart; under ids of
+        # today, which are made of what they say, they can
+        at = await now(connection, self._statement_timeout)
+        ahead, rows = split_future(rows, at)
+        if ahead:
+            await self._store(connection, ahead, became)
         ids = [row.id for row in rows]
         found = await connection.fetch(_KNOWN, ids, timeout=self._statement_timeout)
         taken = {row["id"] for row in found}
@@ -807,17 +813,22 @@ class _Putting:
 
     async def _move(self, rows: Sequence[Row], at: int) -> None:
         """Insert rows under ids of today; the time is the database's."""
-        moved = await at_present(rows, at)
-        came = {new.row_id: row for row, new in zip(rows, moved, strict=True)}
+        moved: dict[bytes, Row] = {}
+        came: dict[bytes, list[Row]] = {}
+        for row, new in zip(rows, await at_present(rows, at), strict=True):
+            # a record that came twice is one
+            moved.setdefault(new.row_id, new)
+            came.setdefault(new.row_id, []).append(row)
 
         async def judge(row: Row, error: Exception) -> None:
-            await self._judge(came.pop(row.row_id), error)
+            for one in came.pop(row.row_id):
+                await self._judge(one, error)
 
-        await write_by_halves(moved, self._insert, judge)
+        await write_by_halves(list(moved.values()), self._insert, judge)
         self._became.conflicts.extend(
-            Conflict(came[row.row_id].record_id, row.record_id)
-            for row in moved
-            if row.row_id in came and _came_as(row) not in self._became.postponed
+            Conflict(came[row_id][0].record_id, row.record_id)
+            for row_id, row in moved.items()
+            if row_id in came and _came_as(row) not in self._became.postponed
         )
 
 

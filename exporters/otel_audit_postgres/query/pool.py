@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -34,6 +34,10 @@ _MOST_REMEMBERED: Final = 10_000
 _VERSION: Final = "SELECT max(version) FROM audit.schema_version"
 _BUSY: Final = (
     "all connections to the audit store are in use: try again in a moment, or let there be more"
+)
+_OWN_BUSY: Final = (
+    "all connections to the audit store that one person may have are in use, by your own pages, "
+    "exports and reports: try again when one of them has ended"
 )
 
 
@@ -88,8 +92,9 @@ class TrailPool:
         # who takes a file slowly, or several, leaves some for those who look
         self._long_turns = asyncio.Semaphore(max(1, size // 2))
         # whoever opens many pages at once waits for his own, and not others for him
-        self._most = {False: max(1, size // 2), True: max(1, size // 4)}
-        self._shares: dict[tuple[str, bool], _Share] = {}
+        self._most_of_one = max(1, size // 2)
+        self._most_long_of_one = max(1, size // 4)
+        self._shares: dict[str, _Share] = {}
         self._idle: list[Connection[Any]] = []
         self._looks: dict[tuple[object, ...], float] = {}
 
@@ -100,9 +105,10 @@ class TrailPool:
         """Lend a connection.
 
         Args:
-            viewer: Who looks, and has half of the connections at most, and of those for exports;
-                None: the process itself.
-            is_long: For an export or a report, which have half of the connections at most.
+            viewer: Who looks, and has half of the connections at most, exports and reports
+                included, which have a quarter at most (both at least one); None: the process
+                itself.
+            is_long: For an export or a report; those of all have half of the connections at most.
 
         Raises:
             StoreUnavailableError: None is free in time, or the store cannot be reached.
@@ -110,9 +116,12 @@ class TrailPool:
         """
         async with AsyncExitStack() as turns:
             if viewer is not None:
-                await turns.enter_async_context(self._share(viewer, is_long=is_long))
+                share = turns.enter_context(self._share(viewer))
+                for turn in (share.long_turns, share.turns) if is_long else (share.turns,):
+                    await self._wait_for(turn, _OWN_BUSY)
+                    turns.callback(turn.release)
             for turn in (self._long_turns, self._turns) if is_long else (self._turns,):
-                await self._wait_for(turn)
+                await self._wait_for(turn, _BUSY)
                 turns.callback(turn.release)
             # not for all of it: a stream begins in one context and continues in another
             with suppress_instrumentation():
@@ -127,28 +136,27 @@ class TrailPool:
             finally:
                 await self._given_back(connection)
 
-    @asynccontextmanager
-    async def _share(self, viewer: str, *, is_long: bool) -> AsyncIterator[None]:
-        key = viewer, is_long
-        share = self._shares.setdefault(key, _Share(asyncio.Semaphore(self._most[is_long])))
+    @contextmanager
+    def _share(self, viewer: str) -> Iterator[_Share]:
+        share = self._shares.get(viewer)
+        if share is None:
+            share = self._shares[viewer] = _Share(
+                asyncio.Semaphore(self._most_of_one), asyncio.Semaphore(self._most_long_of_one)
+            )
         share.users += 1
         try:
-            await self._wait_for(share.turns)
-            try:
-                yield
-            finally:
-                share.turns.release()
+            yield share
         finally:
             share.users -= 1
             if not share.users:
-                del self._shares[key]
+                del self._shares[viewer]
 
-    async def _wait_for(self, turn: asyncio.Semaphore) -> None:
+    async def _wait_for(self, turn: asyncio.Semaphore, why_not: str) -> None:
         try:
             async with asyncio.timeout(self._patience):
                 await turn.acquire()
         except TimeoutError:
-            raise StoreUnavailableError(_BUSY, retry_after=1.0) from None
+            raise StoreUnavailableError(why_not, retry_after=1.0) from None
 
     @asynccontextmanager
     async def trail(
@@ -221,9 +229,16 @@ class TrailPool:
 
 @dataclass(slots=True)
 class _Share:
-    """One person's share of the connections, and how many of his requests use or await it."""
+    """One person's share of the connections, and how many of his requests use or await it.
+
+    Attributes:
+        turns: For anything.
+        long_turns: For exports and reports, which take one of both.
+        users: Requests that use it, or wait for it.
+    """
 
     turns: asyncio.Semaphore
+    long_turns: asyncio.Semaphore
     users: int = 0
 
 

@@ -240,6 +240,43 @@ class TestFutureIds:
         }
         assert max(row["id"] for row in rows) < uuid.UUID(self.ahead(days=1).record_id)
 
+    @pytest.mark.parametrize("count", [2, 5, 400])
+    @pytest.mark.parametrize("way", ["write", "accept"])
+    async def test_under_one_id_are_each_stored_once(self, sink, admin, way, count):
+        """What comes twice in a request is stored once, what differs is stored beside it."""
+        one, other = self.ahead(), self.ahead()
+        batch = [
+            msgspec.structs.replace(of, event_name=f"order.{n}")
+            for of in (one, other)
+            for n in range(count)
+            for _ in range(2)
+        ]
+        batch += [new_record() for _ in range(2)]
+        for _ in range(2):
+            if way == "write":
+                written = await sink.write(batch)
+                assert written == Written(stored=len(batch), conflicts=2 * count)
+            else:
+                accepted = await sink.accept(batch)
+                assert not accepted.refused
+                assert not accepted.postponed
+                assert len({item.stored_as for item in accepted.conflicts}) == 2 * count
+                assert len(accepted.conflicts) == 2 * count
+        rows = await admin.fetch("SELECT payload FROM audit.audit_logs")
+        stored = [record_from_payload(row["payload"]) for row in rows]
+        assert len(stored) == 2 * count + 2
+        moved = [(record.conflict_of, record.event_name) for record in stored if record.conflict_of]
+        assert set(moved) == {(record.record_id, record.event_name) for record in batch[:-2]}
+
+    async def test_that_are_refused_are_all_put_aside(self, sink, admin):
+        """Also where several came under one id; one that is sound beside them is stored."""
+        sound = self.ahead()
+        bad = msgspec.structs.replace(sound, duration=float("inf"))
+        batch = [bad, bad, msgspec.structs.replace(bad, event_name="order.1"), sound, sound]
+        written = await sink.write(batch)
+        assert written == Written(stored=2, quarantined=3, conflicts=1)
+        assert await admin.fetchval("SELECT count(*) FROM audit.audit_logs") == 1
+
     async def test_do_not_hide_what_is_wrong_beside_them(self, sink, admin):
         """A record that no row can hold is refused, whichever of both kinds it is of."""
         fields = {"duration": float("inf")}

@@ -7,6 +7,7 @@ import base64
 import re
 import time
 import uuid
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
@@ -290,6 +291,31 @@ class TestLongWork:
                 pass
         async with pool.connection(viewer="a"), pool.connection(viewer="a"):
             pass
+        assert not pool._shares
+        await pool.close()
+
+    async def test_one_person_has_no_more_with_an_export(self, viewer_role):
+        """It counts in the half; who has that half is told so, and not to make it larger for all."""
+        pool = TrailPool(viewer_role, size=4, statement_timeout=0.5)
+        own = "in use, by your own pages, exports and reports"
+        async with pool.connection(viewer="a", is_long=True), pool.connection(viewer="a"):
+            with pytest.raises(StoreUnavailableError, match=own):
+                async with pool.connection(viewer="a"):
+                    pass
+        async with pool.connection(viewer="a"), pool.connection(viewer="a"):
+            with pytest.raises(StoreUnavailableError, match=own):
+                async with pool.connection(viewer="a", is_long=True):
+                    pass
+        async with pool.connection(viewer="a", is_long=True):
+            with pytest.raises(StoreUnavailableError, match=own):
+                async with pool.connection(viewer="a", is_long=True):
+                    pass
+        async with AsyncExitStack() as taken:
+            for viewer in "aabb":
+                await taken.enter_async_context(pool.connection(viewer=viewer))
+            with pytest.raises(StoreUnavailableError, match="let there be more"):
+                async with pool.connection(viewer="c"):
+                    pass
         assert not pool._shares
         await pool.close()
 
