@@ -239,12 +239,13 @@ async def _path(
     size, root = checkpoint.size, checkpoint.root
     for is_second in (False, True):
         await cache.follow(connection, size)
-        # nothing has its turn between here and the beginning of the proof
+        # nothing is awaited between here and what the proof takes of the tree, so both are of one
+        # reading, although a doubt may be waiting for its turn
         reading = cache.reading
         path = await cache.proof(connection, leaf, size)
         if verify_inclusion(hashed, leaf, size, path, root):
             return path
         # the second one is from a tree that was begun after the first had failed
-        if is_second or not cache.doubt(reading, root):
+        if is_second or not await cache.doubt(reading, root):
             break
     return None

@@ -62,7 +62,7 @@ class TreeCache:
         """Which reading of the log the tree is from, counted from 1; see `doubt`."""
         return self._readings
 
-    def doubt(self, reading: int, root: bytes) -> bool:
+    async def doubt(self, reading: int, root: bytes) -> bool:
         """Forget the tree, as a proof from it does not lead to the root that was signed.
 
         The log may be another one than the tree was read from: the store was restored. Where that
@@ -76,14 +76,16 @@ class TreeCache:
         Returns:
             Whether to prove it again.
         """
-        if reading != self._readings:
+        # whoever is taking in the log would take what follows for the log's beginning
+        async with self._turn:
+            if reading != self._readings:
+                return True
+            now = time.monotonic()
+            if root == self._doubted or now < self._next_doubt:
+                return False
+            self._doubted, self._next_doubt = root, now + _DOUBT_EVERY
+            self._reset()
             return True
-        now = time.monotonic()
-        if root == self._doubted or now < self._next_doubt:
-            return False
-        self._doubted, self._next_doubt = root, now + _DOUBT_EVERY
-        self._reset()
-        return True
 
     def _reset(self) -> None:
         self._readings += 1

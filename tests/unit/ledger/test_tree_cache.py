@@ -77,9 +77,24 @@ async def test_a_proof_under_way_is_whole_though_another_one_doubts_the_tree(log
     log.hold.clear()
     proof = asyncio.create_task(holds(log, cache, 3, size, root))
     await asyncio.sleep(0)
-    assert cache.doubt(cache.reading, b"another root")
+    assert await cache.doubt(cache.reading, b"another root")
     log.hold.set()
     assert await proof
+
+
+async def test_a_doubt_waits_for_who_takes_in_the_log(log):
+    """It would be called damaged otherwise: it goes on behind what was forgotten."""
+    cache = TreeCache()
+    await cache.follow(log, 900)
+    size, root = [log.seal(100) for _ in range(5)][-1]
+    other = asyncio.create_task(cache.follow(log, size))
+    while cache._size == 900:
+        await asyncio.sleep(0)
+    assert not other.done()
+    assert await cache.doubt(cache.reading, b"another root")
+    await other
+    await cache.follow(log, size)
+    assert await holds(log, cache, 3, size, root)
 
 
 async def test_those_who_doubt_one_tree_have_it_read_once(log):
@@ -87,11 +102,11 @@ async def test_those_who_doubt_one_tree_have_it_read_once(log):
     cache = TreeCache()
     await cache.follow(log, 900)
     reading = cache.reading
-    assert [cache.doubt(reading, b"root") for _ in range(3)] == [True, True, True]
+    assert [await cache.doubt(reading, b"root") for _ in range(3)] == [True, True, True]
     await cache.follow(log, 900)
     assert log.reads_of_all == 2
-    assert not cache.doubt(cache.reading, b"root")
-    assert not cache.doubt(cache.reading, b"the next root")
+    assert not await cache.doubt(cache.reading, b"root")
+    assert not await cache.doubt(cache.reading, b"the next root")
     await cache.follow(log, 900)
     assert log.reads_of_all == 2
 
