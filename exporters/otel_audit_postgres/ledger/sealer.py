@@ -211,12 +211,14 @@ class Sealer:
                 anchors = self._anchors if waits else self._publishing.behind(size)
                 plan = await self._planned(connection, await self._answers(anchors, size))
                 if isinstance(plan, Sealed):
+                    self.failure = None
                     return plan
                 if plan.block is None:
                     done, note = Sealed(0, plan.tree.size), plan.last_note
                 else:
                     done, note = await self._appended(connection, plan)
                     if note is None:
+                        self.failure = None
                         return done
                 if note is not None and (plan.agreeing or plan.block is not None):
                     # what an anchor has seen must be there after a failover, too
@@ -245,7 +247,8 @@ class Sealer:
                 await self._publishing.publish(note, plan.agreeing, plan.new)
         return done
 
-    # a process that ends has ten seconds in all by default, and closes more than this
+    # after at most 5 s of the round, and before the 2 s that closing the connection may take: the
+    # most impatient service managers kill after 10 s
     async def end_publications(self, timeout: float = 3.0) -> None:  # noqa: ASYNC109 - hands it on
         """Wait for running publications, and cancel those that do not end in time."""
         await self._publishing.end_running(timeout)
@@ -254,7 +257,7 @@ class Sealer:
         """Seal until stopped.
 
         Args:
-            stop: Set it to end; what is under way is finished, unless it takes over 5 s.
+            stop: Set it to end; the round under way is cut off 5 s later.
             interval: Seconds between two rounds where little waits.
 
         Raises:

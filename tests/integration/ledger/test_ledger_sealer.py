@@ -630,6 +630,36 @@ class TestStoreThatStandsStill:
             assert sealer.lag < 2.0
             await sealer.close()
 
+    @pytest.mark.parametrize("other", ["leads", "seals meanwhile"])
+    async def test_is_none_any_more_once_another_one_seals(self, log, connection, other):
+        """The round that only follows has gone well, so the outage is over."""
+        sealer = log.sealer()
+        await log.write(1)
+        await sealer.seal()
+        await sealer.close()
+        own, sealer._dsn = sealer._dsn, "postgresql://nobody@127.0.0.1:1/nowhere"
+        with pytest.raises(StoreUnavailableError):
+            await sealer.seal()
+        assert sealer.failure is not None
+        sealer._dsn = own
+        await log.write(1)
+        if other == "leads":
+            async with connection.transaction():
+                assert await connection.fetchval("SELECT audit.try_to_lead()")
+                done = await sealer.seal()
+        else:
+            planned = sealer._planned
+
+            async def overtaken(*args):
+                plan = await planned(*args)
+                await log.seal()
+                return plan
+
+            sealer._planned = overtaken
+            done = await sealer.seal()
+        assert (done.rows, done.leads, sealer.failure) == (0, False, None)
+        await sealer.close()
+
     async def test_within_a_transaction_as_well(self, log, monkeypatch):
         """The answer to its ROLLBACK is not waited for, and the first error is told."""
         silent = asyncio.Event()
