@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,6 +21,9 @@ SUBJECT_BYTES: Final = 32
 """Bytes of the keyed hash that names a subject."""
 _SUFFIX: Final = ".key"
 _DAMAGED: Final = ".damaged"
+_STILL_WRITTEN: Final = 60.0
+"""Seconds since the last change in which a file may be one that is being written: versions that
+write in place run beside this one while a new version is rolled out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +81,9 @@ class PendingKeys:
                 continue  # another process has handed it in
             except OSError as error:
                 log_limited(
-                    _logger, f"key {file}", "the key in %s cannot be read, and is not given to the "
-                    "database of keys: values under it cannot be decrypted until then", file,
-                    error=error,
+                    _logger, f"key {file}", "the key in %s cannot be read, so the database of keys "
+                    "does not get it; values under it cannot be decrypted until the file can be "
+                    "read", file, error=error,
                 )  # fmt: skip
             except (ValueError, KeyError, TypeError) as error:
                 _set_aside(file, error)
@@ -91,8 +95,9 @@ class PendingKeys:
             file.unlink(missing_ok=True)
         except OSError as error:
             log_limited(
-                _logger, f"key {file}", "%s cannot be removed; the database has this key, and is "
-                "given it again with each question", file, error=error, level=logging.WARNING,
+                _logger, f"key {file}", "%s cannot be removed; the database of keys has this key, "
+                "and is sent it again each time it is asked for keys, which changes nothing there",
+                file, error=error, level=logging.WARNING,
             )  # fmt: skip
 
     def _path(self, key_id: bytes) -> Path:
@@ -116,9 +121,15 @@ def _read(file: Path) -> PendingKey:
 
 
 def _set_aside(file: Path, damage: Exception) -> None:
-    """Rename a file that holds no whole key, so that it is read no more; nothing is deleted."""
+    """Rename a file that holds no whole key, so that it is read no more; nothing is deleted.
+
+    One that was changed just now stays: it may be whole when it is read the next time.
+    """
     aside = file.with_name(f"{file.name}{_DAMAGED}")
     try:
+        # looked at after it was read: what was written meanwhile has made it young
+        if abs(time.time() - file.stat().st_mtime) < _STILL_WRITTEN:
+            return
         file.rename(aside)
     except FileNotFoundError:
         return  # another process has done so

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,6 +28,12 @@ def a_key() -> PendingKey:
 
 def names(directory: Path) -> set[str]:
     return {file.name for file in directory.iterdir()}
+
+
+def make_old(file: Path) -> None:
+    """As if it was last changed two minutes ago."""
+    then = time.time() - 120
+    os.utime(file, (then, then))
 
 
 class TestPendingKeys:
@@ -85,10 +93,24 @@ class TestPendingKeys:
         }
         found = changed[damage].encode() if isinstance(damage, str) else damage
         file.write_bytes(found)
+        make_old(file)
         assert list(keys.waiting()) == [whole]
         assert str(file) in caplog.text
         assert file.with_name(f"{file.name}.damaged").read_bytes() == found
         assert list(keys.waiting()) == [whole]
+
+    def test_one_that_is_just_being_written_stays(self, tmp_path: Path) -> None:
+        """Earlier versions write in place: what is half there now is whole a moment later."""
+        keys, key = PendingKeys(tmp_path), a_key()
+        keys.add(key)
+        file = tmp_path / f"{key.key_id.hex()}.key"
+        text = file.read_text()
+        for part in ("", text[: len(text) // 2]):
+            file.write_text(part)
+            assert not list(keys.waiting())
+            assert names(tmp_path) == {file.name}
+        file.write_text(text)
+        assert list(keys.waiting()) == [key]
 
     @pytest.mark.allow_errors
     def test_one_that_cannot_be_read_now_stays(
@@ -110,6 +132,7 @@ class TestPendingKeys:
         keys, whole = PendingKeys(tmp_path), a_key()
         keys.add(whole)
         (tmp_path / "0000.key").touch()
+        make_old(tmp_path / "0000.key")
 
         def refused(self: Path, *_: object, **__: object) -> None:
             raise PermissionError(self)
