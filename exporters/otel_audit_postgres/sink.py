@@ -639,18 +639,24 @@ class PostgresSink:
         ahead, rows = split_future(rows, at)
         if ahead:
             await self._store(connection, ahead, became)
-        ids = [row.id for row in rows]
-        found = await connection.fetch(_KNOWN, ids, timeout=self._statement_timeout)
-        taken = {row["id"] for row in found}
-        fresh: list[Row] = []
-        others: list[Row] = []
-        for row in rows:
-            (others if row.id in taken else fresh).append(row)
-            taken.add(row.id)
-        if fresh:
-            await self._store(connection, fresh, became)
-        if others:
-            await self._store_conflicts(connection, others, became)
+        while rows:
+            ids = [row.id for row in rows]
+            found = await connection.fetch(_KNOWN, ids, timeout=self._statement_timeout)
+            taken = {row["id"] for row in found}
+            fresh: list[Row] = []
+            others: list[Row] = []
+            for row in rows:
+                (others if row.id in taken else fresh).append(row)
+                taken.add(row.id)
+            before = len(became.refused)
+            if fresh:
+                await self._store(connection, fresh, became)
+            # the id of a record that is refused is free for the next one that came under it
+            free = {item.record_id for item in became.refused[before:]}
+            rows = [row for row in others if _came_as(row) in free]
+            others = [row for row in others if _came_as(row) not in free]
+            if others:
+                await self._store_conflicts(connection, others, became)
 
     async def _store_conflicts(
         self, connection: Connection[Any], rows: Sequence[Row], became: _BatchResult

@@ -301,6 +301,25 @@ class TestFutureIds:
         )
 
 
+@pytest.mark.parametrize("way", ["write", "accept"])
+async def test_a_refused_record_takes_no_id_from_a_sound_one(sink, admin, way):
+    """Both came in one request: the second is stored, and not held as one that an index keeps out."""
+    sound, taken = new_record(), new_record()
+    await sink.write([taken])
+    bad = msgspec.structs.replace(sound, duration=float("inf"))
+    other = msgspec.structs.replace(sound, event_name="order.1")
+    batch = [bad, bad, sound, sound, other, msgspec.structs.replace(taken, duration=7)]
+    written = await getattr(sink, way)(batch)
+    assert not written.postponed
+    if way == "write":
+        assert written == Written(stored=4, quarantined=2, conflicts=2)
+    else:
+        assert (len(written.refused), len(written.conflicts)) == (2, 2)
+    stored = await admin.fetch("SELECT id FROM audit.audit_logs")
+    assert len(stored) == 4
+    assert uuid.UUID(sound.record_id) in {row["id"] for row in stored}
+
+
 class TestConnection:
     async def test_is_opened_again_when_it_was_cut_between_writes(self, sink, admin):
         """A terminated backend is noticed, and nobody hears of it."""
