@@ -61,7 +61,7 @@ from otel_audit_postgres.errors import (
 )
 from otel_audit_postgres.future_ids import at_present, is_of_future, now, split_future
 from otel_audit_postgres.row_feed import RowFeed, can_be_fed, split, to_rows, to_rows_by_turns
-from otel_audit_postgres.rows import Row, record_from_payload, to_row
+from otel_audit_postgres.rows import Row, UnstorableRecordError, record_from_payload, to_row
 from otel_audit_postgres.schema import pg_catalog
 from otel_audit_postgres.schema.partitions import ENSURE_PARTITIONS
 from otel_audit_postgres.schema.readiness import refuse_encoding, refuse_unready
@@ -666,7 +666,7 @@ class PostgresSink:
         for claim in range(1, _MOST_CLAIMS):
             if not waiting:
                 return
-            moved = [_moved(row, claim) for row in waiting]
+            waiting, moved = _all_moved(waiting, claim, became.refused)
             sound, _ = await self._put(connection, moved, became)
             taken = {row.id for row in await self._conflicting(connection, sound, became)}
             stored = {row.id for row in sound if _came_as(row) not in became.postponed} - taken
@@ -848,6 +848,26 @@ def _came_directly(row: Row, stored: set[tuple[Any, bytes]]) -> bool:
         return False
     unmarked = without_receiver(record_from_payload(row.payload))
     return (row.id, to_row(unmarked).content_hash) in stored
+
+
+def _all_moved(
+    rows: Iterable[Row], claim: int, refused: list[Refused]
+) -> tuple[list[Row], list[Row]]:
+    """Give records other ids; one that no row can hold is refused, and holds up no other.
+
+    Returns:
+        Those that have one, as they came, and the rows that were made of them.
+    """
+    came: list[Row] = []
+    moved: list[Row] = []
+    for row in rows:
+        try:
+            moved.append(_moved(row, claim))
+        except UnstorableRecordError as error:
+            refused.append(_refused(row, error.reason))
+        else:
+            came.append(row)
+    return came, moved
 
 
 def _moved(row: Row, claim: int) -> Row:

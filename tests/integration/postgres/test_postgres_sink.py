@@ -320,6 +320,18 @@ async def test_a_refused_record_takes_no_id_from_a_sound_one(sink, admin, way):
     assert uuid.UUID(sound.record_id) in {row["id"] for row in stored}
 
 
+@pytest.mark.parametrize("way", ["write", "accept"])
+async def test_a_record_that_no_row_can_hold_holds_up_no_other_under_its_id(sink, admin, way):
+    """It came second: no other id is made for it, and the rest of the batch is stored."""
+    sound = new_record()
+    batch = [sound, msgspec.structs.replace(sound, duration=float("inf")), new_record()]
+    written = await getattr(sink, way)(batch)
+    assert not written.postponed
+    assert (written.quarantined if way == "write" else len(written.refused)) == 1
+    stored = await admin.fetch("SELECT id FROM audit.audit_logs")
+    assert {str(row["id"]) for row in stored} == {sound.record_id, batch[2].record_id}
+
+
 class TestConnection:
     async def test_is_opened_again_when_it_was_cut_between_writes(self, sink, admin):
         """A terminated backend is noticed, and nobody hears of it."""
