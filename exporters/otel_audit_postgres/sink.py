@@ -7,15 +7,12 @@ import hashlib
 import logging
 from collections.abc import (
     AsyncIterator,
-    Awaitable,
     Callable,
     Iterable,
-    Iterator,
     Mapping,
     Sequence,
 )
 from contextlib import asynccontextmanager, nullcontext
-from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from functools import partial
 from itertools import chain, repeat
@@ -28,16 +25,17 @@ from opentelemetry.instrumentation.utils import (
 )
 
 from otel_audit._util.gil_pauses import with_pauses
-from otel_audit._util.ids import conflict_id
 from otel_audit._util.ratelimited_log import log_limited
 from otel_audit._util.text import storable
-from otel_audit.action.compose import process_record, stored_as, without_conflict, without_receiver
+from otel_audit.action.compose import process_record, stored_as, without_conflict
 from otel_audit.delivery.halving import write_by_halves
 from otel_audit.delivery.receipts import WRITTEN_HERE, WrittenAs
 from otel_audit.delivery.sink import Accepted, Conflict, Receipt, Refused, Written
 from otel_audit.errors import ConfigurationError, StoreError
 from otel_audit.record import ANONYMOUS, AuditRecord
 from otel_audit_postgres.batch_insert import INSERT, parameters
+from otel_audit_postgres.batch_result import BatchResult, came_as, refusal_of
+from otel_audit_postgres.conflicting_rows import came_directly, moved_rows
 from otel_audit_postgres.connection import (
     Connection,
     InsufficientPrivilegeError,
@@ -59,9 +57,10 @@ from otel_audit_postgres.errors import (
     is_refusal,
     refusal_reason,
 )
-from otel_audit_postgres.future_ids import at_present, is_of_future, now, split_future
+from otel_audit_postgres.future_ids import now, split_future
 from otel_audit_postgres.row_feed import RowFeed, can_be_fed, split, to_rows, to_rows_by_turns
-from otel_audit_postgres.rows import Row, UnstorableRecordError, record_from_payload, to_row
+from otel_audit_postgres.row_insertion import RowInsertion
+from otel_audit_postgres.rows import Row, to_row
 from otel_audit_postgres.schema import pg_catalog
 from otel_audit_postgres.schema.partitions import ENSURE_PARTITIONS
 from otel_audit_postgres.schema.readiness import refuse_encoding, refuse_unready
@@ -97,9 +96,6 @@ _IN_DEFAULT: Final = "SELECT audit.rows_in_default($1)"
 _MAY_INSERT: Final = "SELECT has_any_column_privilege('audit.audit_logs', 'INSERT')"
 _MOST_COUNTED: Final = 100_000
 """Rows up to which they are counted in the default partition: it is asked again and again."""
-
-_TRIED: Final = 8
-"""Records that are tried one by one before the store is taken to refuse all."""
 
 CONFLICT: Final = "another record with this id is in the store"
 """Why a record is in quarantine whose id is taken, and every id that it could have instead."""
@@ -212,7 +208,7 @@ class PostgresSink:
         if not records:
             return Written(stored=0)
         own = await self._protected(_without_conflict_marks(records))
-        became = _BatchResult([])
+        became = BatchResult([])
         async with self._session("write to the audit store", became) as connection:
             is_large = len(own) >= SMALLEST_LOAD
             if is_large and can_be_fed(own):
@@ -271,7 +267,7 @@ class PostgresSink:
         """
         if not refused:
             return
-        became = _BatchResult([])
+        became = BatchResult([])
         async with self._session("write to the audit store", became) as connection:
             await self._quarantine(connection, refused, became)
 
@@ -298,7 +294,7 @@ class PostgresSink:
             await self._protected(_without_conflict_marks(records)),
             to_copy=len(records) >= SMALLEST_LOAD,
         )
-        became = _BatchResult(unfit)
+        became = BatchResult(unfit)
         async with self._session("write to the audit store", became) as connection:
             await self._store_all(connection, rows, became)
             await self._quarantine(connection, [*became.refused, *refused], became)
@@ -373,7 +369,7 @@ class PostgresSink:
 
     async def _look_up(self, query: str, record_ids: Sequence[str], doing: str) -> Sequence[Any]:
         """Ask for rows by their ids; what is found is durable when this returns."""
-        became = _BatchResult([])
+        became = BatchResult([])
         async with self._session(doing, became) as connection:
             found: Sequence[Any] = await connection.fetch(
                 query, list(record_ids), timeout=self._statement_timeout
@@ -395,7 +391,7 @@ class PostgresSink:
 
     @asynccontextmanager
     async def _session(
-        self, doing: str, became: _BatchResult | None = None
+        self, doing: str, became: BatchResult | None = None
     ) -> AsyncIterator[Connection[Any]]:
         """Lend the connection; after any error drop it, and raise what to do about the error.
 
@@ -508,7 +504,7 @@ class PostgresSink:
             disconnect_later(connection)
 
     async def _store_all(
-        self, connection: Connection[Any], rows: Sequence[Row], became: _BatchResult
+        self, connection: Connection[Any], rows: Sequence[Row], became: BatchResult
     ) -> None:
         # one statement does not see what it inserts itself
         have_own_ids = len({row.row_id for row in rows}) == len(rows)
@@ -517,7 +513,7 @@ class PostgresSink:
             await store(connection, part, became)
 
     async def _store_fed(
-        self, connection: Connection[Any], feed: RowFeed, became: _BatchResult
+        self, connection: Connection[Any], feed: RowFeed, became: BatchResult
     ) -> list[Row]:
         """Store rows while they are made, each with an id of its own; return them."""
         rows: list[Row] = []
@@ -544,7 +540,7 @@ class PostgresSink:
             return None  # which of them is refused, halving finds
 
     async def _store(
-        self, connection: Connection[Any], rows: Sequence[Row], became: _BatchResult
+        self, connection: Connection[Any], rows: Sequence[Row], became: BatchResult
     ) -> None:
         """Insert rows; if another record has a row's id, the row is stored beside it."""
         sound, new = await self._put(connection, rows, became)
@@ -552,24 +548,24 @@ class PostgresSink:
             await self._store_conflicts(connection, sound, became)
 
     async def _put(
-        self, connection: Connection[Any], rows: Sequence[Row], became: _BatchResult
+        self, connection: Connection[Any], rows: Sequence[Row], became: BatchResult
     ) -> tuple[Sequence[Row], int]:
         """Insert rows, and find refused ones by halving; those of the future are moved together.
 
         Returns:
             The rows that it takes, and how many of them are new.
         """
-        putting = _Putting(
+        insertion = RowInsertion(
             became,
             partial(self._insert, connection),
             lambda row, error: self._judge(connection, row, error, became),
             partial(now, connection, self._statement_timeout),
         )
-        await write_by_halves(rows, putting.insert_or_move, putting.refuse)
-        return putting.sound, putting.new
+        await write_by_halves(rows, insertion.insert_or_move, insertion.refuse)
+        return insertion.sound, insertion.new
 
     async def _judge(
-        self, connection: Connection[Any], row: Row, error: Exception, became: _BatchResult
+        self, connection: Connection[Any], row: Row, error: Exception, became: BatchResult
     ) -> None:
         """Put a record aside that is at fault itself; postpone it where the store is.
 
@@ -581,11 +577,11 @@ class PostgresSink:
             is_data_error(error) and not await pg_catalog.additions(connection)
         )
         if at_fault and await self._takes_sound_ones(connection, became):
-            became.refused.append(_refused(row, refusal_reason(error)))
+            became.refused.append(refusal_of(row, refusal_reason(error)))
         else:
-            became.postponed[_came_as(row)] = refusal_reason(error)
+            became.postponed[came_as(row)] = refusal_reason(error)
 
-    async def _takes_sound_ones(self, connection: Connection[Any], became: _BatchResult) -> bool:
+    async def _takes_sound_ones(self, connection: Connection[Any], became: BatchResult) -> bool:
         """See that the store takes a record that is nothing but sound; it is not kept there.
 
         A check or function of ours that somebody has changed, or a setting that changes what it
@@ -630,7 +626,7 @@ class PostgresSink:
             raise
 
     async def _store_new(
-        self, connection: Connection[Any], rows: Sequence[Row], became: _BatchResult
+        self, connection: Connection[Any], rows: Sequence[Row], became: BatchResult
     ) -> None:
         """Insert rows with ids that no other row has, of any tenant."""
         # none of the future is in the store, so there they cannot be told apart; under ids of
@@ -653,33 +649,33 @@ class PostgresSink:
                 await self._store(connection, fresh, became)
             # the id of a record that is refused is free for the next one that came under it
             free = {item.record_id for item in became.refused[before:]}
-            rows = [row for row in others if _came_as(row) in free]
-            others = [row for row in others if _came_as(row) not in free]
+            rows = [row for row in others if came_as(row) in free]
+            others = [row for row in others if came_as(row) not in free]
             if others:
                 await self._store_conflicts(connection, others, became)
 
     async def _store_conflicts(
-        self, connection: Connection[Any], rows: Sequence[Row], became: _BatchResult
+        self, connection: Connection[Any], rows: Sequence[Row], became: BatchResult
     ) -> None:
         """Store records whose ids other records have, each under a new id."""
         waiting = await self._conflicting(connection, rows, became)
         for claim in range(1, _MOST_CLAIMS):
             if not waiting:
                 return
-            waiting, moved = _all_moved(waiting, claim, became.refused)
+            waiting, moved = moved_rows(waiting, claim, became.refused)
             sound, _ = await self._put(connection, moved, became)
             taken = {row.id for row in await self._conflicting(connection, sound, became)}
-            stored = {row.id for row in sound if _came_as(row) not in became.postponed} - taken
+            stored = {row.id for row in sound if came_as(row) not in became.postponed} - taken
             became.conflicts.extend(
                 Conflict(row.record_id, new.record_id)
                 for row, new in zip(waiting, moved, strict=True)
                 if new.id in stored
             )
             waiting = [row for row, new in zip(waiting, moved, strict=True) if new.id in taken]
-        became.refused.extend(_refused(row, CONFLICT) for row in waiting)
+        became.refused.extend(refusal_of(row, CONFLICT) for row in waiting)
 
     async def _conflicting(
-        self, connection: Connection[Any], rows: Sequence[Row], became: _BatchResult
+        self, connection: Connection[Any], rows: Sequence[Row], became: BatchResult
     ) -> list[Row]:
         """Distinguish a record that comes a second time from another one under the same id."""
         found = await connection.fetch(
@@ -690,7 +686,7 @@ class PostgresSink:
         for row in rows:
             # neither it nor another one under its id: something that is not ours keeps it out
             if row.id not in there:
-                became.postponed[_came_as(row)] = "a unique index that is not otel-audit's"
+                became.postponed[came_as(row)] = "a unique index that is not otel-audit's"
         stored = {(row["id"], row["content_hash"]) for row in found}
         received = {(row["id"], row["received_hash"]) for row in found}
         return [
@@ -699,11 +695,11 @@ class PostgresSink:
             if row.id in there
             and (row.id, row.content_hash) not in stored
             and (row.received_hash is None or (row.id, row.received_hash) not in received)
-            and not _came_directly(row, stored)
+            and not came_directly(row, stored)
         ]
 
     async def _quarantine(
-        self, connection: Connection[Any], refused: Sequence[Refused], became: _BatchResult
+        self, connection: Connection[Any], refused: Sequence[Refused], became: BatchResult
     ) -> None:
         if not refused:
             return
@@ -727,154 +723,8 @@ class PostgresSink:
         )
 
 
-@dataclass(slots=True)
-class _BatchResult:
-    """The result of a batch.
-
-    Attributes:
-        refused: Records that are at fault, for the quarantine.
-        conflicts: Records that are stored under another id.
-        postponed: Records that the store does not take for a reason of its own: ids, and why.
-        relies_on_what_is_seen: Some were there already, or seem to be.
-        has_taken_any: At least one statement succeeded.
-    """
-
-    refused: list[Refused]
-    conflicts: list[Conflict] = field(default_factory=list)
-    postponed: dict[str, str] = field(default_factory=dict)
-    relies_on_what_is_seen: bool = False
-    has_taken_any: bool = False
-
-    def postponed_as_sent(self, rows: Iterable[Row]) -> Iterator[str]:
-        """Ids of the postponed records, as their sender spelled them."""
-        spelled = {str(row.id): row.record_id for row in rows} if self.postponed else {}
-        return (spelled.get(record_id, record_id) for record_id in self.postponed)
-
-    @property
-    def is_hopeless(self) -> bool:
-        """Whether all that was tried is postponed: what is left need not be tried now."""
-        return len(self.postponed) >= _TRIED and not self.has_taken_any
-
-    @property
-    def last_reason(self) -> str:
-        """The reason why the last of them is postponed."""
-        return next(reversed(self.postponed.values()), "")
-
-
-class _Putting:
-    """Inserts rows of one part of a batch, as many at once as the store takes.
-
-    Attributes:
-        sound: The rows that it takes.
-        new: How many of them are new.
-    """
-
-    def __init__(
-        self,
-        became: _BatchResult,
-        insert: Callable[[Sequence[Row]], Awaitable[int]],
-        judge: Callable[[Row, Exception], Awaitable[None]],
-        now: Callable[[], Awaitable[int]],
-    ) -> None:
-        self._became, self._insert_all, self._judge, self._now = became, insert, judge, now
-        self.sound: list[Row] = []
-        self.new = 0
-
-    async def insert_or_move(self, rows: Sequence[Row]) -> Exception | None:
-        """Insert rows, those of the future under ids of today; return why all are refused."""
-        error = await self._insert(rows)
-        if not is_of_future(error):
-            return error
-        # many of them cost as much as one: a host whose clock is wrong sends no others
-        at = await self._now()
-        ahead, others = split_future(rows, at)
-        if not ahead:
-            return error
-        await self._move(ahead, at)
-        if others:
-            await write_by_halves(others, self.insert_or_move, self.refuse)
-        return None
-
-    async def refuse(self, row: Row, error: Exception) -> None:
-        """Decide what becomes of a row that is refused alone."""
-        if is_of_future(error):
-            await self._move([row], await self._now())
-        else:
-            await self._judge(row, error)
-
-    async def _insert(self, rows: Sequence[Row]) -> Exception | None:
-        became = self._became
-        if became.is_hopeless:
-            became.postponed.update(dict.fromkeys(map(_came_as, rows), became.last_reason))
-            return None
-        try:
-            self.new += await self._insert_all(rows)
-        except Exception as error:
-            if not is_refusal(error):
-                raise
-            return error
-        became.has_taken_any = True
-        self.sound.extend(rows)
-        return None
-
-    async def _move(self, rows: Sequence[Row], at: int) -> None:
-        """Insert rows under ids of today; the time is the database's."""
-        moved: dict[bytes, Row] = {}
-        came: dict[bytes, list[Row]] = {}
-        for row, new in zip(rows, await at_present(rows, at), strict=True):
-            # a record that came twice is one
-            moved.setdefault(new.row_id, new)
-            came.setdefault(new.row_id, []).append(row)
-
-        async def judge(row: Row, error: Exception) -> None:
-            for one in came.pop(row.row_id):
-                await self._judge(one, error)
-
-        await write_by_halves(list(moved.values()), self._insert, judge)
-        self._became.conflicts.extend(
-            Conflict(came[row_id][0].record_id, row.record_id)
-            for row_id, row in moved.items()
-            if row_id in came and _came_as(row) not in self._became.postponed
-        )
-
-
 def _sound_record() -> AuditRecord:
     return process_record("audit.store.tried", actor=ANONYMOUS)
-
-
-def _came_directly(row: Row, stored: set[tuple[Any, bytes]]) -> bool:
-    """Return whether the store has a received record already from the application itself."""
-    if row.received_hash is None:
-        return False
-    unmarked = without_receiver(record_from_payload(row.payload))
-    return (row.id, to_row(unmarked).content_hash) in stored
-
-
-def _all_moved(
-    rows: Iterable[Row], claim: int, refused: list[Refused]
-) -> tuple[list[Row], list[Row]]:
-    """Give records other ids; one that no row can hold is refused, and holds up no other.
-
-    Returns:
-        Those that have one, as they came, and the rows that were made of them.
-    """
-    came: list[Row] = []
-    moved: list[Row] = []
-    for row in rows:
-        try:
-            moved.append(_moved(row, claim))
-        except UnstorableRecordError as error:
-            refused.append(_refused(row, error.reason))
-        else:
-            came.append(row)
-    return came, moved
-
-
-def _moved(row: Row, claim: int) -> Row:
-    """Give a record another id: by what was received where it was, for redaction may change."""
-    content = row.content_hash if row.received_hash is None else row.received_hash
-    record_id = conflict_id(row.record_id, content.hex(), str(claim))
-    return to_row(stored_as(row.record, record_id, str(row.id)))
 
 
 def _without_conflict_marks(records: Sequence[AuditRecord]) -> list[AuditRecord]:
@@ -898,16 +748,11 @@ def _log_conflicts(conflicts: Sequence[Conflict]) -> None:
         )
 
 
-def _came_as(row: Row) -> str:
-    """The id under which a record came."""
-    return row.record.conflict_of or row.record_id
-
-
 def _receipt(row: Any) -> Receipt:
     return Receipt(str(row["id"]), row["content_hash"].hex(), row["recorded_at"])
 
 
-def _remember(rows: Sequence[Row], became: _BatchResult) -> None:
+def _remember(rows: Sequence[Row], became: BatchResult) -> None:
     """Remember as what records are stored, for their receipts."""
     put = WRITTEN_HERE.put
     if not (became.refused or became.postponed or became.conflicts):  # as nearly always
@@ -924,10 +769,6 @@ def _remember(rows: Sequence[Row], became: _BatchResult) -> None:
         if own_id != row.record_id:
             digest = to_row(stored_as(row.record, own_id, row.canonical_id)).content_hash
         put(row.canonical_id, WrittenAs(own_id, digest.hex()))
-
-
-def _refused(row: Row, reason: str) -> Refused:
-    return Refused(_came_as(row), row.payload, reason)
 
 
 def _why_postponed(postponed: Mapping[str, str]) -> str:
