@@ -13,9 +13,10 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 _MOST_CANCELLATIONS = 3
-"""Times that work is cancelled which goes on after it."""
+"""Times that work is cancelled, as it may wait again in order to end."""
+
 _TIME_TO_END = 1.0
-"""Seconds that it has each time."""
+"""Seconds that it has after each cancellation."""
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -98,6 +98,14 @@ def unavailable(message: str, retry_after: int) -> RequestError:
     return RequestError(503, Code.UNAVAILABLE, "unavailable", message, retry_after=retry_after)
 
 
+def too_slow(what: str, patience: float) -> RequestError:
+    """The body or message did not come in time: 503 and not 408, as exporters try a 503 again."""
+    return RequestError(
+        503, Code.UNAVAILABLE, "slow", f"the {what} did not come within {patience:g} seconds",
+        retry_after=1,
+    )  # fmt: skip
+
+
 def overloaded(message: str, retry_after: int = 1) -> RequestError:
     """More is under way than the bound allows."""
     return RequestError(

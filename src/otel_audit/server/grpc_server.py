@@ -34,6 +34,7 @@ from otel_audit.server.errors import (
     RequestError,
     as_asked,
     status_message,
+    too_slow,
     unavailable,
     without_frames,
 )
@@ -187,10 +188,7 @@ class GrpcServer:
             async with asyncio.timeout(patience), self._readers.one_of(sender.identity):
                 return await anext(messages)
         except TimeoutError:
-            raise RequestError(
-                503, Code.UNAVAILABLE, "slow",
-                f"the message did not come within {patience:g} seconds", retry_after=1,
-            ) from None  # fmt: skip
+            raise too_slow("message", patience) from None
         except StopAsyncIteration:
             # gRPC has answered RESOURCE_EXHAUSTED itself to one that is larger than its bound
             most = self._service.config.serve_max_message_bytes

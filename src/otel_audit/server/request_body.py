@@ -9,7 +9,7 @@ from typing import Final
 
 from otel_audit._util.gunzip import TooManyMembersError, gunzip
 from otel_audit.server.backpressure import MemoryLease
-from otel_audit.server.errors import Code, RequestError, too_large, undecodable
+from otel_audit.server.errors import Code, RequestError, too_large, too_slow, undecodable
 
 _STEP: Final = 1 << 20
 """Bytes that are decompressed before others have their turn."""
@@ -62,11 +62,7 @@ async def read_body(
                     raise _too_long(limit)
                 lease.grow_to(len(body))
     except TimeoutError:
-        # 503 and not 408: exporters try a 503 again
-        raise RequestError(
-            503, Code.UNAVAILABLE, "slow", f"the body did not come within {patience:g} seconds",
-            retry_after=1,
-        ) from None  # fmt: skip
+        raise too_slow("body", patience) from None
     return bytes(body)
 
 

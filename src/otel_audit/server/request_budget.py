@@ -97,11 +97,6 @@ class RequestBudget:
         self.resources = WorkBudget.of(_SHARED_RESOURCE_WORK)
         self._own_resources = MOST_SHARED
 
-    @classmethod
-    def of_message(cls, size: int) -> RequestBudget:
-        """Begin with a message whose sent size is not known."""
-        return cls(-(-size // _ORDINARY_RATIO), size)
-
     def own_work(self, size: int) -> float:
         """Units of redaction reserved for each record, independent of others in its request.
 

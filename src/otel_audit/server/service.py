@@ -114,7 +114,7 @@ class Service:
             RequestError: Not all of it is known to be stored.
         """
         # without one, the bounds of `RequestBudget` itself are all that there are
-        allowance = RequestBudget.of_message(1 << 30) if allowance is None else allowance
+        allowance = RequestBudget(1 << 30, 1 << 30) if allowance is None else allowance
         taking = _Taking(await self._ready(), sender, allowance)
         turn = self.turns.of(sender.identity)
         outcome = RequestResult()
